@@ -1,0 +1,1 @@
+"""Fused operations on tensors; knows no diffusion."""

@@ -1,0 +1,1 @@
+"""Generation, composition and their benchmarks."""
