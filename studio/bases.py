@@ -1,0 +1,171 @@
+"""Which base model is meant by a name, and whether the studio can work with it: cheap checks, no torch."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from studio.errors import UsageError
+from studio.tensorfile import Header, read_header
+
+Family = Literal["sd15", "sdxl"]
+Layout = Literal["folder", "single-file", "hub"]
+
+FAMILY_NAMES: dict[str, str] = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL"}
+ALIASES = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+EMBEDDED = "picturebook"
+_PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl"}
+_OTHER_PIPELINES = {
+    "StableDiffusionXLImg2ImgPipeline": "SDXL refiner",
+    "StableDiffusionInpaintPipeline": "Stable Diffusion inpainting",
+    "StableDiffusionXLInpaintPipeline": "SDXL inpainting",
+    "StableDiffusion3Pipeline": "Stable Diffusion 3",
+    "FluxPipeline": "Flux",
+}
+_UNET = "model.diffusion_model."
+_CONV_IN = f"{_UNET}input_blocks.0.0.weight"
+# The key and value projections of the first cross-attention: SD levels begin with it, SDXL's one level later.
+_FIRST_CROSS = tuple(f"{_UNET}input_blocks.{n}.1.transformer_blocks.0.attn2.to_k.weight" for n in (1, 2, 4, 5))
+_REFUSED_KEYS = {
+    "joint_blocks.": "Stable Diffusion 3",
+    "double_blocks.": "Flux",
+    "conditioner.embedders.0.model.": "SDXL refiner",
+    "control_model.": "ControlNet",
+    "edm_mean": "Playground 2.5",
+}
+
+
+@dataclass(frozen=True)
+class BaseSource:
+    """A base that was found: `location` is a folder, a file or a hub id."""
+
+    name: str
+    location: str
+    layout: Layout
+    family: Family
+
+
+def find_base(name: str) -> BaseSource:
+    """The base called `name`: "picturebook", an alias, a diffusers folder, a .safetensors file, or a hub id.
+
+    Reads configuration files and tensor names only. Raises UsageError for what is unknown or unsupported.
+    """
+    if name == EMBEDDED:
+        return _in_folder(name, embedded_folder())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _in_folder(name, path)
+    if path.is_file():
+        return BaseSource(name, str(path), "single-file", _file_family(name, read_header(path)))
+    hub_id = ALIASES.get(name, name)
+    if hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~")) and path.suffix != ".safetensors":
+        return _on_hub(name, hub_id)
+    raise unknown_base(name)
+
+
+def unknown_base(name: str) -> UsageError:
+    """The error for a base that is nowhere, with near names."""
+    near = difflib.get_close_matches(name, [EMBEDDED, *ALIASES], n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return UsageError(
+        f"There is no base model {name!r}.",
+        f"{hint}A base is {EMBEDDED!r}, 'sd15', 'sdxl', a hub id such as 'owner/model', a diffusers folder,"
+        " or one .safetensors file.",
+    )
+
+
+def embedded_folder() -> Path:
+    """Where the base that comes with the studio lies."""
+    return Path(str(files("studio.assets"))) / EMBEDDED
+
+
+def _in_folder(name: str, folder: Path) -> BaseSource:
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(
+            f"The base {name!r} ({folder}) has no model_index.json.",
+            "Give a folder in diffusers layout (as written by save_pretrained), or one .safetensors file.",
+        )
+    index, unet = _read_json(folder / "model_index.json"), folder / "unet"
+    family = _index_family(name, index, _read_json(unet / "config.json") if unet.is_dir() else {})
+    for part in (
+        ("unet", "vae", "text_encoder", "text_encoder_2") if family == "sdxl" else ("unet", "vae", "text_encoder")
+    ):
+        if not any((folder / part).glob("*.safetensors")):
+            raise UsageError(
+                f"The base {name!r} has no .safetensors weights in {folder / part}.",
+                "Pickled weights (.bin) can run code when opened and are not read: save the base as safetensors.",
+            )
+    return BaseSource(name, str(folder), "folder", family)
+
+
+def _on_hub(name: str, hub_id: str) -> BaseSource:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        index = _read_json(Path(hf_hub_download(hub_id, "model_index.json")))
+        unet = _read_json(Path(hf_hub_download(hub_id, "unet/config.json"))) if "unet" in index else {}
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        problem = unknown_base(name)
+        raise UsageError(
+            f"The base {name!r} is neither here nor, as {hub_id!r}, on the hub or in its cache ({reason}).",
+            problem.remedy,
+        ) from error
+    return BaseSource(name, hub_id, "hub", _index_family(name, index, unet))
+
+
+def _index_family(name: str, index: dict[str, Any], unet: dict[str, Any]) -> Family:
+    kind = str(index.get("_class_name"))
+    if kind not in _PIPELINES:
+        raise _unsupported(name, _OTHER_PIPELINES.get(kind, kind))
+    family = _PIPELINES[kind]
+    if unet.get("in_channels", 4) != 4:
+        raise _unsupported(name, f"{FAMILY_NAMES[family]} inpainting or editing")
+    if family == "sd15" and unet.get("cross_attention_dim") == 1024:
+        raise _unsupported(name, "Stable Diffusion 2")
+    return family
+
+
+def _file_family(name: str, header: Header) -> Family:
+    shapes = header.shapes
+    for part, kind in _REFUSED_KEYS.items():
+        if any(key.removeprefix(_UNET).startswith(part) for key in shapes):
+            raise _unsupported(name, kind)
+    cross = next((shapes[key] for key in _FIRST_CROSS if key in shapes), None)
+    if cross is None or _CONV_IN not in shapes:
+        raise UsageError(
+            f"{name} does not hold a Stable Diffusion model in its original layout.",
+            "Give a whole checkpoint (UNet, VAE and text encoders in one file), not a LoRA, a VAE or a single part.",
+        )
+    family: Family = "sdxl" if f"{_UNET}label_emb.0.0.weight" in shapes else "sd15"
+    if shapes[_CONV_IN][1] != 4:
+        raise _unsupported(name, f"{FAMILY_NAMES[family]} inpainting or editing")
+    if family == "sd15" and cross[-1] == 1024:
+        raise _unsupported(name, "Stable Diffusion 2")
+    for part in ("first_stage_model.", "conditioner." if family == "sdxl" else "cond_stage_model."):
+        if not any(key.startswith(part) for key in shapes):
+            raise UsageError(
+                f"{name} holds no {part.rstrip('.')} weights: it is only a part of a base.",
+                "Give a whole checkpoint (UNet, VAE and text encoders in one file), or a diffusers folder.",
+            )
+    return family
+
+
+def _unsupported(name: str, kind: str) -> UsageError:
+    return UsageError(
+        f"The base {name!r} is of the family {kind}, which the studio does not support.",
+        f"Use a base of {' or '.join(FAMILY_NAMES.values())}, or a fine-tune of them.",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}.", "Download or save the base again.") from error

@@ -1,0 +1,31 @@
+"""Which device the studio computes on, and in which precision."""
+
+import torch
+
+from studio.errors import UsageError
+
+DEVICES = ("cuda", "mps", "cpu")
+
+
+def pick_device(wanted: str | None = None) -> torch.device:
+    """`wanted` ("cuda", "cuda:1", "mps", "cpu"), else the best there is; raises UsageError where it is not there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted is None:
+        return torch.device(next(name for name in DEVICES if present[name]))
+    kind, _, index = wanted.partition(":")
+    known = kind in DEVICES and (not index or index.isdigit())
+    if not known or not present[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+        available = ", ".join(name for name in DEVICES if present[name])
+        raise UsageError(f"There is no device {wanted!r} here.", f"Use one of: {available}.")
+    return torch.device(wanted)
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """The precision for `device`: float32 on a CPU, whose half-precision units are slow or missing;
+    bfloat16 on CUDA where it is native (the VAE of SDXL overflows in float16), float16 elsewhere.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float16

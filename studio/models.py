@@ -1,0 +1,196 @@
+"""Loading a base model, frozen, and asking it for text states and size conditions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studio.bases import ALIASES, BaseSource, find_base
+from studio.devices import pick_device, pick_dtype
+from studio.errors import StudioError, UsageError
+from studio.hush import hushed
+from studio.tensorfile import read_header
+
+with hushed():  # whose module has installed the torchvision guard
+    import diffusers
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+__all__ = ["BaseModel", "BaseSource", "TextStates", "find_base", "load_base"]
+
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+_CLASSES: dict[str, type[Pipeline]] = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+_CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Text as the UNet reads it: `embeds` [B, N, C], and for SDXL `pooled` [B, P]."""
+
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A loaded base, in evaluation mode, none of its weights trainable."""
+
+    source: BaseSource
+    pipe: Pipeline
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def family(self) -> str:
+        """Either "sd15" or "sdxl"."""
+        return self.source.family
+
+    @property
+    def unet(self) -> diffusers.UNet2DConditionModel:
+        """The denoising network."""
+        return self.pipe.unet
+
+    @property
+    def vae(self) -> diffusers.AutoencoderKL | diffusers.AutoencoderTiny:
+        """The picture coder, of either kind."""
+        return self.pipe.vae
+
+    @property
+    def scheduler(self) -> Any:
+        """The base's own noise schedule and sampler."""
+        return self.pipe.scheduler
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """One for SD1.5, two for SDXL, in the order of the text encoders."""
+        return self._both("tokenizer")
+
+    @property
+    def text_encoders(self) -> list[torch.nn.Module]:
+        """One for SD1.5, two for SDXL."""
+        return self._both("text_encoder")
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the pictures that the base was trained on."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return width * self.pipe.vae_scale_factor, height * self.pipe.vae_scale_factor
+
+    @property
+    def size_step(self) -> int:
+        """Widths and heights are multiples of this many pixels: the VAE's factor times the UNet's.
+
+        Also a multiple of 8, on which the diffusers pipelines insist.
+        """
+        levels = len(self.unet.config.block_out_channels)
+        return max(8, self.pipe.vae_scale_factor * 2 ** (levels - 1))
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> TextStates:
+        """Exactly what the diffusers pipeline makes of `prompts`, without the unconditional half."""
+        encoded = self.pipe.encode_prompt(
+            prompt=prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return TextStates(encoded[0], encoded[2] if self.family == "sdxl" else None)
+
+    def time_ids(
+        self, original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]
+    ) -> torch.Tensor | None:
+        """SDXL's size condition [6]: original (h, w), crop (top, left), target (h, w) in pixels; None for SD1.5."""
+        if self.family != "sdxl":
+            return None
+        return torch.tensor([*original, *crop, *target], device=self.device, dtype=self.dtype)
+
+    def _both(self, part: str) -> list[Any]:
+        parts = [getattr(self.pipe, part), getattr(self.pipe, f"{part}_2", None)]
+        return [one for one in parts if one is not None]
+
+
+def load_base(
+    source: BaseSource, device: str | None = None, dtype: torch.dtype | None = None, offload: bool = False
+) -> BaseModel:
+    """Load `source`; `offload` keeps on an accelerator only the part that is at work.
+
+    On a CPU always computes in float32, whatever `dtype` says. Raises UsageError for a device that is not there,
+    StudioError where the files cannot be loaded.
+    """
+    place = pick_device(device)
+    if offload and place.type == "cpu":
+        raise UsageError("Offloading moves weights off an accelerator; this is a CPU.", "Leave out --offload.")
+    precision = pick_dtype(place) if dtype is None or place.type == "cpu" else dtype
+    with hushed():
+        pipe = _read(source, precision)
+    pipe.set_progress_bar_config(disable=True)
+    for part in (one for one in pipe.components.values() if isinstance(one, torch.nn.Module)):
+        part.eval().requires_grad_(False)
+    if offload:
+        pipe.enable_model_cpu_offload(device=place)
+    else:
+        pipe.to(place)
+    return BaseModel(source, pipe, place, precision)
+
+
+def _read(source: BaseSource, dtype: torch.dtype) -> Pipeline:
+    extra = {"safety_checker": None, "requires_safety_checker": False} if source.family == "sd15" else {}
+    extra |= {"feature_extractor": None, "image_encoder": None, "dtype": dtype}
+    kind = _CLASSES[source.family]
+    if source.layout == "single-file":
+        pipe = kind.from_single_file(source.location, config=_single_file_config(source), **extra)
+        return _with_stated_prediction(pipe, source)
+    folder = source.location if source.layout == "folder" else _download(source, dtype)
+    half_only = not any(path for path in Path(folder, "unet").glob("*.safetensors") if ".fp16." not in path.name)
+    try:
+        return kind.from_pretrained(folder, use_safetensors=True, variant="fp16" if half_only else None, **extra)
+    except (OSError, ValueError) as error:
+        raise StudioError(
+            f"The base {source.name!r} cannot be loaded: {error}", "Download or save the base again."
+        ) from error
+
+
+def _download(source: BaseSource, dtype: torch.dtype) -> str:
+    """The hub's files in its cache; of two precisions only the one that is needed."""
+    variant = "fp16" if dtype == torch.float16 else None
+    try:
+        return diffusers.DiffusionPipeline.download(source.location, use_safetensors=True, variant=variant)
+    except (OSError, ValueError) as error:
+        raise StudioError(
+            f"The base {source.name!r} ({source.location}) cannot be fetched: {error}",
+            f"Check the network, or run once: huggingface-cli download {source.location}",
+        ) from error
+
+
+def _single_file_config(source: BaseSource) -> str:
+    """A folder with configurations and tokenizers for a file that holds only weights.
+
+    The folder of the same name beside the file, else those of the family's first model, from the hub or its cache.
+    """
+    beside = Path(source.location).with_suffix("")
+    if (beside / "model_index.json").is_file():
+        return str(beside)
+    from huggingface_hub import snapshot_download
+
+    hub_id = ALIASES[source.family]
+    try:
+        folder = snapshot_download(hub_id, allow_patterns=_CONFIG_FILES)
+        tokenizers = ["tokenizer", "tokenizer_2"] if source.family == "sdxl" else ["tokenizer"]
+        if all(any(Path(folder, name).glob("*.json")) for name in tokenizers):
+            return folder
+    except OSError:
+        pass
+    raise StudioError(
+        f"{source.location} holds weights only; its tokenizer and configurations are neither here nor on the hub.",
+        f"Where there is a network, run: huggingface-cli download {hub_id} --include model_index.json '*/*.json'"
+        f" '*/*.txt' --local-dir {beside}   (about 5 MB; the folder lies beside the file and has its name)",
+    )
+
+
+def _with_stated_prediction(pipe: Pipeline, source: BaseSource) -> Pipeline:
+    """Heed the empty tensors `v_pred` and `ztsnr` by which fine-tunes say how they were trained."""
+    shapes = read_header(Path(source.location)).shapes
+    if "v_pred" in shapes:
+        changes = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+        if "ztsnr" in shapes:
+            changes["rescale_betas_zero_snr"] = True
+        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, **changes)
+    return pipe
