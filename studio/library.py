@@ -1,7 +1,6 @@
 """The library: one folder a concept, moved in whole and taken out whole."""
 
 import errno
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ class Library:
 
     def find(self, name: str) -> Concept:
         """The concept called `name`; raises UsageError where there is none, StudioError where it is damaged."""
-        return replace(read_concept(self._folder(name)), name=name)
+        return replace(read_concept(self.folder(name)), name=name)
 
     def check_free(self, name: str) -> Path:
         """The folder that a new concept `name` will have; raises UsageError for a bad or taken name."""
@@ -49,30 +48,28 @@ class Library:
         """
         read_concept(folder)
         target = self.check_free(name)
-        arriving = self.root / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            _move(folder, arriving)
-            arriving.rename(target)
+            _move(folder, target)
         except OSError as error:
             raise StudioError(
                 f"Cannot keep {name!r} in {self.root}: {error.strerror or error}.",
                 f"Free some space or mend the folder's permissions; {folder} is still there.",
             ) from error
-        finally:
-            shutil.rmtree(arriving, ignore_errors=True)
         return self.find(name)
 
     def remove(self, name: str) -> None:
         """Delete the concept called `name`, damaged or not; raises UsageError where there is none."""
-        leaving = self.root / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+        folder = self.folder(name)
+        leaving = _hidden(folder)
         try:
-            self._folder(name).rename(leaving)
+            folder.rename(leaving)
             shutil.rmtree(leaving)
         except OSError as error:
             raise StudioError(f"Cannot remove {name!r}: {error}.", "Mend the folder's permissions.") from error
 
-    def _folder(self, name: str) -> Path:
+    def folder(self, name: str) -> Path:
+        """The folder of the concept called `name`, readable or not; raises UsageError where there is none."""
         names = self._names()
         if safe_name(name, "concept name") not in names:
             near = get_close_matches(name, names, n=1)
@@ -96,11 +93,20 @@ class Library:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename, or copy where the two lie on different disks."""
+    """Rename; where the two lie on different disks, copy beside `target` first, so that it appears whole."""
     try:
-        os.replace(source, target)
+        source.rename(target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        shutil.copytree(source, target)
-        shutil.rmtree(source)
+        arriving = _hidden(target)
+        try:
+            shutil.copytree(source, arriving)
+            arriving.rename(target)
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+        shutil.rmtree(source, ignore_errors=True)
+
+
+def _hidden(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")

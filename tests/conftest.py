@@ -1,0 +1,47 @@
+"""What every test shares: no hub, a state folder of its own, one thread, and the command line as a function."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+for _variable in ("COLUMNS", "FORCE_COLOR", "STUDIO_HOME"):
+    os.environ.pop(_variable, None)
+
+from collections.abc import Callable  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+from studio.home import Home  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, and what it said on its two streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """An empty state folder, which `$STUDIO_HOME` names."""
+    root = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("STUDIO_HOME", str(root))
+    return Home(root)
+
+
+@pytest.fixture
+def run_studio(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command line in this process: `run_studio("library", "list").out`."""
+    from studio.ui.cli import main
+
+    def run(*arguments: str | Path) -> Outcome:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        said = capfd.readouterr()
+        return Outcome(code, said.out, said.err)
+
+    return run

@@ -1,0 +1,90 @@
+"""The command `studio`: its commands, and how it ends (0 done, 1 failed, 2 wrong usage, 130 stopped).
+
+Nothing imported here may import torch: `studio --help` answers at once. Commands import what is heavy when they run.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from studio.errors import StudioError
+from studio.ui import cmd_doctor, cmd_library
+
+app = typer.Typer(
+    name="studio",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From a handful of photos to pictures in which several of your concepts appear together.",
+)
+app.add_typer(cmd_library.app, name="library")
+app.command("doctor")(cmd_doctor.doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"concept-studio {version('concept-studio')}")
+        raise typer.Exit
+
+
+@app.callback()
+def studio(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an unexpected error.")] = False,
+) -> None:
+    """Stand before every command; typer shows these options, `main` acts on `--debug`."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line (`sys.argv` by default) and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(given, prog_name="studio")
+    except StudioError as error:
+        _say_no(error.problem, error.remedy)
+        return error.exit_code
+    except SystemExit as end:
+        if end.code == 130:
+            _console().print("Stopped.")
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception as error:
+        _say_no(*_unexpected(error, debug="--debug" in given))
+        return 1
+    return 0
+
+
+def _console() -> Console:
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def _say_no(problem: str, remedy: str) -> None:
+    console = _console()
+    console.print("error:", style="bold red", end=" ")
+    console.print(problem)
+    if remedy:
+        console.print(remedy)
+
+
+def _unexpected(error: Exception, *, debug: bool) -> tuple[str, str]:
+    """Name an error that nobody foresaw, and keep its traceback: on the screen or in a file."""
+    problem = f"{type(error).__name__}: {error}".strip()
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, known by name so that torch stays unimported
+        problem = f"Out of memory on the device. {str(error).partition('.')[0]}."
+    if debug:
+        traceback.print_exception(error)
+        return problem, ""
+    handle, path = tempfile.mkstemp(prefix="studio-error-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return problem, f"The full traceback is in {path}; `studio --debug ...` shows it at once."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
