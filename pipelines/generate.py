@@ -1,0 +1,103 @@
+"""Pictures from a prompt, with any number of concepts merged by plain addition."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from studio.adapters import attach
+from studio.concepts import Concept, expand_prompt
+from studio.events import Emit, Phase, Step
+from studio.models import BaseModel
+from studio.pipelines.schedulers import make_scheduler
+from studio.pipelines.settings import GenerateSettings
+
+__all__ = ["GenerateSettings", "generate"]
+
+PIXELS_AT_ONCE = 1024 * 1024
+PICTURES_AT_ONCE = 16
+
+
+def generate(
+    base: BaseModel, settings: GenerateSettings, concepts: Sequence[tuple[Concept, float]], emit: Emit
+) -> list[Image]:
+    """`settings.count` pictures; each concept acts with its strength, and `<name>` stands for its words.
+
+    Picture i is drawn from the seed `settings.seed + i` on the CPU, whatever the device and the batch.
+    The base is as before at the end, also after an exception or Ctrl-C. Raises UsageError for a size that the base
+    cannot draw, a scheduler that does not suit it and concepts that do not fit it.
+    """
+    width, height = settings.size_for(base.native_size, base.size_step)
+    known = [concept for concept, _ in concepts]
+    settings = replace(
+        settings,
+        prompt=expand_prompt(settings.prompt, known),
+        negative_prompt=expand_prompt(settings.negative_prompt, known),
+        width=width,
+        height=height,
+    )
+    adapters = [(concept.adapter_file, strength) for concept, strength in concepts]
+    with _prepared(base, settings), attach(base, adapters):
+        return _draw_all(base, settings, emit)
+
+
+@contextmanager
+def _prepared(base: BaseModel, settings: GenerateSettings) -> Iterator[None]:
+    """The pipeline with the scheduler and the savings asked for; both are taken back at the end."""
+    own = base.scheduler
+    base.pipe.register_modules(scheduler=make_scheduler(base, settings.scheduler))
+    if settings.vae_tiling:
+        base.vae.enable_tiling()
+        base.vae.enable_slicing()
+    try:
+        yield
+    finally:
+        base.pipe.register_modules(scheduler=own)
+        base.vae.disable_tiling()
+        base.vae.disable_slicing()
+
+
+def _draw_all(base: BaseModel, settings: GenerateSettings, emit: Emit) -> list[Image]:
+    assert settings.width is not None
+    assert settings.height is not None
+    at_once = max(1, min(PICTURES_AT_ONCE, PIXELS_AT_ONCE // (settings.width * settings.height)))
+    seeds = range(settings.seed, settings.seed + settings.count)
+    batches = [seeds[start : start + at_once] for start in range(0, len(seeds), at_once)]
+    emit(Phase("Drawing"))
+    pictures: list[Image] = []
+    for done, batch in enumerate(batches):
+        pictures += _draw(base, settings, batch, _Steps(emit, done, len(batches)))
+    return pictures
+
+
+def _draw(base: BaseModel, settings: GenerateSettings, seeds: range, on_step_end: "_Steps") -> list[Image]:
+    """The pictures of `seeds` in one batch, by the base's own diffusers pipeline."""
+    output = base.pipe(
+        prompt=settings.prompt,
+        negative_prompt=settings.negative_prompt or None,  # none at all: SDXL then zeroes the unconditional text
+        width=settings.width,
+        height=settings.height,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        num_images_per_prompt=len(seeds),
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        callback_on_step_end=on_step_end,
+    )
+    return output.images
+
+
+class _Steps:
+    """Turns the pipeline's callback into events that count over all batches."""
+
+    def __init__(self, emit: Emit, batches_done: int, batches: int) -> None:
+        self.emit = emit
+        self.batches_done = batches_done
+        self.batches = batches
+
+    def __call__(self, pipe: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        per_batch = pipe.num_timesteps
+        self.emit(Step(self.batches_done * per_batch + step + 1, self.batches * per_batch))
+        return {}

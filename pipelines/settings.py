@@ -1,0 +1,61 @@
+"""What a picture is asked to be. Torch-free, so that wrong settings are refused before anything heavy is loaded."""
+
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from studio.errors import UsageError
+from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
+
+SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Settings of one generation. `width` and `height` in pixels, None for the base's native size.
+
+    Picture i of `count` has the seed `seed + i`. `guidance` is the classifier-free scale; up to 1 there is none.
+    Raises UsageError for values that cannot be meant.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int = 25
+    guidance: float = 5.0
+    scheduler: str = DEFAULT
+    seed: int = 0
+    count: int = 1
+    vae_tiling: bool = False
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("width", self.width),
+            ("height", self.height),
+            ("steps", self.steps),
+            ("count", self.count),
+        ):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}.", "Give a whole number of at least 1.")
+        if not math.isfinite(self.guidance) or self.guidance < 0:
+            raise UsageError(f"guidance is {self.guidance}.", "Give a number of at least 0; 3 to 8 are usual.")
+        if not 0 <= self.seed <= SEED_LIMIT - self.count:
+            raise UsageError(f"The seed is {self.seed}.", "Give a whole number from 0 to 2^63 less the count.")
+        if self.scheduler not in SCHEDULERS:
+            near = get_close_matches(self.scheduler, SCHEDULERS, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise UsageError(
+                f"There is no scheduler {self.scheduler!r}.", f"{hint}Use one of: {', '.join(SCHEDULERS)}."
+            )
+
+    def size_for(self, native: tuple[int, int], step: int) -> tuple[int, int]:
+        """Width and height in pixels, `native` where not set; raises UsageError unless they are multiples of `step`."""
+        size = (self.width or native[0], self.height or native[1])
+        for name, value in zip(("width", "height"), size, strict=True):
+            if value % step:
+                below, above = value // step * step, (value // step + 1) * step
+                nearest = f"{below} or {above}" if below else str(above)
+                raise UsageError(f"The {name} {value} is not a multiple of {step} pixels.", f"Use {nearest}.")
+        return size
