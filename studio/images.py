@@ -1,0 +1,172 @@
+"""Pictures from a user's disk: found, checked by name before anything heavy starts, and read the same way everywhere."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from studio.errors import UsageError
+
+MAX_PIXELS = 50_000_000
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)
+_REMEDY = "Mend or remove what is named above, then start again."
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file: its size in pixels as it is seen (after EXIF rotation), and the text of its .txt file, if any."""
+
+    path: Path
+    width: int
+    height: int
+    caption: str | None = None
+
+
+class _Unusable(Exception):
+    """Why one file cannot be used, in a few words."""
+
+
+def find_pictures(path: Path) -> list[Picture]:
+    """The pictures of folder `path` in order of name, or the single picture file `path`; only headers are read.
+
+    Raises UsageError that names every file which is no picture, empty or too large, or says that there are none.
+    """
+    files = _picture_files(path)
+    pictures: list[Picture] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            pictures.append(_read_header(file))
+        except _Unusable as reason:
+            problems.append(f"{file.name}: {reason}")
+    _refuse(problems, len(files))
+    return pictures
+
+
+def check_decodable(pictures: list[Picture]) -> None:
+    """Decode every picture once; raises UsageError that names those which are truncated or damaged inside."""
+    problems: list[str] = []
+    for picture in pictures:
+        try:
+            _decode(picture.path)
+        except _Unusable as reason:
+            problems.append(f"{picture.path.name}: {reason}")
+    _refuse(problems, len(pictures))
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """The picture in 8-bit RGB: upright by EXIF, transparency on white, 16 bits scaled to 8, first frame of many.
+
+    Raises UsageError naming the file where it cannot be read.
+    """
+    try:
+        _read_header(path)
+        return _decode(path)
+    except _Unusable as reason:
+        raise UsageError(f"{path.name}: {reason}", _REMEDY) from reason
+
+
+def dataset_notices(path: Path, pictures: list[Picture]) -> list[str]:
+    """What the user should know about a usable set of pictures: too few, captions that belong to none or are missing."""
+    notices: list[str] = []
+    if len(pictures) == 1:
+        notices.append("There is one picture only: expect its pose and background to be learned too. 4 to 10 are better.")
+    captioned = sum(picture.caption is not None for picture in pictures)
+    if 0 < captioned < len(pictures):
+        notices.append(f"{captioned} of {len(pictures)} pictures have captions; the others use the plain prompt.")
+    if path.is_dir():
+        stems = {picture.path.stem for picture in pictures}
+        visible = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+        orphans = [file.name for file in visible if file.suffix.lower() == ".txt" and file.stem not in stems]
+        others = [file.name for file in visible if file.suffix.lower() not in SUFFIXES | {".txt"}]
+        if orphans:
+            notices.append(f"Captions without a picture of the same name are not used: {', '.join(orphans)}.")
+        if others:
+            notices.append(f"Files of other kinds are not used: {', '.join(others)}.")
+    return notices
+
+
+def _picture_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UsageError(f"There is no folder or picture {path}.", "Give the folder that holds the pictures.")
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    if not files:
+        raise UsageError(
+            f"The folder {path} holds no pictures.", f"Put 4 to 10 pictures there ({', '.join(sorted(SUFFIXES))})."
+        )
+    return files
+
+
+def _refuse(problems: list[str], total: int) -> None:
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise UsageError(f"{len(problems)} of {total} pictures cannot be used:\n{listed}", _REMEDY)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        if path.stat().st_size == 0:
+            raise _Unusable("the file is empty (0 bytes)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise _Unusable(_too_large()) from error
+    except Image.UnidentifiedImageError as error:
+        raise _Unusable("this is not a picture, whatever its name says") from error
+    except OSError as error:
+        raise _Unusable(f"the file cannot be read ({error.strerror or error})") from error
+
+
+def _too_large() -> str:
+    return f"it has more than the {MAX_PIXELS // 10**6} million pixels that are allowed; reduce it first"
+
+
+def _read_header(path: Path) -> Picture:
+    with _open(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _Unusable(_too_large())
+        try:
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _Unusable("the picture is cut short or damaged") from error
+    if turned:
+        width, height = height, width
+    return Picture(path, width, height, _caption(path))
+
+
+def _caption(path: Path) -> str | None:
+    file = path.with_suffix(".txt")
+    if not file.is_file():
+        return None
+    try:
+        return " ".join(file.read_text(encoding="utf-8-sig").split()) or None
+    except UnicodeDecodeError as error:
+        raise _Unusable(f"its caption {file.name} is not UTF-8 text") from error
+
+
+def _decode(path: Path) -> Image.Image:
+    with _open(path) as image:
+        try:
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged data
+            raise _Unusable("the picture is cut short or damaged") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise _Unusable("floating-point pixels have no fixed white; save it as PNG or JPEG")
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
+        wide = np.asarray(image).astype(np.float64).clip(0, 65535)
+        return Image.fromarray(np.rint(wide / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

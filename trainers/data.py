@@ -1,0 +1,145 @@
+"""Pictures and captions as a training step sees them: latents, text states, size conditions, and their order."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+
+from studio.images import Picture, load_rgb
+from studio.models import BaseModel
+from studio.trainers.cache import Tensors, file_id, module_id, remember
+from studio.trainers.recipe import Recipe
+
+_VERSION = "1"  # of what lies in the cache: raise it when preprocessing changes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the UNet is asked about: latents [B, C, h, w], embeds [B, N, D]; pooled [B, P] and time_ids [B, 6] in SDXL."""
+
+    latents: torch.Tensor
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None
+    time_ids: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All pictures of one kind, encoded; `mean` and `std` [N, C, h, w] in the scale of the UNet, `std` only of a VAE that has it."""
+
+    mean: torch.Tensor
+    std: torch.Tensor | None
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None
+    time_ids: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def batch(self, chosen: list[int], generator: torch.Generator) -> Batch:
+        """The examples of the indices `chosen`; a VAE with moments is sampled anew with `generator`."""
+        latents = self.mean[chosen]
+        if self.std is not None:
+            latents = latents + self.std[chosen] * torch.randn(latents.shape, generator=generator)
+        pooled = None if self.pooled is None else self.pooled[chosen]
+        time_ids = None if self.time_ids is None else self.time_ids[chosen]
+        return Batch(latents, self.embeds[chosen], pooled, time_ids)
+
+
+def prompt_for(picture: Picture, recipe: Recipe) -> str:
+    """The words a picture is trained with: its caption with the trigger in it, or the instance prompt.
+
+    A caption without the trigger gets it before the first class word, or the whole phrase in front.
+    """
+    caption = picture.caption
+    if caption is None:
+        return recipe.instance_prompt
+    if re.search(rf"\b{re.escape(recipe.trigger)}\b", caption):
+        return caption
+    marked, found = re.subn(
+        rf"\b{re.escape(recipe.class_word)}\b", f"{recipe.trigger} {recipe.class_word}", caption, count=1
+    )
+    return marked if found else f"{recipe.instance_prompt}, {caption}"
+
+
+def square(image: Image.Image, resolution: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """`image` scaled to cover a square and cut at its centre: [3, resolution, resolution] in -1..1, and (top, left)
+    of the cut in the scaled picture."""
+    scale = resolution / min(image.size)
+    width, height = (max(resolution, round(side * scale)) for side in image.size)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    scaled = image.resize((width, height), Image.Resampling.LANCZOS)
+    cut = scaled.crop((left, top, left + resolution, top + resolution))
+    pixels = torch.from_numpy(np.asarray(cut, dtype=np.float32).transpose(2, 0, 1).copy())
+    return pixels / 127.5 - 1, (top, left)
+
+
+def encode_examples(
+    base: BaseModel, items: list[tuple[Path, str]], resolution: int, cache: Path, true_sizes: bool
+) -> Examples:
+    """Pictures with their prompts, encoded by `base` or taken from `cache`.
+
+    `true_sizes` gives SDXL each picture's own size and cut as condition, as it was trained; else the square's.
+    """
+    coder = module_id(base.vae)
+    coded = [remember(cache, ("latents", _VERSION, file_id(path), str(resolution), coder),
+                      lambda path=path: _encode_picture(base, path, resolution)) for path, _ in items]
+    words = _encode_prompts(base, [prompt for _, prompt in items], cache)
+    scale, shift = base.vae.config.scaling_factor, getattr(base.vae.config, "shift_factor", None) or 0.0
+    mean = (torch.stack([one["mean"] for one in coded]) - shift) * scale
+    std = torch.stack([one["std"] for one in coded]) * scale if "std" in coded[0] else None
+    plain = (resolution, resolution, 0, 0, resolution, resolution)
+    sizes = [(*one["geometry"].tolist(), resolution, resolution) if true_sizes else plain for one in coded]
+    time_ids = torch.tensor(sizes, dtype=torch.float32) if base.family == "sdxl" else None
+    return Examples(mean, std, words["embeds"], words.get("pooled"), time_ids)
+
+
+@torch.no_grad()
+def _encode_picture(base: BaseModel, path: Path, resolution: int) -> Tensors:
+    image = load_rgb(path)
+    pixels, (top, left) = square(image, resolution)
+    geometry = torch.tensor([image.height, image.width, top, left], dtype=torch.float32)
+    coded = base.vae.encode(pixels[None].to(base.device, base.vae.dtype))
+    if isinstance(base.vae, AutoencoderTiny):
+        return {"mean": coded.latents[0].float(), "geometry": geometry}
+    moments = coded.latent_dist
+    return {"mean": moments.mean[0].float(), "std": moments.std[0].float(), "geometry": geometry}
+
+
+def _encode_prompts(base: BaseModel, prompts: list[str], cache: Path) -> Tensors:
+    encoders = "".join(module_id(encoder) for encoder in base.text_encoders)
+
+    def states(prompt: str) -> Tensors:
+        made = base.encode([prompt])
+        found = {"embeds": made.embeds[0].float()}
+        return found if made.pooled is None else found | {"pooled": made.pooled[0].float()}
+
+    known = {p: remember(cache, ("text", _VERSION, p, encoders), lambda p=p: states(p)) for p in set(prompts)}
+    return {part: torch.stack([known[p][part] for p in prompts]) for part in known[prompts[0]]}
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """A CPU generator that depends on `key` alone.
+
+    Every random choice of a training is keyed by seed, purpose and step, so there is no state that could be lost in a
+    restart or disturbed by a preview.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def chosen_at(step: int, count: int, size: int, *key: object) -> list[int]:
+    """Which of `size` examples step `step` takes, `count` of them: endless epochs, each in an order of its own."""
+    orders: dict[int, list[int]] = {}
+    chosen: list[int] = []
+    for place in range(step * count, (step + 1) * count):
+        epoch, index = divmod(place, size)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(size, generator=generator_for(*key, epoch)).tolist()
+        chosen.append(orders[epoch][index])
+    return chosen

@@ -1,0 +1,159 @@
+"""DreamBooth-LoRA (Ruiz et al. 2023, Hu et al. 2021): from a handful of pictures to a concept of the library."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from studio.bases import find_base
+from studio.concepts import ADAPTER_FILE, Concept
+from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
+from studio.home import Home, ensure_free, write_atomic
+from studio.images import Picture, check_decodable, dataset_notices, find_pictures
+from studio.models import BaseModel, load_base
+from studio.trainers.cache import file_id, module_id
+from studio.trainers.checkpoint import (
+    Checkpoint,
+    check_same_data,
+    check_same_training,
+    latest_checkpoint,
+    save_checkpoint,
+)
+from studio.trainers.data import encode_examples, prompt_for
+from studio.trainers.lora import add_lora, write_lora
+from studio.trainers.presets import read_facts
+from studio.trainers.prior import class_pictures
+from studio.trainers.recipe import Recipe
+from studio.trainers.report import plot_losses, versions, write_card
+from studio.trainers.sampling import draw
+from studio.trainers.stopping import Stopped, stop_requests
+from studio.trainers.training import Training, learning_rate
+from studio.trainers.workplace import Workplace, check_start, claim, move_in
+
+
+def train_concept(
+    recipe: Recipe, home: Home, emit: Emit = silent, *, resume: bool = False, overwrite: bool = False
+) -> Concept:
+    """Train `recipe` and put the concept into the library; `resume` goes on from the newest good checkpoint.
+
+    Raises UsageError before the base is loaded for what cannot be trained, Stopped after Ctrl-C (resumable), StudioError
+    where the loss is not finite or the disk refuses.
+    """
+    source = find_base(recipe.base)
+    facts = read_facts(source)
+    pictures = find_pictures(recipe.pictures)
+    check_decodable(pictures)
+    check_start(home, recipe.name, resume, overwrite)
+    for notice in dataset_notices(recipe.pictures, pictures):
+        emit(Notice(notice))
+    with claim(home, recipe, resume) as workplace:
+        found = latest_checkpoint(workplace.checkpoints, lambda text: emit(Notice(text))) if resume else None
+        if found is not None:
+            check_same_training(found, recipe)
+        emit(Phase("load base"))
+        base = load_base(source)
+        training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not facts.own)
+        ensure_free(workplace.folder, 16 * _size(training) * (recipe.keep_checkpoints + 1))
+        if found is not None:
+            check_same_data(found, data)
+            training.restore(found.tensors)
+            emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
+        _run(training, workplace, data, emit)
+        return _finish(training, workplace, home, data, emit, overwrite)
+
+
+def _prepare(
+    base: BaseModel, recipe: Recipe, pictures: list[Picture], home: Home, emit: Emit, true_sizes: bool
+) -> tuple[Training, str]:
+    """The training at step 0, and the fingerprint of all it is made from."""
+    cache = home.cache / "examples"
+    own = [(picture.path, prompt_for(picture, recipe)) for picture in pictures]
+    prior = class_pictures(base, recipe, home.cache / "class-pictures", emit) if recipe.prior_preservation else []
+    identity = [module_id(base.unet), module_id(base.vae), [(file_id(path), prompt) for path, prompt in own + prior]]
+    emit(Phase("encode pictures"))
+    instances = encode_examples(base, own, recipe.resolution, cache, true_sizes)
+    classes = encode_examples(base, prior, recipe.resolution, cache, true_sizes=False) if prior else None
+    parameters = add_lora(base.unet, recipe)
+    training = Training(base, recipe, parameters, instances, classes)
+    count = _size(training)
+    emit(Notice(f"LoRA of rank {recipe.rank} on {len(parameters) // 2} layers: {count:,} parameters, {4e-6 * count:.1f} MB."))
+    return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _size(training: Training) -> int:
+    return sum(parameter.numel() for parameter in training.parameters.values())
+
+
+def _run(training: Training, workplace: Workplace, data: str, emit: Emit) -> None:
+    """Steps, checkpoints and previews until the recipe's number of steps; raises Stopped after Ctrl-C."""
+    recipe = training.recipe
+    if training.step == 0 and recipe.sample_every:
+        _preview(training, workplace, emit)
+    emit(Phase("train", recipe.steps))
+    with stop_requests() as stopping:
+        begun, first = time.monotonic(), training.step
+        while training.step < recipe.steps:
+            loss = training.take_step()
+            step = training.step
+            pace = (time.monotonic() - begun) / (step - first)
+            emit(Loss(step, loss, learning_rate(recipe, step - 1)))
+            emit(Step(step, recipe.steps, pace * (recipe.steps - step)))
+            last = step == recipe.steps
+            stop = stopping() and not last
+            if stop or last or step % recipe.save_every == 0:
+                state = Checkpoint(step, training.state(), recipe.model_dump(mode="json"), data)
+                save_checkpoint(workplace.checkpoints, state, recipe.keep_checkpoints)
+            if stop:
+                raise Stopped(
+                    f"Stopped after step {step} of {recipe.steps}; it is saved.",
+                    f"Go on with: studio train-concept --name {recipe.name} --resume",
+                )
+            if recipe.sample_every and (last or step % recipe.sample_every == 0):
+                _preview(training, workplace, emit)
+
+
+def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
+    """Draw the recipe's sample prompts as the training stands; always with the same seeds."""
+    recipe = training.recipe
+    training.base.unet.eval()
+    paths: list[Path] = []
+    for number, prompt in enumerate(recipe.sample_prompts):
+        seeds = [recipe.seed + number]
+        picture = draw(training.base, [prompt], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)[0]
+        path = workplace.samples / f"step-{training.step:06d}-{number}.png"
+        paths.append(write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG")))
+    emit(Preview(training.step, tuple(paths), recipe.sample_prompts))
+
+
+def _finish(
+    training: Training, workplace: Workplace, home: Home, data: str, emit: Emit, overwrite: bool
+) -> Concept:
+    """Write everything that stands beside the weights, the weights themselves, and move the folder in."""
+    emit(Phase("write the concept"))
+    recipe, family = training.recipe, training.base.family
+    notes = {
+        "studio.name": recipe.name,
+        "studio.trigger": recipe.trigger,
+        "studio.class_word": recipe.class_word,
+        "studio.base": recipe.base,
+        "studio.family": family,
+        "studio.method": recipe.method,
+        "studio.rank": str(recipe.rank),
+        "studio.alpha": str(recipe.alpha),
+        "studio.steps": str(recipe.steps),
+        "studio.data": data,
+        "studio.versions": json.dumps(versions()),
+    }
+    concept = Concept(
+        recipe.name, recipe.trigger, recipe.class_word, recipe.base, family, recipe.method, workplace.folder
+    )
+    write_lora(training.base, workplace.folder / ADAPTER_FILE, notes)
+    plot_losses(training.losses, workplace.folder / "loss.png")
+    last = [
+        (f"samples/step-{training.step:06d}-{number}.png", prompt)
+        for number, prompt in enumerate(recipe.sample_prompts if recipe.sample_every else ())
+    ]
+    write_card(concept, recipe, notes, last)
+    kept = move_in(home, workplace, concept, overwrite)
+    emit(Done(kept.folder, f"{kept.name} is learned: call it <{kept.name}> in prompts ({kept.phrase!r})."))
+    return kept

@@ -1,0 +1,105 @@
+"""LoRA on a UNet (Hu et al. 2021): put in, written as one file that plain diffusers loads, and read back as proof."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save
+
+from studio.errors import StudioError, UsageError
+from studio.home import write_atomic
+from studio.models import BaseModel
+from studio.trainers.recipe import Recipe
+
+_ADAPTER = "default"
+
+
+def add_lora(unet: UNet2DConditionModel, recipe: Recipe) -> dict[str, torch.nn.Parameter]:
+    """Inject the recipe's LoRA into `unet`; returns its float32 parameters by name, the only trainable ones.
+
+    Raises UsageError for a target that names no layer of the network.
+    """
+    names = [f".{name}" for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    missing = [target for target in recipe.targets if not any(name.endswith(f".{target}") for name in names)]
+    if missing:
+        raise UsageError(
+            f"The network has no layers called {', '.join(missing)}.", f"Correct `targets`; usual are {recipe.targets}."
+        )
+    config = LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), init_lora_weights="gaussian"
+    )
+    with torch.random.fork_rng():  # PEFT draws from the global generator
+        torch.manual_seed(recipe.seed)
+        unet.add_adapter(config, _ADAPTER)
+    parameters = {name: one for name, one in unet.named_parameters() if one.requires_grad}
+    for one in parameters.values():
+        one.data = one.data.float()
+    return parameters
+
+
+def write_lora(base: BaseModel, path: Path, notes: dict[str, str]) -> None:
+    """Write the LoRA of `base.unet` to `path` with `notes` as metadata; it gets its name only after it was read back.
+
+    Raises StudioError where a number is not finite, the disk refuses, or diffusers does not read what was written.
+    """
+    config = base.unet.peft_config[_ADAPTER].to_dict()
+    plain = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    state = get_peft_model_state_dict(base.unet, adapter_name=_ADAPTER)
+    tensors = {f"unet.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    damaged = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if damaged:
+        raise StudioError(f"The trained weights are not finite ({damaged[0]}).", "Train again with a lower --lr.")
+    metadata = notes | {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
+
+    def write(file: Path) -> None:
+        file.write_bytes(save(tensors, metadata))
+        _verify(base, file)
+
+    write_atomic(path, write)
+
+
+def _verify(base: BaseModel, file: Path) -> None:
+    """Let diffusers read `file` into a fresh, weightless UNet; every tensor and scale must be the trained one."""
+    kind = type(base.pipe)
+    state, alphas, metadata = kind.lora_state_dict(str(file), return_lora_metadata=True)
+    fresh = _hollow(base.unet)
+    kind.load_lora_into_unet(state, network_alphas=alphas, unet=fresh, adapter_name=_ADAPTER, metadata=metadata)
+    trained, read = _factors(base.unet), _factors(fresh)
+    wrong = [name for name in trained if name not in read or not _equal(trained[name], read[name])]
+    if wrong or len(read) != len(trained):
+        raise StudioError(
+            f"The written LoRA does not read back as it was trained ({len(wrong)} of {len(trained)} layers differ).",
+            "Nothing was kept under its name; the checkpoint is intact. Please report this with the recipe.",
+        )
+
+
+def _hollow(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A UNet of the same shape whose weights are one shared zero each, so that even a large one takes no memory."""
+    with torch.device("meta"):
+        fresh: UNet2DConditionModel = UNet2DConditionModel.from_config(unet.config)
+    for module in fresh.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
+    return fresh
+
+
+Factors = tuple[torch.Tensor, torch.Tensor, float]
+
+
+def _factors(unet: UNet2DConditionModel) -> dict[str, Factors]:
+    """Down, up and scale of every layer that has a LoRA, by the layer's name."""
+    return {
+        name: (layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, layer.scaling[_ADAPTER])
+        for name, layer in unet.named_modules()
+        if isinstance(layer, LoraLayer) and _ADAPTER in layer.lora_A
+    }
+
+
+def _equal(one: Factors, other: Factors) -> bool:
+    same = all(torch.equal(a.detach().float().cpu(), b.detach().float()) for a, b in zip(one[:2], other[:2], strict=True))
+    return same and one[2] == other[2]

@@ -1,0 +1,112 @@
+"""What a training takes by default: by family of the base, by what the base says of itself, and by preset."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from studio.errors import UsageError
+from studio.bases import BaseSource
+
+FACTS_FILE = "studio_base.json"
+RARE_TOKENS = ("sks", "ohwx", "zwx", "olis", "kuw", "vtw", "pllt", "ukj", "qxr", "bnha", "wqz", "hlky")
+PRESETS = ("quick", "normal", "best")
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What a base tells about itself: blank identifiers, its size in pixels, and what class pictures should show.
+
+    `own` marks the studio's small bases, which were trained with size conditioning equal to the picture's size.
+    """
+
+    identifiers: tuple[str, ...]
+    native_size: int
+    prior_prompts: tuple[str, ...]
+    own: bool
+
+
+def read_facts(source: BaseSource) -> BaseFacts:
+    """The facts of `source`: from its `studio_base.json` where it has one, else what is known of its family."""
+    file = Path(source.location) / FACTS_FILE
+    if file.is_file():
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        prompts = tuple(facts.get("prior_prompts", ("a {class_word}",)))
+        return BaseFacts(tuple(facts["identifiers"]), int(facts["native_size"]), prompts, own=True)
+    prompts = ("a {class_word}", "a photo of a {class_word}", "a painting of a {class_word}", "a {class_word} outdoors")
+    return BaseFacts(RARE_TOKENS, _native_size(source), prompts, own=False)
+
+
+def _native_size(source: BaseSource) -> int:
+    """What the configuration of a folder says, else the size of the family's first model."""
+    folder = Path(source.location)
+    if source.layout != "folder":
+        return 1024 if source.family == "sdxl" else 512
+    unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def free_trigger(facts: BaseFacts, used: set[str]) -> str:
+    """The first identifier of the base that no concept of the library uses; raises UsageError where all are taken."""
+    for identifier in facts.identifiers:
+        if identifier not in used:
+            return identifier
+    raise UsageError(
+        f"All {len(facts.identifiers)} identifiers of this base are in use.", "Choose a word of your own with --trigger."
+    )
+
+
+def defaults(source: BaseSource, facts: BaseFacts, preset: str, class_word: str, trigger: str) -> dict[str, Any]:
+    """The settings of `preset` for this base: everything a recipe needs but its name, pictures, class and trigger."""
+    if preset not in PRESETS:
+        raise UsageError(f"There is no preset {preset!r}.", f"Take one of {', '.join(PRESETS)}.")
+    chosen = _own(preset) if facts.own else _full(preset, source.family)
+    prompts = tuple(prompt.format(class_word=class_word) for prompt in facts.prior_prompts)
+    subject = f"a {trigger} {class_word}"
+    return chosen | {
+        "preset": preset,
+        "resolution": facts.native_size,
+        "prior_prompts": prompts,
+        "sample_prompts": (subject, f"a {class_word}"),
+    }
+
+
+def _own(preset: str) -> dict[str, Any]:
+    """For picturebook and its like: minutes on two CPU cores."""
+    steps = {"quick": 120, "normal": 250, "best": 600}[preset]
+    return {
+        "rank": 8,
+        "alpha": 8.0,
+        "targets": ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+        "steps": steps,
+        "learning_rate": 1.5e-3,
+        "schedule": "cosine",
+        "warmup_steps": 10,
+        "batch_size": 4,
+        "prior_count": {"quick": 16, "normal": 32, "best": 64}[preset],
+        "sample_every": steps // 2,
+        "sample_steps": 12,
+        "save_every": 100,
+        "guidance": 4.0,
+    }
+
+
+def _full(preset: str, family: str) -> dict[str, Any]:
+    """For SD1.5 and SDXL at full size, on a GPU."""
+    steps = {"quick": 400, "normal": 800, "best": 1600}[preset]
+    return {
+        "rank": 32 if preset == "best" else 16,
+        "alpha": 32.0 if preset == "best" else 16.0,
+        "steps": steps,
+        "learning_rate": 1e-4,
+        "schedule": "cosine",
+        "warmup_steps": steps // 20,
+        "batch_size": 1,
+        "gradient_checkpointing": True,
+        "prior_count": {"quick": 50, "normal": 100, "best": 200}[preset],
+        "sample_every": 200,
+        "sample_steps": 25,
+        "save_every": 200,
+        "guidance": 5.0 if family == "sdxl" else 7.5,
+    }

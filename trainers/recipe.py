@@ -1,0 +1,132 @@
+"""Everything a training needs, in one frozen object that goes to TOML and back."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from studio.errors import UsageError
+from studio.home import safe_name, write_atomic
+
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+
+Words = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Recipe(BaseModel):
+    """One training, complete: the same recipe on the same pictures and base gives the same weights on a CPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Words
+    pictures: Path
+    class_word: Words
+    trigger: Words
+    base: Words
+    method: Literal["lora"] = "lora"
+    preset: Literal["quick", "normal", "best"] = "normal"
+
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Annotated[float, Field(gt=0)]
+    targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION
+
+    steps: Count
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    batch_size: Count
+    gradient_accumulation: Count = 1
+    gradient_checkpointing: bool = False
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    timesteps: Literal["uniform", "logit-normal"] = "uniform"
+    resolution: Annotated[int, Field(ge=16, le=4096)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    prior_preservation: bool = True
+    prior_weight: Annotated[float, Field(ge=0)] = 1.0
+    prior_count: Count
+    prior_prompts: Annotated[tuple[Words, ...], Field(min_length=1)]
+
+    save_every: Count
+    keep_checkpoints: Count = 2
+    sample_every: Annotated[int, Field(ge=0)]
+    sample_prompts: tuple[Words, ...]
+    sample_steps: Count = 20
+    guidance: Annotated[float, Field(ge=0)]
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        return safe_name(value, "concept's name")
+
+    @property
+    def instance_prompt(self) -> str:
+        """What a picture without a caption is trained with."""
+        return f"a {self.trigger} {self.class_word}"
+
+
+def build_recipe(layers: list[dict[str, Any]]) -> Recipe:
+    """The recipe of `layers` of settings, later ones winning; raises UsageError with one plain sentence a mistake."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged |= layer
+    try:
+        return Recipe(**merged)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_sentence(dict(detail))}" for detail in error.errors())
+        raise UsageError(f"The training cannot be set up so:\n{problems}", "Correct the settings named above.") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a recipe file; raises UsageError for a missing or malformed file and for unknown keys.
+
+    A relative `pictures` is taken from the recipe's own folder.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the recipe {path}: {error.strerror}.", "Check the path given.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The recipe {path} is not valid TOML: {error}.", "Correct the line named.") from error
+    unknown = [_unknown_key(key) for key in settings if key not in Recipe.model_fields]
+    if unknown:
+        raise UsageError(f"In {path}: {' '.join(unknown)}", "Correct or remove what is named.")
+    if isinstance(settings.get("pictures"), str):
+        settings["pictures"] = path.absolute().parent / Path(settings["pictures"]).expanduser()
+    return settings
+
+
+def write_toml(recipe: Recipe, path: Path) -> None:
+    """Write every setting of `recipe`, so that no later change of a preset alters what it means."""
+    text = tomli_w.dumps(recipe.model_dump(mode="json"))
+    write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _unknown_key(key: str) -> str:
+    near = difflib.get_close_matches(key, Recipe.model_fields, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(Recipe.model_fields)}."
+    return f"there is no setting {key!r}; {hint}"
+
+
+def _sentence(detail: dict[str, Any]) -> str:
+    """A pydantic error as a sentence for somebody who never heard of pydantic."""
+    key, given, kind, context = str(detail["loc"][0]), detail["input"], detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(key)
+    if kind == "missing":
+        return f"{key} is missing."
+    if kind == "literal_error":
+        return f"{key} is {given!r}; it must be one of {context['expected']}."
+    bounds = {"greater_than_equal": "at least", "greater_than": "more than", "less_than_equal": "at most",
+              "less_than": "less than"}
+    if kind in bounds:
+        limit = next(context[short] for short in ("ge", "gt", "le", "lt") if short in context)
+        return f"{key} is {given}; it must be {bounds[kind]} {limit}."
+    if kind in {"string_too_short", "too_short"}:
+        return f"{key} is empty."
+    return f"{key} is {given!r}; {str(detail['msg'])[0].lower()}{str(detail['msg'])[1:]}."

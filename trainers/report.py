@@ -1,0 +1,85 @@
+"""What stands beside trained weights: the loss plot and the model card."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from studio.concepts import Concept
+from studio.home import write_atomic
+from studio.trainers.recipe import Recipe
+
+_SHOWN = ("method", "rank", "alpha", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed",
+          "prior_preservation", "prior_count")
+
+
+def plot_losses(losses: list[float], path: Path) -> None:
+    """Draw the loss of every step and its running mean over a twentieth of the training as a PNG."""
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(range(1, len(losses) + 1), losses, color="#9db4c8", linewidth=0.8, label="each step")
+    window = max(1, len(losses) // 20)
+    if window > 1:
+        smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+        axes.plot(range(window, len(losses) + 1), smooth, color="#1f4e79", linewidth=1.8, label=f"mean of {window}")
+        axes.legend(frameon=False)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def versions() -> dict[str, str]:
+    """The releases that decide what a training gives."""
+    return {name: version(name) for name in ("concept-studio", "torch", "diffusers", "peft")}
+
+
+def write_card(concept: Concept, recipe: Recipe, notes: dict[str, str], samples: list[tuple[str, str]]) -> None:
+    """Write the README.md of a concept: what it is, how to use it, how it was made; `samples` are (file, prompt)."""
+    rows = "\n".join(f"| {key} | {getattr(recipe, key)} |" for key in _SHOWN)
+    made = "\n".join(f"| {key.removeprefix('studio.')} | {value} |" for key, value in notes.items())
+    pictures = "\n".join(f"![{prompt}]({file})" for file, prompt in samples)
+    kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
+    text = f"""---
+base_model: {concept.base}
+library_name: diffusers
+tags: [lora, dreambooth, text-to-image, {concept.family}]
+instance_prompt: {recipe.instance_prompt}
+---
+
+# {concept.name}
+
+A {recipe.class_word}, learned with DreamBooth-LoRA on the base `{concept.base}`. In prompts it is called
+`{concept.phrase}`; in the studio `<{concept.name}>` stands for that.
+
+{pictures}
+
+## Use
+
+```
+studio generate "a <{concept.name}>" --concept {concept.name}
+```
+
+With diffusers alone:
+
+```python
+from diffusers import {kind}
+
+pipe = {kind}.from_pretrained("{concept.base}")
+pipe.load_lora_weights("{concept.adapter_file.name}")
+pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
+```
+
+## How it was made
+
+| setting | value |
+|---|---|
+{rows}
+{made}
+
+Every setting is in `recipe.toml`. The loss:
+
+![loss](loss.png)
+"""
+    write_atomic(concept.folder / "README.md", lambda file: file.write_text(text, encoding="utf-8"))

@@ -1,0 +1,175 @@
+"""One training under way: what it holds, how it takes a step, and its state as plain tensors."""
+
+from dataclasses import dataclass, field
+from math import cos, pi
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+
+from studio.errors import StudioError
+from studio.models import BaseModel
+from studio.trainers.cache import Tensors
+from studio.trainers.data import Batch, Examples, chosen_at, generator_for
+from studio.trainers.losses import draw_timesteps, noise_schedule, prior_preserving_loss, target_of
+from studio.trainers.recipe import Recipe
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The rate of step `step` (from 0): linear warm-up, then constant, or falling to zero by line or half cosine."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    fall = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}
+    return recipe.learning_rate * fall[recipe.schedule]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random about one step: the examples (instances first), their noise [B, C, h, w] and timesteps [B]."""
+
+    batch: Batch
+    noise: torch.Tensor
+    timesteps: torch.Tensor
+
+    def part(self, rows: list[int], device: torch.device) -> "Draw":
+        """The samples `rows`, on `device`."""
+        batch = self.batch
+        pooled = None if batch.pooled is None else batch.pooled[rows].to(device)
+        time_ids = None if batch.time_ids is None else batch.time_ids[rows].to(device)
+        moved = Batch(batch.latents[rows].to(device), batch.embeds[rows].to(device), pooled, time_ids)
+        return Draw(moved, self.noise[rows].to(device), self.timesteps[rows].to(device))
+
+
+@dataclass
+class Training:
+    """A base with trainable parameters, the data, and how far it has come."""
+
+    base: BaseModel
+    recipe: Recipe
+    parameters: dict[str, torch.nn.Parameter]
+    instances: Examples
+    classes: Examples | None
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        recipe, base = self.recipe, self.base
+        self.schedule: DDPMScheduler = noise_schedule(base)
+        self.accelerator = Accelerator(
+            cpu=base.device.type == "cpu",
+            mixed_precision=_PRECISIONS[base.dtype],
+            gradient_accumulation_steps=recipe.gradient_accumulation,
+        )
+        self.adamw = torch.optim.AdamW(
+            list(self.parameters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.optimizer = self.accelerator.prepare(self.adamw)
+        if recipe.gradient_checkpointing:
+            base.unet.enable_gradient_checkpointing()
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return len(self.losses)
+
+    def take_step(self) -> float:
+        """One optimiser step; returns its loss. Raises StudioError, with the weights as they were, if it is not finite."""
+        recipe, step = self.recipe, self.step
+        self.base.unet.train()
+        drawn = self.draw(step)
+        total = 0.0
+        for rows in self._micro_batches():
+            with self.accelerator.accumulate(self.base.unet):
+                loss = self.loss(drawn.part(rows, self.base.device))
+                total += loss.item() / recipe.gradient_accumulation
+                _refuse_broken(total, step)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.parameters.values(), recipe.max_grad_norm)
+                    if self.accelerator.scaler is None:  # with a scaler a first overflow is normal: it skips the step
+                        _refuse_broken(float(norm), step)
+                self.adamw.param_groups[0]["lr"] = learning_rate(recipe, step)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.losses.append(total)
+        return total
+
+    def draw(self, step: int) -> Draw:
+        """The random choices of step `step`: they depend on the recipe's seed and `step` alone."""
+        recipe = self.recipe
+        count = recipe.batch_size * recipe.gradient_accumulation
+        generator = generator_for(recipe.seed, "step", step)
+        parts = [self.instances.batch(chosen_at(step, count, len(self.instances), recipe.seed, "instances"), generator)]
+        if self.classes is not None:
+            chosen = chosen_at(step, count, len(self.classes), recipe.seed, "classes")
+            parts.append(self.classes.batch(chosen, generator))
+        batch = _joined(parts)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        total = self.schedule.config.num_train_timesteps
+        return Draw(batch, noise, draw_timesteps(len(noise), total, recipe.timesteps, generator))
+
+    def loss(self, drawn: Draw) -> torch.Tensor:
+        """The prior-preserving loss of one micro-batch, instances first."""
+        batch, half = drawn.batch, len(drawn.noise) // (1 if self.classes is None else 2)
+        noisy = self.schedule.add_noise(batch.latents, drawn.noise, drawn.timesteps)
+        target = target_of(self.schedule, batch.latents, drawn.noise, drawn.timesteps)
+        added = None if batch.pooled is None else {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+        with self.accelerator.autocast():
+            prediction = self.base.unet(
+                noisy, drawn.timesteps, encoder_hidden_states=batch.embeds, added_cond_kwargs=added, return_dict=False
+            )[0]
+        return prior_preserving_loss(prediction, target, half, self.recipe.prior_weight)
+
+    def state(self) -> Tensors:
+        """Weights, AdamW's moments and the losses so far, as tensors on the CPU."""
+        tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for name, parameter in self.parameters.items():
+            tensors[f"weight/{name}"] = parameter.detach()
+            for moment in _MOMENTS:
+                tensors[f"{moment}/{name}"] = self.adamw.state[parameter][moment]
+        return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+    def restore(self, tensors: Tensors) -> None:
+        """Go back to what `state` returned, bit for bit."""
+        self.losses = tensors["losses"].tolist()
+        moments = {
+            place: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
+            for place, name in enumerate(self.parameters)
+        }
+        self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"weight/{name}"])
+
+    def _micro_batches(self) -> list[list[int]]:
+        """Rows of each micro-batch: its share of the instances, then its share of the class pictures."""
+        size, parts = self.recipe.batch_size, self.recipe.gradient_accumulation
+        shares = [list(range(part * size, (part + 1) * size)) for part in range(parts)]
+        if self.classes is None:
+            return shares
+        return [share + [row + size * parts for row in share] for share in shares]
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    def together(pieces: list[torch.Tensor | None]) -> torch.Tensor | None:
+        present = [piece for piece in pieces if piece is not None]
+        return torch.cat(present) if present else None
+
+    return Batch(
+        torch.cat([part.latents for part in parts]),
+        torch.cat([part.embeds for part in parts]),
+        together([part.pooled for part in parts]),
+        together([part.time_ids for part in parts]),
+    )
+
+
+def _refuse_broken(number: float, step: int) -> None:
+    if not abs(number) < float("inf"):
+        raise StudioError(
+            f"The loss or its gradient is no longer a finite number at step {step + 1}; the training has stopped.",
+            "Nothing broken was saved. Start again with a lower --lr (half of it) and --overwrite; on a GPU without"
+            " bfloat16, with --device cpu or another base precision.",
+        )
