@@ -1,4 +1,4 @@
-"""Pictures from a user's disk: found, checked by name before anything heavy starts, and read the same way everywhere."""
+"""Pictures from a user's disk: found, checked before anything heavy starts, and read the same way everywhere."""
 
 import warnings
 from dataclasses import dataclass
@@ -71,10 +71,10 @@ def load_rgb(path: Path) -> Image.Image:
 
 
 def dataset_notices(path: Path, pictures: list[Picture]) -> list[str]:
-    """What the user should know about a usable set of pictures: too few, captions that belong to none or are missing."""
+    """What the user should know about a usable set of pictures: only one, captions missing or without a picture."""
     notices: list[str] = []
     if len(pictures) == 1:
-        notices.append("There is one picture only: expect its pose and background to be learned too. 4 to 10 are better.")
+        notices.append("There is one picture only: its pose and background will be learned too. 4 to 10 are better.")
     captioned = sum(picture.caption is not None for picture in pictures)
     if 0 < captioned < len(pictures):
         notices.append(f"{captioned} of {len(pictures)} pictures have captions; the others use the plain prompt.")

@@ -20,10 +20,10 @@ from studio.trainers.cache import Tensors
 from studio.trainers.recipe import Recipe
 
 _TENSORS, _MANIFEST = "training.safetensors", "manifest.json"
-HARMLESS = frozenset(
-    {"steps", "preset", "pictures", "save_every", "keep_checkpoints", "sample_every", "sample_prompts", "sample_steps",
-     "guidance"}
+HARMLESS = frozenset({"steps", "preset", "pictures", "save_every", "keep_checkpoints", "guidance"}) | frozenset(
+    {"sample_every", "sample_prompts", "sample_steps"}
 )
+"""Settings of which an interrupted training may have others when it goes on."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _write_through(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

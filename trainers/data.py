@@ -1,7 +1,6 @@
 """Pictures and captions as a training step sees them: latents, text states, size conditions, and their order."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +9,16 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from studio.images import Picture, load_rgb
+from studio.images import load_rgb
 from studio.models import BaseModel
 from studio.trainers.cache import Tensors, file_id, module_id, remember
-from studio.trainers.recipe import Recipe
 
 _VERSION = "1"  # of what lies in the cache: raise it when preprocessing changes
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the UNet is asked about: latents [B, C, h, w], embeds [B, N, D]; pooled [B, P] and time_ids [B, 6] in SDXL."""
+    """What the UNet is asked about: latents [B, C, h, w], embeds [B, N, D]; for SDXL pooled [B, P], time_ids [B, 6]."""
 
     latents: torch.Tensor
     embeds: torch.Tensor
@@ -30,7 +28,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Examples:
-    """All pictures of one kind, encoded; `mean` and `std` [N, C, h, w] in the scale of the UNet, `std` only of a VAE that has it."""
+    """All pictures of one kind, encoded: `mean` [N, C, h, w] in the UNet's scale, and `std` of a VAE that has it."""
 
     mean: torch.Tensor
     std: torch.Tensor | None
@@ -51,25 +49,11 @@ class Examples:
         return Batch(latents, self.embeds[chosen], pooled, time_ids)
 
 
-def prompt_for(picture: Picture, recipe: Recipe) -> str:
-    """The words a picture is trained with: its caption with the trigger in it, or the instance prompt.
-
-    A caption without the trigger gets it before the first class word, or the whole phrase in front.
-    """
-    caption = picture.caption
-    if caption is None:
-        return recipe.instance_prompt
-    if re.search(rf"\b{re.escape(recipe.trigger)}\b", caption):
-        return caption
-    marked, found = re.subn(
-        rf"\b{re.escape(recipe.class_word)}\b", f"{recipe.trigger} {recipe.class_word}", caption, count=1
-    )
-    return marked if found else f"{recipe.instance_prompt}, {caption}"
-
-
 def square(image: Image.Image, resolution: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """`image` scaled to cover a square and cut at its centre: [3, resolution, resolution] in -1..1, and (top, left)
-    of the cut in the scaled picture."""
+    """Scale `image` to cover a square and cut it at its centre.
+
+    Returns [3, resolution, resolution] in -1..1, and the (top, left) of the cut in the scaled picture.
+    """
     scale = resolution / min(image.size)
     width, height = (max(resolution, round(side * scale)) for side in image.size)
     left, top = (width - resolution) // 2, (height - resolution) // 2
@@ -87,8 +71,14 @@ def encode_examples(
     `true_sizes` gives SDXL each picture's own size and cut as condition, as it was trained; else the square's.
     """
     coder = module_id(base.vae)
-    coded = [remember(cache, ("latents", _VERSION, file_id(path), str(resolution), coder),
-                      lambda path=path: _encode_picture(base, path, resolution)) for path, _ in items]
+    coded = [
+        remember(
+            cache,
+            ("latents", _VERSION, file_id(path), str(resolution), coder),
+            lambda path=path: _encode_picture(base, path, resolution),
+        )
+        for path, _ in items
+    ]
     words = _encode_prompts(base, [prompt for _, prompt in items], cache)
     scale, shift = base.vae.config.scaling_factor, getattr(base.vae.config, "shift_factor", None) or 0.0
     mean = (torch.stack([one["mean"] for one in coded]) - shift) * scale

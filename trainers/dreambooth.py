@@ -12,6 +12,7 @@ from studio.home import Home, ensure_free, write_atomic
 from studio.images import Picture, check_decodable, dataset_notices, find_pictures
 from studio.models import BaseModel, load_base
 from studio.trainers.cache import file_id, module_id
+from studio.trainers.captions import prompt_for
 from studio.trainers.checkpoint import (
     Checkpoint,
     check_same_data,
@@ -19,7 +20,7 @@ from studio.trainers.checkpoint import (
     latest_checkpoint,
     save_checkpoint,
 )
-from studio.trainers.data import encode_examples, prompt_for
+from studio.trainers.data import encode_examples
 from studio.trainers.lora import add_lora, write_lora
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_pictures
@@ -36,8 +37,8 @@ def train_concept(
 ) -> Concept:
     """Train `recipe` and put the concept into the library; `resume` goes on from the newest good checkpoint.
 
-    Raises UsageError before the base is loaded for what cannot be trained, Stopped after Ctrl-C (resumable), StudioError
-    where the loss is not finite or the disk refuses.
+    Raises UsageError before the base is loaded for what cannot be trained, Stopped after Ctrl-C (resumable),
+    StudioError where the loss is not finite or the disk refuses.
     """
     source = find_base(recipe.base)
     facts = read_facts(source)
@@ -76,7 +77,8 @@ def _prepare(
     parameters = add_lora(base.unet, recipe)
     training = Training(base, recipe, parameters, instances, classes)
     count = _size(training)
-    emit(Notice(f"LoRA of rank {recipe.rank} on {len(parameters) // 2} layers: {count:,} parameters, {4e-6 * count:.1f} MB."))
+    layers = len(parameters) // 2
+    emit(Notice(f"LoRA of rank {recipe.rank} on {layers} layers: {count:,} parameters, {4e-6 * count:.1f} MB."))
     return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -125,9 +127,7 @@ def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
     emit(Preview(training.step, tuple(paths), recipe.sample_prompts))
 
 
-def _finish(
-    training: Training, workplace: Workplace, home: Home, data: str, emit: Emit, overwrite: bool
-) -> Concept:
+def _finish(training: Training, workplace: Workplace, home: Home, data: str, emit: Emit, overwrite: bool) -> Concept:
     """Write everything that stands beside the weights, the weights themselves, and move the folder in."""
     emit(Phase("write the concept"))
     recipe, family = training.recipe, training.base.family

@@ -24,7 +24,8 @@ def add_lora(unet: UNet2DConditionModel, recipe: Recipe) -> dict[str, torch.nn.P
 
     Raises UsageError for a target that names no layer of the network.
     """
-    names = [f".{name}" for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    kinds = torch.nn.Linear | torch.nn.Conv2d
+    names = [f".{name}" for name, module in unet.named_modules() if isinstance(module, kinds)]
     missing = [target for target in recipe.targets if not any(name.endswith(f".{target}") for name in names)]
     if missing:
         raise UsageError(
@@ -101,5 +102,5 @@ def _factors(unet: UNet2DConditionModel) -> dict[str, Factors]:
 
 
 def _equal(one: Factors, other: Factors) -> bool:
-    same = all(torch.equal(a.detach().float().cpu(), b.detach().float()) for a, b in zip(one[:2], other[:2], strict=True))
-    return same and one[2] == other[2]
+    pairs = zip(one[:2], other[:2], strict=True)
+    return one[2] == other[2] and all(torch.equal(a.detach().float().cpu(), b.detach().float()) for a, b in pairs)

@@ -41,8 +41,10 @@ def target_of(
 def prior_preserving_loss(
     prediction: torch.Tensor, target: torch.Tensor, instances: int, prior_weight: float
 ) -> torch.Tensor:
-    """Mean squared error of the first `instances` samples plus `prior_weight` times that of the rest, each a mean of its
-    own (Ruiz et al. 2023, equation 2)."""
+    """Mean squared error of the first `instances` samples plus `prior_weight` times that of the rest.
+
+    Each is a mean of its own (Ruiz et al. 2023, equation 2).
+    """
     errors = (prediction.float() - target.float()).square().flatten(1).mean(1)
     loss = errors[:instances].mean()
     return loss if instances == len(errors) else loss + prior_weight * errors[instances:].mean()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio.errors import UsageError
 from studio.bases import BaseSource
+from studio.errors import UsageError
 
 FACTS_FILE = "studio_base.json"
 RARE_TOKENS = ("sks", "ohwx", "zwx", "olis", "kuw", "vtw", "pllt", "ukj", "qxr", "bnha", "wqz", "hlky")
@@ -53,7 +53,8 @@ def free_trigger(facts: BaseFacts, used: set[str]) -> str:
         if identifier not in used:
             return identifier
     raise UsageError(
-        f"All {len(facts.identifiers)} identifiers of this base are in use.", "Choose a word of your own with --trigger."
+        f"All {len(facts.identifiers)} identifiers of this base are in use.",
+        "Choose a word of your own with --trigger.",
     )
 
 

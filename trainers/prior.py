@@ -30,15 +30,16 @@ def class_pictures(base: BaseModel, recipe: Recipe, cache: Path, emit: Emit) -> 
     folder = cache / hashlib.sha256(text.encode()).hexdigest()[:24]
     paths = [folder / f"{n:04d}.png" for n in range(recipe.prior_count)]
     size = batch_size(recipe.resolution)
-    missing = [start for start in range(0, len(paths), size) if not all(p.is_file() for p in paths[start : start + size])]
+    starts = range(0, len(paths), size)
+    missing = [start for start in starts if not all(path.is_file() for path in paths[start : start + size])]
     if missing:
         write_atomic(folder / "settings.json", lambda file: file.write_text(text, encoding="utf-8"))
-        emit(Phase("class pictures", len(missing) * size))
+        emit(Phase("class pictures", len(missing)))
     for done, start in enumerate(missing, 1):
         part = slice(start, start + size)
         seeds = [recipe.seed + n for n in range(len(paths))[part]]
         made = draw(base, prompts[part], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)
         for path, picture in zip(paths[part], made, strict=True):
             write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
-        emit(Step(done * size, len(missing) * size))
+        emit(Step(done, len(missing)))
     return list(zip(paths, prompts, strict=True))

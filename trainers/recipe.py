@@ -78,8 +78,8 @@ def build_recipe(layers: list[dict[str, Any]]) -> Recipe:
     try:
         return Recipe(**merged)
     except ValidationError as error:
-        problems = "\n".join(f"  {_sentence(dict(detail))}" for detail in error.errors())
-        raise UsageError(f"The training cannot be set up so:\n{problems}", "Correct the settings named above.") from error
+        listed = "\n".join(f"  {_sentence(dict(detail))}" for detail in error.errors())
+        raise UsageError(f"The training cannot be set up so:\n{listed}", "Correct the settings named above.") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -122,11 +122,9 @@ def _sentence(detail: dict[str, Any]) -> str:
         return f"{key} is missing."
     if kind == "literal_error":
         return f"{key} is {given!r}; it must be one of {context['expected']}."
-    bounds = {"greater_than_equal": "at least", "greater_than": "more than", "less_than_equal": "at most",
-              "less_than": "less than"}
-    if kind in bounds:
-        limit = next(context[short] for short in ("ge", "gt", "le", "lt") if short in context)
-        return f"{key} is {given}; it must be {bounds[kind]} {limit}."
+    for bound, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+        if bound in context:
+            return f"{key} is {given}; it must be {words} {context[bound]}."
     if kind in {"string_too_short", "too_short"}:
         return f"{key} is empty."
     return f"{key} is {given!r}; {str(detail['msg'])[0].lower()}{str(detail['msg'])[1:]}."

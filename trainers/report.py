@@ -10,8 +10,7 @@ from studio.concepts import Concept
 from studio.home import write_atomic
 from studio.trainers.recipe import Recipe
 
-_SHOWN = ("method", "rank", "alpha", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed",
-          "prior_preservation", "prior_count")
+_SHOWN = ("method", "rank", "alpha", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed")
 
 
 def plot_losses(losses: list[float], path: Path) -> None:

@@ -28,20 +28,20 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Drawn:
     """Everything random about one step: the examples (instances first), their noise [B, C, h, w] and timesteps [B]."""
 
     batch: Batch
     noise: torch.Tensor
     timesteps: torch.Tensor
 
-    def part(self, rows: list[int], device: torch.device) -> "Draw":
+    def part(self, rows: list[int], device: torch.device) -> "Drawn":
         """The samples `rows`, on `device`."""
         batch = self.batch
         pooled = None if batch.pooled is None else batch.pooled[rows].to(device)
         time_ids = None if batch.time_ids is None else batch.time_ids[rows].to(device)
         moved = Batch(batch.latents[rows].to(device), batch.embeds[rows].to(device), pooled, time_ids)
-        return Draw(moved, self.noise[rows].to(device), self.timesteps[rows].to(device))
+        return Drawn(moved, self.noise[rows].to(device), self.timesteps[rows].to(device))
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Training:
         return len(self.losses)
 
     def take_step(self) -> float:
-        """One optimiser step; returns its loss. Raises StudioError, with the weights as they were, if it is not finite."""
+        """One optimiser step; returns its loss. Where that is not finite: StudioError, the weights are as before."""
         recipe, step = self.recipe, self.step
         self.base.unet.train()
         drawn = self.draw(step)
@@ -97,7 +97,7 @@ class Training:
         self.losses.append(total)
         return total
 
-    def draw(self, step: int) -> Draw:
+    def draw(self, step: int) -> Drawn:
         """The random choices of step `step`: they depend on the recipe's seed and `step` alone."""
         recipe = self.recipe
         count = recipe.batch_size * recipe.gradient_accumulation
@@ -109,9 +109,9 @@ class Training:
         batch = _joined(parts)
         noise = torch.randn(batch.latents.shape, generator=generator)
         total = self.schedule.config.num_train_timesteps
-        return Draw(batch, noise, draw_timesteps(len(noise), total, recipe.timesteps, generator))
+        return Drawn(batch, noise, draw_timesteps(len(noise), total, recipe.timesteps, generator))
 
-    def loss(self, drawn: Draw) -> torch.Tensor:
+    def loss(self, drawn: Drawn) -> torch.Tensor:
         """The prior-preserving loss of one micro-batch, instances first."""
         batch, half = drawn.batch, len(drawn.noise) // (1 if self.classes is None else 2)
         noisy = self.schedule.add_noise(batch.latents, drawn.noise, drawn.timesteps)
@@ -170,6 +170,6 @@ def _refuse_broken(number: float, step: int) -> None:
     if not abs(number) < float("inf"):
         raise StudioError(
             f"The loss or its gradient is no longer a finite number at step {step + 1}; the training has stopped.",
-            "Nothing broken was saved. Start again with a lower --lr (half of it) and --overwrite; on a GPU without"
-            " bfloat16, with --device cpu or another base precision.",
+            "Nothing broken was saved. Start again with --overwrite and half the learning rate (--lr); float16"
+            " overflows more easily than bfloat16 or float32.",
         )

@@ -1,0 +1,21 @@
+"""Which words a picture is trained with. No torch."""
+
+import re
+
+from studio.images import Picture
+from studio.trainers.recipe import Recipe
+
+
+def prompt_for(picture: Picture, recipe: Recipe) -> str:
+    """The picture's caption with the trigger in it, or without a caption the instance prompt.
+
+    A caption that lacks the trigger gets it before the first class word, or else the whole phrase in front.
+    """
+    caption = picture.caption
+    if caption is None:
+        return recipe.instance_prompt
+    if re.search(rf"\b{re.escape(recipe.trigger)}\b", caption):
+        return caption
+    phrase = f"{recipe.trigger} {recipe.class_word}"
+    marked, found = re.subn(rf"\b{re.escape(recipe.class_word)}\b", lambda _: phrase, caption, count=1)
+    return marked if found else f"{recipe.instance_prompt}, {caption}"

@@ -1,0 +1,52 @@
+"""From what a user says to a complete recipe: preset, then recipe file, then command line. No torch."""
+
+from pathlib import Path
+from typing import Any
+
+from studio.bases import EMBEDDED, find_base
+from studio.errors import UsageError
+from studio.home import Home
+from studio.library import Library
+from studio.trainers.presets import defaults, free_trigger, read_facts
+from studio.trainers.recipe import Recipe, build_recipe, read_toml
+from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
+
+_NEEDED = {
+    "pictures": "Give the folder with the pictures: studio train-concept FOLDER --name NAME --class WORD",
+    "name": "Give the concept a name: --name milo",
+    "class_word": "Say what kind of thing it is, in a word the base knows: --class cat",
+}
+
+
+def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
+    """The recipe for the settings `given` and those of the file `config`, which weigh less.
+
+    The rest comes from the preset for the base. Raises UsageError for what is missing, unknown or out of range.
+    """
+    chosen = (read_toml(config) if config else {}) | given
+    for key, remedy in _NEEDED.items():
+        if key not in chosen:
+            raise UsageError(f"The {key.replace('_', ' ')} is missing.", remedy)
+    base = chosen.get("base", EMBEDDED)
+    source = find_base(base)
+    facts = read_facts(source)
+    trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
+    preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger)
+    if "rank" in chosen:
+        preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
+    pictures = Path(chosen["pictures"]).expanduser().absolute()
+    return build_recipe([preset, {"base": base, "trigger": trigger}, chosen, {"pictures": pictures}])
+
+
+def resumed_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
+    """The recipe of the interrupted training that `given` or `config` names, with what they change in it."""
+    chosen = (read_toml(config) if config else {}) | given
+    if "name" not in chosen:
+        raise UsageError("The name is missing.", "Say which training goes on: --name milo --resume")
+    check_start(home, chosen["name"], resume=True, overwrite=True)
+    return build_recipe([read_toml(workplace_of(home, chosen["name"]).folder / RECIPE_FILE), chosen])
+
+
+def _used_triggers(home: Home, name: str) -> set[str]:
+    """The triggers of the library's other concepts."""
+    return {concept.trigger for concept in Library(home).concepts() if concept.name != name}

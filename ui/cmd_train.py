@@ -1,0 +1,110 @@
+"""`studio train-concept`: a folder of pictures becomes a concept."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from studio.home import Home
+from studio.ui.options import HomeOption, JsonOption, print_json
+
+if TYPE_CHECKING:
+    from studio.images import Picture
+    from studio.trainers.recipe import Recipe
+
+
+def train_concept(
+    path: Annotated[Path | None, typer.Argument(help="The folder with the pictures, or one picture.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the concept is called in prompts: <NAME>.")] = None,
+    class_word: Annotated[str | None, typer.Option("--class", help="What kind of thing it is, such as cat.")] = None,
+    trigger: Annotated[str | None, typer.Option(help="The rare word it is bound to; chosen by default.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="picturebook (default), sdxl, sd15, a hub id, a folder or a .safetensors file.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="How it is learned: lora.")] = None,
+    preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step (and as many class pictures).")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
+    no_prior: Annotated[bool, typer.Option("--no-prior", help="Do not hold the class by class pictures.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
+    ] = False,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Learn a concept from a few pictures. Ctrl-C saves and stops; --resume goes on.
+
+    The class is what the pictures show (cat, mug, house). Captions in .txt files beside the pictures are used.
+    """
+    from studio.trainers.planning import plan_recipe, resumed_recipe
+
+    options: dict[str, Any] = {
+        "pictures": path,
+        "name": name,
+        "class_word": class_word,
+        "trigger": trigger,
+        "base": base,
+        "method": method,
+        "preset": preset,
+        "steps": steps,
+        "rank": rank,
+        "alpha": alpha,
+        "learning_rate": lr,
+        "batch_size": batch_size,
+        "resolution": resolution,
+        "seed": seed,
+        "prior_preservation": False if no_prior else None,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    place = Home.resolve(home)
+    recipe = (resumed_recipe if resume else plan_recipe)(given, config, place)
+    _train(recipe, place, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def _train(recipe: "Recipe", home: Home, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+    from studio.images import find_pictures
+    from studio.trainers.workplace import check_start
+    from studio.ui.progress import progress
+
+    check_start(home, recipe.name, resume, overwrite)
+    pictures = find_pictures(recipe.pictures)
+    with progress() as emit:
+        from studio.trainers.dreambooth import train_concept as train  # torch: only now that the request is sound
+
+        _show(recipe, pictures)
+        concept = train(recipe, home, emit, resume=resume, overwrite=overwrite)
+    if as_json:
+        print_json(asdict(concept) | {"phrase": concept.phrase, "recipe": recipe.model_dump(mode="json")})
+    else:
+        typer.echo(f'{concept.folder}\nTry it: studio generate "a <{concept.name}>" --concept {concept.name}')
+
+
+def _show(recipe: "Recipe", pictures: "list[Picture]") -> None:
+    """The data table and the settings that matter, on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from studio.trainers.captions import prompt_for
+
+    console = Console(stderr=True, soft_wrap=True)
+    table = Table("picture", "pixels", "trained with", box=None)
+    for picture in pictures:
+        words = prompt_for(picture, recipe)
+        table.add_row(Text(picture.path.name), f"{picture.width} x {picture.height}", Text(words))
+    console.print(table)
+    prior = f"{recipe.prior_count} class pictures" if recipe.prior_preservation else "no class pictures"
+    console.print(
+        f"{len(pictures)} pictures, {prior}; {recipe.steps} steps of {recipe.batch_size} at {recipe.resolution} px,"
+        f" learning rate {recipe.learning_rate:g}, on {recipe.base}",
+        markup=False,
+        highlight=False,
+    )
