@@ -73,6 +73,11 @@ def read_concept(folder: Path) -> Concept:
     return concept
 
 
+def placeholders(prompt: str) -> list[str]:
+    """The names that stand in `prompt` as `<name>`, each once, in order."""
+    return list(dict.fromkeys(_PLACEHOLDER.findall(prompt)))
+
+
 def expand_prompt(prompt: str, concepts: Sequence[Concept]) -> str:
     """`prompt` with every `<name>` replaced by the phrase of the concept of that name.
 
@@ -83,7 +88,9 @@ def expand_prompt(prompt: str, concepts: Sequence[Concept]) -> str:
     def phrase(match: re.Match[str]) -> str:
         name = match[1]
         if name not in phrases:
-            raise UsageError(f"The prompt names <{name}>, which is not among the concepts in use.", _remedy(name, phrases))
+            raise UsageError(
+                f"The prompt names <{name}>, which is not among the concepts in use.", _remedy(name, phrases)
+            )
         return phrases[name]
 
     return _PLACEHOLDER.sub(phrase, prompt)

@@ -6,6 +6,7 @@ import shutil
 import unicodedata
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from studio.errors import StudioError, UsageError
 
 NAME_LIMIT = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# How safetensors and torch.save word a disk that refuses: they raise errors of their own kind.
+_DISK_WORDS = re.compile(r"\(os error \d+\)|inline_container")
 _WINDOWS_DEVICES = {"con", "prn", "aux", "nul"} | {f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10)}
 
 
@@ -97,19 +100,22 @@ def ensure_free(folder: Path, needed: int) -> None:
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then give it its name: the whole file or none.
 
-    Raises StudioError where the disk is full or not writable; the old file, if any, is then intact.
+    Raises StudioError where the disk is full or not writable; the old file, if any, is then intact. What else `write`
+    raises goes on to the caller, and leaves no file behind either.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with open(temporary, "rb+") as file:
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StudioError(
-            f"Cannot write {path}: {error.strerror or error}.", "Free some space or choose another place."
-        ) from error
+        temporary.replace(path)
+    except Exception as error:
+        if not (isinstance(error, OSError) or _DISK_WORDS.search(str(error))):
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise StudioError(f"Cannot write {path}: {reason}.", "Free some space or choose another place.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a parent that is no folder; the error above says so
+            temporary.unlink(missing_ok=True)
     return path

@@ -24,7 +24,9 @@ def list_concepts(home: HomeOption = None, as_json: JsonOption = False) -> None:
         print_json({"library": library.root, "concepts": [_record(one) for one in concepts], "damaged": damaged})
         return
     if not concepts and not damaged:
-        typer.echo(f"{library.root} holds no concept yet. Train one: studio train-concept FOLDER --name NAME --class CLASS")
+        typer.echo(
+            f"{library.root} holds no concept yet. Train one: studio train-concept FOLDER --name NAME --class CLASS"
+        )
         return
     table = Table("name", "in a prompt", "stands for", "method", "base")
     for one in concepts:

@@ -8,7 +8,9 @@ import typer
 
 HomeOption = Annotated[
     Path | None,
-    typer.Option("--home", help="The studio's state folder; otherwise $STUDIO_HOME, or the platform's user-data folder."),
+    typer.Option(
+        "--home", help="The studio's state folder; otherwise $STUDIO_HOME, or the platform's user-data folder."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")]
 

@@ -7,7 +7,7 @@ error that the command raises.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -43,14 +43,12 @@ def progress(console: Console | None = None) -> Iterator[Emit]:
 class _Pace:
     """What is known of the current phase: when it began, and the running mean of its losses."""
 
-    name: str = ""
-    began: float = field(default_factory=time.monotonic)
+    name: str
+    began: float
     mean_loss: float | None = None
 
     def note(self, loss: float) -> None:
-        self.mean_loss = (
-            loss if self.mean_loss is None else LOSS_MEMORY * self.mean_loss + (1 - LOSS_MEMORY) * loss
-        )
+        self.mean_loss = loss if self.mean_loss is None else LOSS_MEMORY * self.mean_loss + (1 - LOSS_MEMORY) * loss
 
     def loss_text(self) -> str:
         return "" if self.mean_loss is None else f"loss {self.mean_loss:.4f}"
@@ -68,7 +66,7 @@ class _Bars:
 
     def __init__(self, bars: Progress) -> None:
         self.bars = bars
-        self.pace = _Pace()
+        self.pace = _Pace("", time.monotonic())
         self.task: TaskID | None = None
 
     def __call__(self, event: Event) -> None:
@@ -86,7 +84,7 @@ class _Bars:
 
     def begin(self, name: str, total: int | None) -> None:
         self.close()
-        self.pace = _Pace(name)
+        self.pace = _Pace(name, time.monotonic())
         self.task = self.bars.add_task(name, total=total, count="", loss="", left="")
 
     def advance(self, step: Step) -> None:
@@ -118,13 +116,13 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.pace = _Pace()
+        self.pace = _Pace("", time.monotonic())
         self.told = 0.0
 
     def __call__(self, event: Event) -> None:
         match event:
             case Phase(name, total):
-                self.pace = _Pace(name)
+                self.pace = _Pace(name, time.monotonic())
                 self.told = time.monotonic()
                 self.say(name if total is None else f"{name} ({total})")
             case Step():

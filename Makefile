@@ -1,0 +1,58 @@
+# Two commands need nothing but Python >= 3.11, pip and make: `make demo` and `make test`.
+
+# The first interpreter that is new enough; PYTHON=... chooses another.
+PYTHON ?= $(shell for name in python3 python python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+BIN := .venv/bin
+MAPPED := pipelines trainers kernels ui assets
+
+.PHONY: demo test lint gpu soak base clean
+
+demo: .venv/installed
+	$(BIN)/studio demo
+
+test: .venv/installed-test
+	$(BIN)/pytest
+
+lint: .venv/installed-dev
+	@mkdir -p build/typing/studio
+	@ln -sfn ../../../studio/__init__.py build/typing/studio/__init__.py
+	@for folder in $(MAPPED); do ln -sfn ../../../$$folder build/typing/studio/$$folder; done
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+# What needs a CUDA device: its tests, reported as JUnit XML beside the doctor's JSON in out/gpu/.
+gpu: .venv/installed-test
+	@mkdir -p out/gpu
+	$(BIN)/studio doctor --json > out/gpu/doctor.json
+	$(BIN)/pytest -m gpu --junit-xml out/gpu/tests.xml || { [ $$? -eq 5 ] && echo "There are no GPU tests yet."; }
+
+# Everything again and again, to find what fails one time in many; ROUNDS=20 chooses how often.
+soak: ROUNDS ?= 5
+soak: .venv/installed-test
+	for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; $(BIN)/pytest -q || exit 1; done
+
+# Train the embedded base anew (hours on two CPU cores).
+base: .venv/installed
+	$(BIN)/python -m studio.trainers.picturebook
+
+clean:
+	rm -rf .venv build out .pytest_cache .ruff_cache
+
+.venv/bin/pip:
+	@[ -n "$(PYTHON)" ] || { echo "No Python >= 3.11 was found. Install one, or name it: make PYTHON=/path/to/python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml .venv/bin/pip
+	@echo "Installing the studio and its libraries into .venv: some minutes, 1.4 GB with the CPU build of torch."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+.venv/installed-dev: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@touch $@

@@ -1,0 +1,140 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from studio.concepts import Concept, write_concept
+from studio.errors import StudioError, UsageError
+from studio.home import Home
+from studio.library import Library
+
+
+@pytest.fixture
+def library(home: Home) -> Library:
+    return Library(home)
+
+
+def finished(folder: Path, name: str = "milo") -> Path:
+    """A folder as a training leaves it."""
+    concept = Concept(name, "sks", "cat", "picturebook", "sdxl", "lora", folder)
+    (folder / "samples").mkdir(parents=True)
+    (folder / "samples/1.png").write_bytes(b"png")
+    concept.adapter_file.write_bytes(b"weights")
+    write_concept(concept)
+    return folder
+
+
+def test_a_new_library_is_empty(library: Library):
+    assert library.concepts() == []
+    with pytest.raises(UsageError, match="no concept 'milo'"):
+        library.find("milo")
+
+
+def test_a_finished_folder_moves_in_whole(library: Library, tmp_path: Path):
+    source = finished(tmp_path / "work")
+    added = library.add(source, "milo")
+    assert not source.exists()
+    assert added == library.find("milo") == library.concepts()[0]
+    assert added.folder == library.root / "milo"
+    assert {path.name for path in added.folder.rglob("*")} == {
+        "adapter.safetensors",
+        "concept.json",
+        "samples",
+        "1.png",
+    }
+
+
+def test_the_folder_gives_the_name(library: Library, tmp_path: Path):
+    library.add(finished(tmp_path / "work"), "rex")
+    assert library.find("rex").name == "rex"
+
+
+@pytest.mark.parametrize("name", ["milo", "Milo"])
+def test_a_taken_name_is_refused_and_both_stay(library: Library, tmp_path: Path, name: str):
+    library.add(finished(tmp_path / "one"), "milo")
+    with pytest.raises(UsageError, match="already"):
+        library.add(finished(tmp_path / "two"), name)
+    assert (tmp_path / "two").is_dir()
+    assert len(library.concepts()) == 1
+
+
+@pytest.mark.parametrize("name", ["../milo", "x" * 300, "mi\0lo", "CON", "mіlo", ".milo", ""])  # noqa: RUF001
+def test_bad_names_neither_enter_nor_are_looked_for(library: Library, tmp_path: Path, name: str):
+    source = finished(tmp_path / "work")
+    for action in (lambda: library.add(source, name), lambda: library.find(name), lambda: library.remove(name)):
+        with pytest.raises(UsageError):
+            action()
+    assert source.is_dir()
+
+
+def test_an_unfinished_folder_is_refused(library: Library, tmp_path: Path):
+    source = finished(tmp_path / "work")
+    (source / "adapter.safetensors").unlink()
+    with pytest.raises(StudioError, match="missing"):
+        library.add(source, "milo")
+    assert not library.root.exists()
+
+
+def test_near_names_are_offered(library: Library, tmp_path: Path):
+    library.add(finished(tmp_path / "work"), "milo")
+    with pytest.raises(UsageError) as refused:
+        library.find("mlio")
+    assert "'milo'" in refused.value.remedy
+
+
+def test_a_removed_concept_is_gone(library: Library, tmp_path: Path):
+    library.add(finished(tmp_path / "work"), "milo")
+    library.remove("milo")
+    assert list(library.root.iterdir()) == []
+
+
+def test_a_damaged_concept_hides_no_other_and_can_be_removed(library: Library, tmp_path: Path):
+    library.add(finished(tmp_path / "one"), "milo")
+    library.add(finished(tmp_path / "two"), "rex")
+    (library.root / "rex/concept.json").write_text("{")
+    assert [concept.name for concept in library.concepts()] == ["milo"]
+    assert list(library.damaged()) == ["rex"]
+    library.remove("rex")
+    assert not library.damaged()
+
+
+def test_from_another_disk_a_concept_is_copied_whole(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = finished(tmp_path / "work")
+    rename = Path.rename
+
+    def other_disk(path: Path, target: Path) -> Path:
+        if path == source:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", other_disk)
+    assert library.add(source, "milo").adapter_file.read_bytes() == b"weights"
+    assert not source.exists()
+
+
+def test_a_full_disk_leaves_the_work_and_no_half_concept(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = finished(tmp_path / "work")
+
+    def other_disk(path: Path, target: Path) -> Path:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def full(_: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "adapter.safetensors").write_bytes(b"wei")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", other_disk)
+    monkeypatch.setattr("shutil.copytree", full)
+    with pytest.raises(StudioError) as refused:
+        library.add(source, "milo")
+    assert str(source) in refused.value.remedy
+    assert (source / "adapter.safetensors").exists()
+    assert list(library.root.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_library_is_an_error_of_the_studio(library: Library, tmp_path: Path):
+    library.root.touch()
+    with pytest.raises(StudioError, match="Cannot keep"):
+        library.add(finished(tmp_path / "work"), "milo")
