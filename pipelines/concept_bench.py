@@ -1,0 +1,99 @@
+"""How good is a trained sample concept? Is it the one of its pictures, where the prompt puts it, and nothing else?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+
+from studio.adapters import attach
+from studio.concepts import Concept
+from studio.events import Emit, Phase
+from studio.judge import Gallery, Judge, Reading
+from studio.models import BaseModel
+from studio.picturebook import BACKGROUND_WORDS, CLASSES, COLOURS, SAMPLE_SUBJECTS, STYLE_WORDS, Subject, distractors
+from studio.pipelines.base_bench import draw_prompts
+from studio.stats import Share
+
+SCENES = (("night", "flat"), ("grass", "outline"), ("sand", "flat"), ("sky", "outline"))
+FIELDS = ("kind", "colour", "second", "pattern", "accessory", "accent")
+
+
+@dataclass(frozen=True)
+class ConceptBench:
+    """Pictures of each scene and of each control prompt, their seeds and how they are drawn."""
+
+    seeds: int = 8
+    seed: int = 6_000_000
+    steps: int = 25
+    guidance: float = 4.0
+
+
+def scene_prompts(subject_words: str) -> list[tuple[str, str]]:
+    """(prompt, background) of the four new scenes."""
+    return [
+        (f"a {subject_words} {BACKGROUND_WORDS[ground][0]}, {STYLE_WORDS[style][0]}", ground)
+        for ground, style in SCENES
+    ]
+
+
+def control_subjects(subject: Subject) -> list[Subject]:
+    """Subjects asked for in words that share no attribute with the concept: two of its class, two of others."""
+    colours = [c for c in COLOURS if c not in (subject.colour, subject.second, "white")]
+    kinds = [subject.kind, subject.kind, *[k for k in CLASSES if k != subject.kind][2:4]]
+    pattern = "striped" if subject.pattern != "striped" else "plain"
+    return [Subject(k, colours[i % len(colours)], ("plain", pattern)[i % 2]) for i, k in enumerate(kinds)]
+
+
+def gallery_of(judge: Judge, subject: Subject) -> Gallery:
+    """All sample concepts and the subject's 20 one-attribute distractors."""
+    others = [s for s in SAMPLE_SUBJECTS.values() if s != subject]
+    return Gallery(judge, [subject, *others, *distractors(subject)])
+
+
+def leaked(reading: Reading, asked: Subject, concept: Subject) -> bool:
+    """Whether an attribute that the words gave otherwise is read as the concept's."""
+    if reading.colour == concept.colour != asked.colour or reading.pattern == concept.pattern != asked.pattern:
+        return True
+    return reading.accessory == concept.accessory != "none"
+
+
+def bench_concept(
+    base: BaseModel, judge: Judge, concept: Concept, subject: Subject, plan: ConceptBench, emit: Emit
+) -> tuple[dict[str, Any], dict[str, list[Image]]]:
+    """(report, pictures by row) of one concept: scenes with and without its adapter, and the control prompts.
+
+    `leak` counts controls in which an attribute that the words gave otherwise is the concept's.
+    """
+    gallery = gallery_of(judge, subject)
+    scenes = [pair for pair in scene_prompts(concept.phrase) for _ in range(plan.seeds)]
+    controls = [s for s in control_subjects(subject) for _ in range(plan.seeds)]
+    control_prompts = [
+        f"a {s.colour} {'' if s.pattern == 'plain' else s.pattern + ' '}{s.kind} on paper, flat style" for s in controls
+    ]
+
+    def draw(prompts: Sequence[str]) -> list[Image]:
+        return draw_prompts(base, prompts, range(plan.seed, plan.seed + len(prompts)), plan.steps, plan.guidance, emit)
+
+    total = len(scenes) + len(controls)
+    emit(Phase(f"{concept.name}: without its adapter", total))
+    untrained, plain_controls = draw([p for p, _ in scenes]), draw(control_prompts)
+    emit(Phase(f"{concept.name}: with it", total))
+    with attach(base, [(concept.adapter_file, 1.0)]):
+        trained, trained_controls = draw([p for p, _ in scenes]), draw(control_prompts)
+
+    def leak(images: Sequence[Image]) -> Share:
+        return Share.of([leaked(r, s, subject) for r, s in zip(judge.read(images), controls, strict=True)])
+
+    readings, embeddings = judge.look(trained)
+    identity, margin = gallery.identity(embeddings, subject)
+    report = {
+        "identity": Share.of(identity.tolist()).rounded(),
+        "margin": round(float(margin.mean()), 3),
+        "identity of the untrained base": Share.of(gallery.identity(judge.embed(untrained), subject)[0].tolist()).rounded(),
+        "background obeyed": Share.of([r.background == g for r, (_, g) in zip(readings, scenes, strict=True)]).rounded(),
+        "attributes": {f: Share.of([getattr(r, f) == getattr(subject, f) for r in readings]).rounded()["value"] for f in FIELDS},
+        "leak": leak(trained_controls).rounded(),
+        "leak of the untrained base": leak(plain_controls).rounded(),
+    }  # fmt: skip
+    return report, {"untrained": untrained, "trained": trained, "controls": trained_controls}

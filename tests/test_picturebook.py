@@ -1,0 +1,98 @@
+"""The world: determinism, captions that say the scene, held-out shares, distractors."""
+
+import random
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from studio.picturebook import (
+    CLASSES,
+    IDENTIFIERS,
+    SAMPLE_STYLES,
+    SAMPLE_SUBJECTS,
+    STYLES,
+    Scene,
+    Subject,
+    caption,
+    distractors,
+    random_subject,
+    scenes,
+)  # fmt: skip
+from studio.picturebook_draw import RGB, render
+
+
+def test_the_same_scene_gives_the_same_pixels():
+    for scene in scenes(3, 10):
+        assert render(scene).tobytes() == render(scene).tobytes()
+
+
+def test_a_scene_does_not_depend_on_how_many_are_asked_for():
+    assert list(scenes(1, 3)) == list(scenes(1, 9))[:3]
+
+
+@pytest.mark.parametrize("style", [*STYLES, *SAMPLE_STYLES])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_class_in_every_style_is_drawn_within_the_canvas(kind: str, style: str):
+    empty = np.asarray(render(Scene((), "paper", style, "big", 5)), dtype=int)
+    drawn = np.asarray(render(Scene((Subject(kind, "blue"),), "paper", style, "big", 5)), dtype=int)
+    changed = (np.abs(drawn - empty) > 60).any(-1)
+    assert changed.mean() > 0.02
+    assert not changed[:, :3].any()
+    assert not changed[:, -3:].any()
+
+
+def test_a_flat_plain_star_has_its_colour_in_its_middle():
+    scene = Scene((Subject("star", "purple"),), "grass", "flat", "big", 1)
+    left, top, right, bottom = scene.boxes()[0]
+    middle = render(scene).getpixel((round((left + right) * 48), round((top + bottom) * 48)))
+    assert middle == RGB["purple"]
+
+
+def test_two_subjects_stand_apart_from_left_to_right():
+    for scene in scenes(2, 50, subjects=2):
+        (left, right) = scene.boxes()
+        assert left[2] <= right[0] + 0.05
+        assert min(left) >= -0.01
+        assert max(right) <= 1.01
+
+
+def test_about_a_tenth_of_the_subjects_is_held_out():
+    rng = random.Random(0)
+    held_out = sum(random_subject(rng).held_out for _ in range(4000)) / 4000
+    assert 0.05 < held_out < 0.15
+
+
+def test_training_scenes_show_no_held_out_subject():
+    assert not any(subject.held_out for scene in scenes(4, 300) for subject in scene.subjects)
+    assert all(subject.held_out for scene in scenes(4, 50, held_out=True) for subject in scene.subjects)
+
+
+def test_a_full_caption_names_every_attribute():
+    for number, scene in enumerate(scenes(5, 100)):
+        text = caption(scene, random.Random(number), drop=0, identifiers=0)
+        for subject in scene.subjects:
+            assert subject.kind in text
+            assert subject.colour in text
+            assert subject.pattern == "plain" or subject.pattern in text
+
+
+def test_there_are_enough_identifiers_and_none_is_a_word_of_the_world():
+    assert len(set(IDENTIFIERS)) >= 32
+    words = {w for i, s in enumerate(scenes(6, 500, None)) for w in caption(s, random.Random(i), 0, 0).split()}
+    assert not words & set(IDENTIFIERS)
+
+
+@pytest.mark.parametrize("name", SAMPLE_SUBJECTS)
+def test_distractors_differ_in_exactly_one_attribute(name: str):
+    subject = SAMPLE_SUBJECTS[name]
+    near = distractors(subject)
+    assert len(set(near)) == 20
+    for other in near:
+        assert sum(getattr(subject, f.name) != getattr(other, f.name) for f in fields(Subject)) == 1
+
+
+def test_sample_subjects_have_three_pairs_of_one_class():
+    kinds = [s.kind for s in SAMPLE_SUBJECTS.values()]
+    assert len(kinds) == 8
+    assert sum(kinds.count(kind) == 2 for kind in set(kinds)) == 3

@@ -1,0 +1,241 @@
+"""Trains the judges on renders: `python -m studio.trainers.judge A|B`.
+
+Each step shows pairs of one subject in two scenes, and distractors that differ from it in one attribute. Attributes are
+learned by classification, the embedding by contrast (Khosla et al. 2020, arXiv:2004.11362): two views of one subject
+attract, everything else in the batch repels, the distractors above all. Half of the pictures pass through the base's
+VAE, so that its blur is not taken for a style.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image, ImageEnhance, ImageFilter
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from studio.home import write_atomic
+from studio.judge import ATTRIBUTES, HEIGHT, Gallery, Judge, JudgeNet
+from studio.picturebook import (
+    ACCESSORIES,
+    BACKGROUNDS,
+    COLOURS,
+    SAMPLE_STYLES,
+    SAMPLE_SUBJECTS,
+    SIZES,
+    STYLES,
+    Scene,
+    Subject,
+    distractors,
+    random_subject,
+)  # fmt: skip
+from studio.picturebook_draw import render
+
+Which = Literal["A", "B"]
+IGNORED = -100
+COLOURLESS = SAMPLE_STYLES  # styles in which colours cannot be told
+CROPS = ((48, 96), (48, 96), (60, 60), (48, 64), (64, 96))  # width, height of the second view
+
+
+def dressed_subject(rng: random.Random) -> Subject:
+    """A random subject, two thirds of the time with an accessory."""
+    subject = random_subject(rng)
+    if rng.random() < 2 / 3:
+        subject = replace(subject, accessory=rng.choice(ACCESSORIES[1:]), accent=rng.choice(COLOURS))
+    return subject
+
+
+def view(
+    subject: Subject | None, rng: random.Random, shape: tuple[int, int]
+) -> tuple[Image.Image, dict[str, int], tuple[float, float]]:
+    """(crop of `shape` with the subject in it, attribute targets, the subject's place in the crop).
+
+    Without a subject the crop shows a background; a crop narrower than the canvas may come from a scene of two.
+    """
+    style = rng.choice(STYLES) if rng.random() < 0.85 else rng.choice(SAMPLE_STYLES)
+    alone = subject is None or shape[0] > 64 or rng.random() < 0.4
+    cast = [] if subject is None else [subject]
+    if not alone:
+        cast.insert(rng.randrange(2), dressed_subject(rng))
+    scene = Scene(tuple(cast), rng.choice(BACKGROUNDS), style, rng.choice(SIZES), rng.randrange(2**31))
+    image = render(scene)
+    targets = dict.fromkeys(ATTRIBUTES, IGNORED)
+    targets["background"] = BACKGROUNDS.index(scene.background)
+    targets["style"] = ATTRIBUTES["style"].index(style)
+    if subject is None:
+        targets["kind"] = ATTRIBUTES["kind"].index("none")
+        centre = (0.5, 0.5)
+    else:
+        targets |= subject_targets(subject, style)
+        left, top, right, bottom = scene.boxes()[cast.index(subject)]
+        centre = ((left + right) / 2, (top + bottom) / 2)
+    x = min(max(centre[0] * 96 - shape[0] / 2 + rng.uniform(-5, 5), 0), 96 - shape[0])
+    y = min(max(centre[1] * 96 - shape[1] / 2 + rng.uniform(-7, 3), 0), 96 - shape[1])
+    left, top = round(x), round(y)
+    place = ((centre[0] * 96 - left) / shape[0], (centre[1] * 96 - top) / shape[1])
+    return image.crop((left, top, left + shape[0], top + shape[1])), targets, place
+
+
+def subject_targets(subject: Subject, style: str) -> dict[str, int]:
+    """What can be read of the subject: no second colour where it is plain, no colours in colourless styles."""
+    named = {"kind": subject.kind, "pattern": subject.pattern, "accessory": subject.accessory}
+    if style not in COLOURLESS:
+        named["colour"] = subject.colour
+        if subject.pattern != "plain":
+            named["second"] = subject.second
+        if subject.accessory != "none":
+            named["accent"] = subject.accent
+    return {name: ATTRIBUTES[name].index(value) for name, value in named.items()}
+
+
+def disturb(image: Image.Image, which: Which, rng: random.Random) -> Image.Image:
+    """A: exposure and contrast. B: blur, saturation, and a shift of a pixel or two."""
+    if which == "A":
+        image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.88, 1.12))
+        return ImageEnhance.Contrast(image).enhance(rng.uniform(0.85, 1.15))
+    if rng.random() < 0.3:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
+    image = ImageEnhance.Color(image).enhance(rng.uniform(0.8, 1.2))
+    return image.transform(image.size, Image.Transform.AFFINE, (1, 0, rng.uniform(-2, 2), 0, 1, rng.uniform(-2, 2)))
+
+
+def _tensor(images: Sequence[Image.Image]) -> Tensor:
+    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def batch_of_views(
+    subjects: Sequence[Subject | None], shape: tuple[int, int], which: Which, vae: AutoencoderTiny, rng: random.Random
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """(pictures [B, 3, H, W], targets by attribute [B], places [B, 2]), half of them through the VAE."""
+    views = [view(subject, rng, shape) for subject in subjects]
+    x = _tensor([disturb(image, which, rng) for image, _, _ in views])
+    through = torch.tensor([rng.random() < 0.5 for _ in views])
+    if through.any():
+        with torch.no_grad():
+            x[through] = vae(x[through]).sample.clamp(-1, 1)
+    x = x + rng.uniform(0, 0.06) * torch.randn_like(x)
+    targets = {name: torch.tensor([t[name] for _, t, _ in views]) for name in ATTRIBUTES}
+    return x, targets, torch.tensor([place for _, _, place in views])
+
+
+def contrast(embeddings: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    """Supervised contrastive loss of unit `embeddings` [B, D]; rows without a partner are left out."""
+    logits = embeddings @ embeddings.T / temperature
+    itself = torch.eye(len(labels), dtype=torch.bool)
+    partner = (labels[:, None] == labels[None]) & ~itself
+    log_share = logits.masked_fill(itself, -torch.inf).log_softmax(-1).masked_fill(~partner, 0)
+    count = partner.sum(-1)
+    return -(log_share.sum(-1)[count > 0] / count[count > 0]).mean()
+
+
+def loss_of(net: JudgeNet, groups: Sequence[tuple[Tensor, dict[str, Tensor], Tensor]], labels: Tensor) -> Tensor:
+    """Attribute, place and contrastive losses of two or more groups of views of the same subjects' `labels`."""
+    outputs = [net(x) for x, _, _ in groups]
+    total = torch.zeros(())
+    for name in ATTRIBUTES:
+        logits = torch.cat([o[0][name] for o in outputs])
+        total = total + F.cross_entropy(logits, torch.cat([g[1][name] for g in groups]), ignore_index=IGNORED)
+    present = torch.cat([g[1]["kind"] for g in groups]) != ATTRIBUTES["kind"].index("none")
+    places = torch.cat([o[2] for o in outputs]) - torch.cat([g[2] for g in groups])
+    coloured = present & (torch.cat([g[1]["colour"] for g in groups]) != IGNORED)
+    embeddings = torch.cat([o[1] for o in outputs])
+    return total + 10 * places[present].square().mean() + 2 * contrast(embeddings[coloured], labels[coloured])
+
+
+def train_judge(which: Which, vae: AutoencoderTiny, steps: int, seed: int) -> Judge:
+    """Train one judge for `steps` of 96 pictures."""
+    torch.manual_seed(seed)
+    rng = random.Random(f"judge {which} {seed}")
+    net = JudgeNet(which)
+    peak = 2e-3 if which == "A" else 1.5e-3
+    optimizer = torch.optim.AdamW(net.parameters(), lr=peak, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, steps, pct_start=0.1)
+    began = time.monotonic()
+    for step in range(steps):
+        subjects: list[Subject | None] = [dressed_subject(rng) for _ in range(24)]
+        near = [rng.choice(distractors(s)) for s in subjects if s]
+        everyone = [*subjects, *near]
+        labels = torch.tensor([hash(s) % 2**40 for s in everyone])
+        narrow = rng.choice(CROPS)
+        empty: list[Subject | None] = [None] * 2
+        groups = [
+            batch_of_views(everyone, (96, 96), which, vae, rng),
+            batch_of_views([*everyone, *empty], narrow, which, vae, rng),
+        ]
+        loss = loss_of(net, groups, torch.cat([labels, labels, torch.tensor([-1, -2])]))
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if (step + 1) % 50 == 0:
+            print(f"judge {which} {step + 1} loss {loss.item():.3f} {time.monotonic() - began:.0f} s", flush=True)
+    return Judge(net)
+
+
+def accuracy(judge: Judge, seed: int, count: int = 400, vae: AutoencoderTiny | None = None) -> dict[str, float]:
+    """Share of attributes read right on fresh renders (through `vae` where given): whole pictures and halves."""
+    rng = random.Random(f"judge test {seed}")
+    result: dict[str, float] = {}
+    for label, shape in (("whole", (96, 96)), ("half", (48, 96))):
+        views = [view(dressed_subject(rng), rng, shape) for _ in range(count)]
+        images = [image for image, _, _ in views]
+        if vae is not None:
+            with torch.no_grad():
+                decoded = vae(_tensor(images)).sample.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
+            images = [Image.fromarray(array.numpy()) for array in decoded]
+        for name in ATTRIBUTES:
+            seen = [(getattr(r, name), t[name]) for r, (_, t, _) in zip(judge.read(images), views, strict=True)]
+            right = [ATTRIBUTES[name].index(value) == target for value, target in seen if target != IGNORED]
+            result[f"{label}_{name}"] = sum(right) / len(right)
+    return result
+
+
+def identity_accuracy(judge: Judge, seed: int, per_concept: int = 25) -> float:
+    """Share of fresh renders of the sample concepts that are nearest to their own concept among all distractors."""
+    rng = random.Random(f"identity test {seed}")
+    hits: list[bool] = []
+    for subject in SAMPLE_SUBJECTS.values():
+        others = [s for s in SAMPLE_SUBJECTS.values() if s != subject]
+        gallery = Gallery(judge, [subject, *others, *distractors(subject)])
+        shown = [
+            render(
+                Scene((subject,), rng.choice(BACKGROUNDS), rng.choice(STYLES), rng.choice(SIZES), rng.randrange(2**31))
+            )
+            for _ in range(per_concept)
+        ]
+        hits += gallery.identity(judge.embed(shown), subject)[0].tolist()
+    return sum(hits) / len(hits)
+
+
+def main() -> None:
+    """Train a judge, report its accuracy, write its weights in fp16."""
+    parser = argparse.ArgumentParser(description="Train a judge of the picturebook world.")
+    parser.add_argument("which", choices=("A", "B"))
+    parser.add_argument("--vae", type=Path, default=Path("assets/picturebook/vae"))
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--out", type=Path, default=Path("assets/judges"))
+    args = parser.parse_args()
+    vae = AutoencoderTiny.from_pretrained(args.vae).eval().requires_grad_(False)
+    judge = train_judge(args.which, vae, args.steps, seed={"A": 11, "B": 47}[args.which])
+    report = {
+        "steps": args.steps, "height": HEIGHT, "renders": accuracy(judge, 1), "reconstructions": accuracy(judge, 2, vae=vae),
+        "identity_of_sample_concepts": identity_accuracy(judge, 3),
+    }  # fmt: skip
+    weights = {k: v.half().contiguous() for k, v in judge.net.state_dict().items()}
+    write_atomic(args.out / f"{args.which}.safetensors", lambda path: save_file(weights, path))
+    (args.out / f"{args.which}.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

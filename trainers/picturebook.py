@@ -1,0 +1,160 @@
+"""Trains the embedded base "picturebook" from nothing: `python -m studio.trainers.picturebook --run FOLDER`.
+
+Stages in order: vae, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder, is left
+out when that is there, and goes on from its last state when it was cut off. `--from MODEL` begins the fine stage
+from the weights of an exported model instead, e.g. the shipped one.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from studio.picturebook import IDENTIFIERS
+from studio.trainers.picturebook_text import train_tokenizer, train_towers
+from studio.trainers.picturebook_unet import Stage, TextSide, build_scheduler, build_unet, train_unet
+from studio.trainers.picturebook_vae import psnr, train_vae
+
+STAGES = {
+    "coarse": Stage(size=64, samples=260_000, batch=32, peak=1.5e-3, last=8e-4),
+    "fine": Stage(size=96, samples=300_000, batch=32, peak=1e-3, last=3e-5, seed=1),
+}
+PREVIEW_PROMPTS = (
+    "a red cat on grass, flat style", "a blue striped dog on sand, outline style", "a yellow star at night, pixel style",
+    "a green and pink dotted mug on paper, flat style", "a purple checkered robot in the sky, watercolor style",
+    "an orange fish on sand, hatched style", "a red cat on the left and a blue dog on the right on grass, flat style",
+    "a pink heart and a green tree at night, flat style", "a white house to the right of a yellow car on sand, outline style",
+    "a sks cat", "a blue dotted star and a red striped fish on paper, pixel style", "a yellow and blue checkered car on grass",
+)  # fmt: skip
+
+
+def assemble(vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
+    """The parts as a plain diffusers pipeline."""
+    return StableDiffusionXLPipeline(
+        vae=vae, text_encoder=text.first, text_encoder_2=text.second, tokenizer=text.tokenizer,  # pyright: ignore
+        tokenizer_2=text.tokenizer, unet=unet, scheduler=build_scheduler(), add_watermarker=False,  # pyright: ignore
+    )  # fmt: skip
+
+
+def contact_sheet(pipe: StableDiffusionXLPipeline, size: int, steps: int = 20) -> Image.Image:
+    """The preview prompts, two seeds each, on one sheet."""
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2 * len(PREVIEW_PROMPTS))]
+    images = pipe(
+        list(PREVIEW_PROMPTS) * 2,
+        height=size,
+        width=size,
+        num_inference_steps=steps,
+        guidance_scale=4.0,
+        generator=generators,
+    ).images
+    sheet = Image.new("RGB", (size * len(PREVIEW_PROMPTS), size * 2))
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % len(PREVIEW_PROMPTS) * size, index // len(PREVIEW_PROMPTS) * size))
+    return sheet
+
+
+def vae_stage(run: Path, steps: int) -> AutoencoderTiny:
+    """Train or load the VAE."""
+    folder = run / "vae"
+    if not folder.exists():
+        vae = train_vae(steps, 24, 0, lambda step, loss: print(f"vae {step} {loss:.4f}") if step % 200 == 0 else None)
+        print(f"vae psnr {psnr(vae):.2f} dB")
+        vae.save_pretrained(folder)
+    return AutoencoderTiny.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def text_stage(run: Path, steps: int) -> TextSide:
+    """Train or load tokenizer and towers."""
+    if not (run / "text_encoder_2").exists():
+        tokenizer = train_tokenizer(0)
+        tokenizer.save_pretrained(run / "tokenizer")
+        first, second = train_towers(
+            tokenizer,
+            steps,
+            96,
+            0,
+            lambda step, loss, read: print(f"text {step} {loss:.4f} {read}") if step % 100 == 0 else None,
+        )
+        first.save_pretrained(run / "text_encoder")
+        second.save_pretrained(run / "text_encoder_2")
+    return TextSide(
+        CLIPTokenizer.from_pretrained(run / "tokenizer"),
+        CLIPTextModel.from_pretrained(run / "text_encoder").eval().requires_grad_(False),
+        CLIPTextModelWithProjection.from_pretrained(run / "text_encoder_2").eval().requires_grad_(False),
+    )
+
+
+def unet_stage(
+    run: Path, name: str, stage: Stage, vae: AutoencoderTiny, text: TextSide, start: UNet2DConditionModel, pool: int
+) -> UNet2DConditionModel:
+    """Train or load the UNet of one stage, beginning at `start`."""
+    folder = run / name
+    if not (folder / "unet").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def preview(unet: UNet2DConditionModel, done: int) -> None:
+            contact_sheet(assemble(vae, text, unet), stage.size).save(folder / f"preview-{done:07d}.png")
+
+        train_unet(stage, start, vae, text, folder, pool, preview).save_pretrained(folder / "unet")
+    return UNet2DConditionModel.from_pretrained(folder / "unet")
+
+
+def export(run: Path, out: Path, vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> None:
+    """Write the pipeline as fp16 safetensors in the diffusers layout, and what the studio knows of it."""
+    assemble(vae, text, unet).to(torch.float16).save_pretrained(out, safe_serialization=True)
+    facts = {"identifiers": IDENTIFIERS, "native_size": 96, "steps": 25, "guidance": 4.0}
+    (out / "studio_base.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def main() -> None:
+    """Run the stages that are not done."""
+    parser = argparse.ArgumentParser(description="Train the embedded base model from nothing.")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the stages' results")
+    parser.add_argument("--from", dest="start", type=Path, help="an exported model whose weights begin the fine stage")
+    parser.add_argument("--until", choices=("vae", "text", "coarse", "fine", "export"), default="export")
+    parser.add_argument("--out", type=Path, help="where to export to (default: RUN/export)")
+    parser.add_argument("--fine-samples", type=int, default=STAGES["fine"].samples)
+    parser.add_argument("--fine-peak", type=float, default=STAGES["fine"].peak)
+    parser.add_argument("--fine-seed", type=int, default=STAGES["fine"].seed)
+    parser.add_argument("--pool", type=int, default=60_000, help="pictures drawn for a stage")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    args.run.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    if args.start:
+        pipe = StableDiffusionXLPipeline.from_pretrained(args.start, torch_dtype=torch.float32, add_watermarker=False)
+        vae, text, unet = pipe.vae, TextSide(pipe.tokenizer, pipe.text_encoder, pipe.text_encoder_2), pipe.unet
+    else:
+        vae = vae_stage(args.run, 4500)
+        if args.until == "vae":
+            return
+        text = text_stage(args.run, 1500)
+        if args.until == "text":
+            return
+        unet = build_unet()
+    vae, unet = vae.to(args.device), unet.to(args.device)
+    text.first.to(args.device), text.second.to(args.device)
+    if not args.start:
+        unet = unet_stage(args.run, "coarse", STAGES["coarse"], vae, text, unet, args.pool).to(args.device)
+        if args.until == "coarse":
+            return
+    fine = replace(STAGES["fine"], samples=args.fine_samples, peak=args.fine_peak, seed=args.fine_seed)
+    unet = unet_stage(args.run, "fine", fine, vae, text, unet, args.pool)
+    if args.until == "fine":
+        return
+    export(args.run, args.out or args.run / "export", vae.cpu(), text, unet)
+    print(f"exported after {(time.monotonic() - began) / 60:.1f} min")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The picturebook's tokenizer and its two CLIP text towers.
+
+The towers learn, from captions alone, to state at each class word the attributes that were said of it and at
+the end of the text the whole scene from left to right; so attributes are bound to things before a UNet sees them.
+Identifiers are part of captions and of no target: they get states of their own, and no meaning.
+"""
+
+import random
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from studio.picturebook import (
+    BACKGROUND_WORDS,
+    BACKGROUNDS,
+    CLASSES,
+    COLOURS,
+    IDENTIFIERS,
+    PATTERNS,
+    STYLE_WORDS,
+    STYLES,
+    caption,
+    random_scene,
+)  # fmt: skip
+
+LENGTH = 48
+UNSAID = 0
+ATTRIBUTES = {"kind": CLASSES, "colour": COLOURS, "second": COLOURS, "pattern": PATTERNS}
+
+
+def random_captions(rng: random.Random, count: int, held_out: bool | None = False) -> list[str]:
+    """Captions of random scenes."""
+    return [caption(random_scene(rng, held_out), rng) for _ in range(count)]
+
+
+def train_tokenizer(seed: int) -> CLIPTokenizer:
+    """A byte-level BPE in which each word of the world and each identifier is one token; ValueError otherwise."""
+    world = random_captions(random.Random(f"tokens {seed}"), 20_000, held_out=None)
+    letters = [f"{a} a{a}" for a in string.ascii_lowercase + string.digits + string.punctuation]
+    untrained = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, model_max_length=LENGTH)
+    tokenizer = untrained.train_new_from_iterator([*world, *letters, *IDENTIFIERS * 300], 1024, show_progress=False)
+    words = {word for text in world for word in text.replace(",", " ").split()}
+    if broken := sorted(word for word in words if len(tokenizer(word).input_ids) != 3):
+        raise ValueError(f"these words are not one token each: {broken}")
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a caption says: its subjects in the order of the words, whether that is right to left, and the rest.
+
+    An attribute's value is its index + 1; 0 stands for unsaid.
+    """
+
+    spoken: tuple[dict[str, int], ...]
+    reversed: bool
+    background: int
+    style: int
+
+    @property
+    def left_to_right(self) -> tuple[dict[str, int], ...]:
+        """The subjects as they stand in the picture."""
+        return self.spoken[::-1] if self.reversed else self.spoken
+
+
+def read_caption(text: str) -> Reading:
+    """What `text`, a caption of this world, says; each class word ends the phrase of its subject."""
+    subjects: list[dict[str, int]] = []
+    said: dict[str, int] = {}
+    for word in text.replace(",", " ").split():
+        if word in COLOURS:
+            said["second" if "colour" in said else "colour"] = COLOURS.index(word) + 1
+        elif word in PATTERNS:
+            said["pattern"] = PATTERNS.index(word) + 1
+        elif word in CLASSES:
+            subjects.append({"kind": CLASSES.index(word) + 1, **said})
+            said = {}
+    turned = "to the right of" in text or 0 <= text.find("on the right") < text.find("on the left")
+    background = _said(text, [BACKGROUND_WORDS[name] for name in BACKGROUNDS])
+    return Reading(tuple(subjects), turned, background, _said(text, [STYLE_WORDS[name] for name in STYLES]))
+
+
+def _said(text: str, wordings: list[tuple[str, ...]]) -> int:
+    found = [index + 1 for index, phrases in enumerate(wordings) if any(phrase in text for phrase in phrases)]
+    return found[0] if found else UNSAID
+
+
+def build_towers(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Untrained towers, 96 and 128 wide, three layers each; the second has the pooled embedding."""
+
+    def config(width: int, act: str) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, projection_dim=width,
+            num_hidden_layers=3, num_attention_heads=width // 32, max_position_embeddings=LENGTH, hidden_act=act,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+
+    return CLIPTextModel(config(96, "quick_gelu")), CLIPTextModelWithProjection(config(128, "gelu"))
+
+
+class Heads(nn.Module):
+    """Linear readings of a state: the subject at its class word, the scene at the end, the token anywhere."""
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        subject = {name: len(values) + 1 for name, values in ATTRIBUTES.items()}
+        scene = {f"{side}_{name}": size for side in ("left", "right") for name, size in subject.items()}
+        scene |= {"background": len(BACKGROUNDS) + 1, "style": len(STYLES) + 1}
+        self.subject = nn.ModuleDict({name: nn.Linear(width, size) for name, size in subject.items()})
+        self.scene = nn.ModuleDict({name: nn.Linear(width, size) for name, size in scene.items()})
+        self.token = nn.Linear(width, vocabulary)
+
+
+def targets(readings: list[Reading]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(subject, scene): per attribute a row for each class word, and a row for each caption."""
+    subject = {n: torch.tensor([s.get(n, UNSAID) for r in readings for s in r.spoken]) for n in ATTRIBUTES}
+    scene: dict[str, Tensor] = {}
+    for place, side in enumerate(("left", "right")):
+        standing = [r.left_to_right[place] if place < len(r.spoken) else {} for r in readings]
+        scene |= {f"{side}_{n}": torch.tensor([s.get(n, UNSAID) for s in standing]) for n in ATTRIBUTES}
+    scene["background"] = torch.tensor([r.background for r in readings])
+    scene["style"] = torch.tensor([r.style for r in readings])
+    return subject, scene
+
+
+def _read(heads: nn.ModuleDict, states: Tensor, wanted: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(mean loss, share of rows with every head right)."""
+    logits = {name: heads[name](states) for name in wanted}
+    loss = torch.stack([F.cross_entropy(logits[name], wanted[name]) for name in wanted]).mean()
+    right = torch.stack([logits[name].argmax(-1) == wanted[name] for name in wanted]).all(0).float().mean()
+    return loss, right
+
+
+def reading_loss(
+    tower: nn.Module, heads: Heads, ids: Tensor, captions: list[str], kinds: Tensor
+) -> tuple[Tensor, float]:
+    """(loss, share of captions whose whole scene is read) of one tower on `ids` [B, LENGTH].
+
+    `kinds` are the ids of the class words. SDXL reads the states before the last layer, and the pooled embedding.
+    """
+    output = tower(input_ids=ids, output_hidden_states=True)
+    states = output.hidden_states[-2]  # [B, LENGTH, C]
+    subject, scene = targets([read_caption(text) for text in captions])
+    pooled = getattr(output, "text_embeds", None)
+    losses = [_read(heads.subject, states[torch.isin(ids, kinds)], subject)[0]]
+    scene_loss, right = _read(heads.scene, states[:, -1], scene)
+    losses += [scene_loss, F.cross_entropy(heads.token(states).flatten(0, 1), ids.flatten())]
+    if pooled is not None:
+        losses.append(_read(heads.scene, pooled, scene)[0])
+    return torch.stack(losses).sum(), float(right)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids [B, LENGTH], padded as diffusers does."""
+    return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
+
+
+def train_towers(
+    tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int, log: Callable[[int, float, str], None]
+) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Train both towers on fresh captions for `steps`."""
+    torch.manual_seed(seed)
+    rng = random.Random(f"text {seed}")
+    towers = build_towers(tokenizer)
+    heads = [Heads(tower.config.hidden_size, len(tokenizer)) for tower in towers]
+    parameters = [p for module in (*towers, *heads) for p in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
+    kinds = torch.tensor([tokenizer(kind).input_ids[1] for kind in CLASSES])
+    for step in range(steps):
+        captions = random_captions(rng, batch)
+        ids = tokenize(tokenizer, captions)
+        readings = [reading_loss(tower, head, ids, captions, kinds) for tower, head in zip(towers, heads, strict=True)]
+        loss = readings[0][0] + readings[1][0]
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        log(step + 1, loss.item(), " ".join(f"{right:.2f}" for _, right in readings))
+    for tower in towers:
+        tower.eval().requires_grad_(False)
+    return towers

@@ -1,0 +1,203 @@
+"""The picturebook's UNet: SDXL's layout at a thirtieth of the width, trained on latents of renders.
+
+v-prediction with zero terminal SNR (Lin et al. 2024, arXiv:2305.08891), so that dark and bright grounds are
+reachable; timesteps mostly logit-normal (Esser et al. 2024, arXiv:2403.03206).
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from studio.home import write_atomic
+from studio.picturebook import Scene, caption, random_scene
+from studio.picturebook_draw import render
+from studio.trainers.picturebook_text import tokenize
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the training: pictures of `size` px, how many of them, and the learning rate's course."""
+
+    size: int
+    samples: int
+    batch: int
+    peak: float
+    last: float
+    warmup: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """Tokenizer and both frozen towers."""
+
+    tokenizer: CLIPTokenizer
+    first: CLIPTextModel
+    second: CLIPTextModelWithProjection
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """States [B, N, 224] and pooled [B, 128], as SDXL's pipeline makes them."""
+        ids = tokenize(self.tokenizer, captions).to(self.first.device)
+        outputs = [tower(input_ids=ids, output_hidden_states=True) for tower in (self.first, self.second)]
+        return torch.cat([o.hidden_states[-2] for o in outputs], dim=-1), outputs[1].text_embeds
+
+
+def build_scheduler() -> EulerDiscreteScheduler:
+    """v-prediction, zero terminal SNR, trailing timesteps."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, timestep_spacing="trailing",
+    )  # fmt: skip
+
+
+def build_unet() -> UNet2DConditionModel:
+    """SDXL's blocks (three attentions in `up_blocks.0`) at widths 32, 64, 128; cross-attention at 1/2 and 1/4."""
+    return UNet2DConditionModel(
+        sample_size=24, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 1), attention_head_dim=(1, 2, 4), cross_attention_dim=224,
+        norm_num_groups=8, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=6 * 32 + 128,
+    )  # fmt: skip
+
+
+def signal_levels() -> Tensor:
+    """The schedule's cumulative alphas, [1000], the last one 0."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    root = (1 - betas).cumprod(0).sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # arXiv:2305.08891, algorithm 1
+    return (root**2).float()
+
+
+@torch.no_grad()
+def draw_pool(vae: AutoencoderTiny, size: int, count: int, seed: int, device: str) -> tuple[list[Scene], Tensor]:
+    """`count` scenes without held-out subjects, and their scaled latents [count, 4, size/4, size/4] in fp16."""
+    rng = random.Random(f"pool {size} {seed}")
+    scenes = [random_scene(rng) for _ in range(count)]
+    latents = torch.empty(count, 4, size // 4, size // 4, dtype=torch.float16)
+    for start in range(0, count, 128):
+        arrays = np.stack([np.asarray(render(scene, size, size)) for scene in scenes[start : start + 128]])
+        x = torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        latents[start : start + 128] = (vae.encode(x).latents * vae.config["scaling_factor"]).half().cpu()
+    return scenes, latents
+
+
+def draw_timesteps(batch: int, rng: torch.Generator) -> Tensor:
+    """[B] of 0..999: three quarters logit-normal, one quarter uniform."""
+    normal = torch.randn(batch, generator=rng).sigmoid()
+    uniform = torch.rand(batch, generator=rng)
+    chosen = torch.where(torch.rand(batch, generator=rng) < 0.75, normal, uniform)
+    return (chosen * 1000).long().clamp(max=999)
+
+
+def training_loss(
+    unet: nn.Module, text: TextSide, x0: Tensor, captions: list[str], size: int, rng: torch.Generator
+) -> Tensor:
+    """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x0 on clean latents `x0` [B, 4, h, w].
+
+    A tenth of the texts is zeroed (SDXL's empty prompt); of the others a third loses the pooled embedding, so that
+    cross-attention has to carry everything, style included.
+    """
+    batch, device = len(captions), x0.device
+    noise = torch.randn(x0.shape, generator=rng).to(device)
+    timesteps = draw_timesteps(batch, rng).to(device)
+    level = signal_levels().to(device)[timesteps].view(-1, 1, 1, 1)
+    noisy = level.sqrt() * x0 + (1 - level).sqrt() * noise
+    states, pooled = text.encode(captions)
+    fate = torch.rand(batch, generator=rng).to(device)
+    states = states * (fate >= 0.1).view(-1, 1, 1)
+    pooled = pooled * (fate >= 0.4).view(-1, 1)
+    sizes = torch.tensor([[size, size, 0, 0, size, size]] * batch, dtype=torch.float32, device=device)
+    condition = {"text_embeds": pooled, "time_ids": sizes}
+    prediction = unet(noisy, timesteps, states, added_cond_kwargs=condition).sample
+    return (prediction - (level.sqrt() * noise - (1 - level).sqrt() * x0)).square().mean()
+
+
+class Averaged:
+    """An exponential moving average of a model's weights, quick to follow at first."""
+
+    def __init__(self, model: nn.Module, decay: float = 0.9995) -> None:
+        self.model, self.decay, self.steps = deepcopy(model).eval().requires_grad_(False), decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take one step towards `model`."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+
+
+def learning_rate(stage: Stage, done: int) -> float:
+    """Warm-up, then a cosine from `peak` to `last` over the stage's samples."""
+    progress = min(1.0, done / stage.samples)
+    rate = stage.last + (stage.peak - stage.last) * (1 + math.cos(math.pi * progress)) / 2
+    return rate * min(1.0, (done / stage.batch + 1) / stage.warmup)
+
+
+def train_unet(
+    stage: Stage,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderTiny,
+    text: TextSide,
+    folder: Path,
+    pool: int,
+    preview: Callable[[UNet2DConditionModel, int], None],
+) -> UNet2DConditionModel:
+    """Train `unet` for a stage and return its average; `folder` gets log.jsonl and a state to go on from."""
+    device = str(unet.device)
+    average, state_file = Averaged(unet), folder / "state.pt"
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.peak, betas=(0.9, 0.99), weight_decay=0.01)
+    done = 0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        unet.load_state_dict(state["unet"])
+        average.model.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = average.steps = int(state["done"])
+        average.steps //= stage.batch
+    scenes, latents = draw_pool(vae, stage.size, pool, stage.seed, device)
+    rng = torch.Generator().manual_seed(stage.seed * 1_000_003 + done)
+    words = random.Random(f"captions {stage.seed} {done}")
+    window: list[float] = []
+    began = saved = time.monotonic()
+    while done < stage.samples:
+        index = torch.randint(pool, (stage.batch,), generator=rng)
+        captions = [caption(scenes[i], words) for i in index.tolist()]
+        loss = training_loss(unet, text, latents[index].float().to(device), captions, stage.size, rng)
+        loss.backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = learning_rate(stage, done)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(unet)
+        done += stage.batch
+        window.append(loss.item())
+        if len(window) == 100:
+            line = {"samples": done, "loss": sum(window) / 100, "seconds": round(time.monotonic() - began, 1)}
+            with open(folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+            window.clear()
+        if time.monotonic() - saved > 300 or done >= stage.samples:
+            state = {
+                "unet": unet.state_dict(),
+                "average": average.model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            write_atomic(state_file, lambda path, state=state: torch.save({**state, "done": done}, path))
+            preview(average.model, done)
+            saved = time.monotonic()
+    return average.model
