@@ -30,7 +30,7 @@ def generate(
     The base is as before at the end, also after an exception or Ctrl-C. Raises UsageError for a size that the base
     cannot draw, a scheduler that does not suit it and concepts that do not fit it.
     """
-    width, height = settings.size_for(base.native_size, base.size_step)
+    width, height = settings.size_for(base.sizes)
     known = [concept for concept, _ in concepts]
     settings = replace(
         settings,
@@ -97,7 +97,7 @@ class _Steps:
         self.batches_done = batches_done
         self.batches = batches
 
-    def __call__(self, pipe: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    def __call__(self, pipe: Any, step: int, timestep: int, tensors: dict[str, Any]) -> dict[str, Any]:
         per_batch = pipe.num_timesteps
         self.emit(Step(self.batches_done * per_batch + step + 1, self.batches * per_batch))
         return {}

@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING, Any
 from studio.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
-
-    from studio.models import BaseModel
+    from studio.models import BaseModel, Scheduler
 
 DEFAULT = "default"
 # Diffusers class and what is changed in its configuration. DDIM and DDPM would clip latents as if they were pixels.
@@ -25,7 +23,7 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 SCHEDULERS = (DEFAULT, *_SCHEDULERS)
 
 
-def make_scheduler(base: "BaseModel", name: str) -> "SchedulerMixin":
+def make_scheduler(base: "BaseModel", name: str) -> "Scheduler":
     """A fresh sampler `name` with the base's betas, prediction type and spacing; "default" is the base's own kind.
 
     Raises UsageError where the base's noise schedule does not allow the sampler.

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from studio.bases import EMBEDDED, BaseSource, Sizes
 from studio.errors import UsageError
 from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
 
@@ -50,12 +51,20 @@ class GenerateSettings:
                 f"There is no scheduler {self.scheduler!r}.", f"{hint}Use one of: {', '.join(SCHEDULERS)}."
             )
 
-    def size_for(self, native: tuple[int, int], step: int) -> tuple[int, int]:
-        """Width and height in pixels, `native` where not set; raises UsageError unless they are multiples of `step`."""
-        size = (self.width or native[0], self.height or native[1])
+    def size_for(self, sizes: Sizes) -> tuple[int, int]:
+        """Width and height in pixels, the base's own where not set; raises UsageError for sizes between its steps."""
+        size = (self.width or sizes.native[0], self.height or sizes.native[1])
+        step = sizes.step
         for name, value in zip(("width", "height"), size, strict=True):
             if value % step:
                 below, above = value // step * step, (value // step + 1) * step
                 nearest = f"{below} or {above}" if below else str(above)
                 raise UsageError(f"The {name} {value} is not a multiple of {step} pixels.", f"Use {nearest}.")
         return size
+
+
+def usual_guidance(source: BaseSource) -> float:
+    """The classifier-free scale that suits most pictures of `source`."""
+    if source.name == EMBEDDED:
+        return 4.0
+    return 5.0 if source.family == "sdxl" else 7.5

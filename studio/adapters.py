@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from studio.models import BaseModel
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-FAMILY_KEY = "studio_family"
+FAMILY_KEY = "studio.family"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _FAMILY_BY_TEXT_WIDTH = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 _OTHER_FAMILIES = {"sd2": "Stable Diffusion 2"}
@@ -111,8 +111,8 @@ def _family(modules: dict[str, tuple[int, int]], metadata: dict[str, str]) -> st
 
 def _check_fits(file: AdapterFile, base: "BaseModel") -> None:
     for path, (inputs, outputs) in file.modules.items():
-        layer = _find(base, path)
-        shape = None if layer is None else tuple(layer.weight.shape[1::-1])
+        weight = _weight(base, path)
+        shape = None if weight is None else tuple(weight.shape[1::-1])
         if shape != (inputs, outputs):
             found = "has no such layer" if shape is None else f"has {shape[0]} to {shape[1]} there"
             raise UsageError(
@@ -122,13 +122,13 @@ def _check_fits(file: AdapterFile, base: "BaseModel") -> None:
             )
 
 
-def _find(base: "BaseModel", path: str) -> "torch.nn.Module | None":
+def _weight(base: "BaseModel", path: str) -> "torch.Tensor | None":
     component, _, inner = path.partition(".")
     try:
         layer = getattr(base.pipe, component).get_submodule(inner)
     except AttributeError:
         return None
-    return layer if hasattr(layer, "weight") else None
+    return getattr(layer, "weight", None)
 
 
 def _check_values(file: AdapterFile) -> None:

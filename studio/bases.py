@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ ALIASES = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 EMBEDDED = "picturebook"
+PARTS = {"sd15": ("unet", "vae", "text_encoder"), "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2")}
 _PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl"}
 _OTHER_PIPELINES = {
     "StableDiffusionXLImg2ImgPipeline": "SDXL refiner",
@@ -68,6 +70,43 @@ def find_base(name: str) -> BaseSource:
     raise unknown_base(name)
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """`native`: (width, height) in pixels that a base was trained on; `step`: sizes are multiples of it."""
+
+    native: tuple[int, int]
+    step: int
+
+
+def sizes(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Sizes:
+    """The sizes that follow from the two configurations.
+
+    The step is the VAE's factor times the UNet's, and at least the 8 pixels on which the diffusers pipelines insist.
+    """
+    factor = 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
+    size = unet["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    levels = len(unet["block_out_channels"])
+    return Sizes((width * factor, height * factor), max(8, factor * 2 ** (levels - 1)))
+
+
+def source_sizes(source: BaseSource) -> Sizes:
+    """The sizes of `source`, without loading it; where there is no configuration at hand, its family's."""
+    folder = config_folder(source)
+    if folder is None:
+        return Sizes((1024, 1024), 32) if source.family == "sdxl" else Sizes((512, 512), 64)
+    return sizes(_read_json(folder / "unet" / "config.json"), _read_json(folder / "vae" / "config.json"))
+
+
+def config_folder(source: BaseSource) -> Path | None:
+    """The local folder with the configurations of `source`; for a single file, that of the same name beside it."""
+    if source.layout == "hub":
+        return None
+    path = Path(source.location)
+    folder = path.with_suffix("") if source.layout == "single-file" else path
+    return folder if (folder / "model_index.json").is_file() else None
+
+
 def unknown_base(name: str) -> UsageError:
     """The error for a base that is nowhere, with near names."""
     near = difflib.get_close_matches(name, [EMBEDDED, *ALIASES], n=1)
@@ -92,9 +131,7 @@ def _in_folder(name: str, folder: Path) -> BaseSource:
         )
     index, unet = _read_json(folder / "model_index.json"), folder / "unet"
     family = _index_family(name, index, _read_json(unet / "config.json") if unet.is_dir() else {})
-    for part in (
-        ("unet", "vae", "text_encoder", "text_encoder_2") if family == "sdxl" else ("unet", "vae", "text_encoder")
-    ):
+    for part in PARTS[family]:
         if not any((folder / part).glob("*.safetensors")):
             raise UsageError(
                 f"The base {name!r} has no .safetensors weights in {folder / part}.",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from studio.bases import ALIASES, BaseSource, find_base
+from studio.bases import ALIASES, BaseSource, Sizes, config_folder, find_base, sizes
 from studio.devices import pick_device, pick_dtype
 from studio.errors import StudioError, UsageError
 from studio.hush import hushed
@@ -18,8 +18,10 @@ with hushed():  # whose module has installed the torchvision guard
 
 __all__ = ["BaseModel", "BaseSource", "TextStates", "find_base", "load_base"]
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
-_CLASSES: dict[str, type[Pipeline]] = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+# One of the two classes below, and their samplers: the annotations of diffusers are narrower than its code.
+Pipeline = Any
+Scheduler = Any
+_CLASSES: dict[str, Any] = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 _CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
 
 
@@ -56,7 +58,7 @@ class BaseModel:
         return self.pipe.vae
 
     @property
-    def scheduler(self) -> Any:
+    def scheduler(self) -> Scheduler:
         """The base's own noise schedule and sampler."""
         return self.pipe.scheduler
 
@@ -71,20 +73,14 @@ class BaseModel:
         return self._both("text_encoder")
 
     @property
-    def native_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the pictures that the base was trained on."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return width * self.pipe.vae_scale_factor, height * self.pipe.vae_scale_factor
+    def sizes(self) -> Sizes:
+        """The sizes in pixels that the base draws."""
+        return sizes(self.unet.config, self.vae.config)
 
     @property
-    def size_step(self) -> int:
-        """Widths and heights are multiples of this many pixels: the VAE's factor times the UNet's.
-
-        Also a multiple of 8, on which the diffusers pipelines insist.
-        """
-        levels = len(self.unet.config.block_out_channels)
-        return max(8, self.pipe.vae_scale_factor * 2 ** (levels - 1))
+    def native_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the pictures that the base was trained on."""
+        return self.sizes.native
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextStates:
@@ -152,7 +148,7 @@ def _download(source: BaseSource, dtype: torch.dtype) -> str:
     """The hub's files in its cache; of two precisions only the one that is needed."""
     variant = "fp16" if dtype == torch.float16 else None
     try:
-        return diffusers.DiffusionPipeline.download(source.location, use_safetensors=True, variant=variant)
+        return str(diffusers.DiffusionPipeline.download(source.location, use_safetensors=True, variant=variant))
     except (OSError, ValueError) as error:
         raise StudioError(
             f"The base {source.name!r} ({source.location}) cannot be fetched: {error}",
@@ -165,8 +161,8 @@ def _single_file_config(source: BaseSource) -> str:
 
     The folder of the same name beside the file, else those of the family's first model, from the hub or its cache.
     """
-    beside = Path(source.location).with_suffix("")
-    if (beside / "model_index.json").is_file():
+    beside = config_folder(source)
+    if beside is not None:
         return str(beside)
     from huggingface_hub import snapshot_download
 
@@ -178,10 +174,11 @@ def _single_file_config(source: BaseSource) -> str:
             return folder
     except OSError:
         pass
+    target = Path(source.location).with_suffix("")
     raise StudioError(
         f"{source.location} holds weights only; its tokenizer and configurations are neither here nor on the hub.",
-        f"Where there is a network, run: huggingface-cli download {hub_id} --include model_index.json '*/*.json'"
-        f" '*/*.txt' --local-dir {beside}   (about 5 MB; the folder lies beside the file and has its name)",
+        f"Where there is a network, fetch them (5 MB) into the folder of the file's name beside it: huggingface-cli"
+        f" download {hub_id} --include model_index.json '*/*.json' '*/*.txt' --local-dir {target}",
     )
 
 
@@ -189,8 +186,7 @@ def _with_stated_prediction(pipe: Pipeline, source: BaseSource) -> Pipeline:
     """Heed the empty tensors `v_pred` and `ztsnr` by which fine-tunes say how they were trained."""
     shapes = read_header(Path(source.location)).shapes
     if "v_pred" in shapes:
-        changes = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-        if "ztsnr" in shapes:
-            changes["rescale_betas_zero_snr"] = True
-        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, **changes)
+        config = dict(pipe.scheduler.config) | {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+        config["rescale_betas_zero_snr"] = "ztsnr" in shapes
+        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(config)
     return pipe

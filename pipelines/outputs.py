@@ -1,0 +1,101 @@
+"""Pictures as files: where they go, what they are called, and what they tell about themselves."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+from PIL.PngImagePlugin import PngInfo
+
+from studio.bases import BaseSource
+from studio.concepts import Concept
+from studio.errors import UsageError
+from studio.home import Home, ensure_writable, write_atomic
+from studio.pipelines.settings import GenerateSettings
+
+TEXT_KEY = "studio"
+SLUG_LIMIT = 40
+
+
+def output_folder(home: Home, out: Path | None, prompt: str) -> Path:
+    """`out`, else a new folder of the home named by time and prompt; proven to be writable.
+
+    Raises UsageError where `out` is a file, StudioError where nothing can be written there.
+    """
+    if out is not None:
+        if out.is_file() or out.suffix.lower() == ".png":
+            raise UsageError(f"--out {out} is a file.", "Give a folder: each picture gets a name of its own in it.")
+        ensure_writable(out)
+        return out
+    ensure_writable(home.outputs)
+    return home.outputs / f"{datetime.now().astimezone():%Y-%m-%d-%H%M%S}-{slug(prompt)}"
+
+
+def slug(prompt: str) -> str:
+    """The words of `prompt` as part of a file name."""
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:SLUG_LIMIT].strip("-") or "picture"
+
+
+def describe(
+    settings: GenerateSettings, source: BaseSource, concepts: Sequence[tuple[Concept, float]]
+) -> dict[str, Any]:
+    """All that is needed to make the pictures again, as plain JSON values; the seed is that of the first."""
+    return {
+        "prompt": settings.prompt,
+        "negative_prompt": settings.negative_prompt,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "scheduler": settings.scheduler,
+        "base": source.name,
+        "family": source.family,
+        "concepts": [
+            {
+                "name": concept.name,
+                "phrase": concept.phrase,
+                "strength": strength,
+                "sha256": _sha256(concept.adapter_file),
+            }
+            for concept, strength in concepts
+        ],
+        "studio": version("concept-studio"),
+    }
+
+
+def save_pictures(pictures: Sequence[Image], folder: Path, description: dict[str, Any]) -> list[Path]:
+    """Write each picture as a PNG with its description as the text "studio"; never over another file.
+
+    Raises StudioError where a picture cannot be written; those before it are kept.
+    """
+    paths = []
+    for n, picture in enumerate(pictures):
+        seed = description["seed"] + n
+        text = json.dumps(description | {"seed": seed, "width": picture.width, "height": picture.height})
+        paths.append(_save(picture, _unused(folder, f"{slug(description['prompt'])}-{seed}"), text))
+    return paths
+
+
+def _save(picture: Image, path: Path, text: str) -> Path:
+    info = PngInfo()
+    info.add_itxt(TEXT_KEY, text)
+    return write_atomic(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=info))
+
+
+def _unused(folder: Path, stem: str) -> Path:
+    path, n = folder / f"{stem}.png", 1
+    while path.exists():
+        n += 1
+        path = folder / f"{stem}-{n}.png"
+    return path
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
