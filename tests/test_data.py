@@ -1,0 +1,116 @@
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from studio.bases import find_base
+from studio.images import Picture
+from studio.models import load_base
+from studio.trainers.captions import prompt_for
+from studio.trainers.data import chosen_at, encode_examples, generator_for, square
+from studio.trainers.recipe import Recipe
+
+
+def drawn(path: Path, seed: int, size: tuple[int, int] = (50, 40)) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def recipe() -> Recipe:
+    return Recipe.model_construct(trigger="sks", class_word="cat")
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompt"),
+    [
+        (None, "a sks cat"),
+        ("a sks cat asleep", "a sks cat asleep"),
+        ("a cat and another cat", "a sks cat and another cat"),
+        ("concatenated", "a sks cat, concatenated"),
+        ("asleep on a chair", "a sks cat, asleep on a chair"),
+    ],
+)
+def test_every_prompt_names_the_trigger(caption: str | None, prompt: str) -> None:
+    assert prompt_for(Picture(Path("a.png"), 8, 8, caption), recipe()) == prompt
+
+
+def test_the_square_is_cut_from_the_centre() -> None:
+    image = Image.new("RGB", (96, 32), "black")
+    image.paste("white", (32, 0, 64, 32))
+    pixels, corner = square(image, 32)
+    assert pixels.shape == (3, 32, 32)
+    assert corner == (0, 32)
+    assert pixels.min() > 0.99
+
+
+def test_white_is_one_and_black_is_minus_one() -> None:
+    for colour, value in (("white", 1.0), ("black", -1.0)):
+        assert torch.equal(square(Image.new("RGB", (20, 30), colour), 16)[0], torch.full((3, 16, 16), value))
+
+
+def test_an_epoch_shows_every_picture_once() -> None:
+    chosen = [index for step in range(7) for index in chosen_at(step, 5, 7, 0, "instances")]
+    assert Counter(chosen[:7]) == Counter(range(7))
+    assert Counter(chosen) == dict.fromkeys(range(7), 5)
+
+
+def test_the_order_depends_on_nothing_but_step_and_key() -> None:
+    torch.manual_seed(1)
+    first = chosen_at(3, 4, 9, 0)
+    torch.manual_seed(2)
+    assert chosen_at(3, 4, 9, 0) == first
+    assert any(chosen_at(3, 4, 9, seed) != first for seed in range(1, 5))
+
+
+def test_generators_of_different_keys_differ() -> None:
+    states = {hashlib.sha256(bytes(generator_for(0, "step", n).get_state().tolist())).hexdigest() for n in range(50)}
+    assert len(states) == 50
+
+
+def test_a_tiny_autoencoder_gives_plain_scaled_latents(tiny_sdxl: Path, tmp_path: Path) -> None:
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    path = drawn(tmp_path / "a.png", 1)
+    examples = encode_examples(base, [(path, "a cat")], 32, tmp_path / "cache", true_sizes=True)
+    with torch.no_grad():
+        expected = base.vae.encode(square(Image.open(path), 32)[0][None]).latents * base.vae.config.scaling_factor
+        states = base.encode(["a cat"])
+    assert examples.std is None
+    torch.testing.assert_close(examples.mean, expected)
+    torch.testing.assert_close(examples.embeds, states.embeds)
+    torch.testing.assert_close(examples.pooled, states.pooled)
+    assert examples.time_ids is not None
+    assert examples.time_ids[0].tolist() == [40, 50, 0, 4, 32, 32]
+
+
+def test_a_kl_autoencoder_is_sampled_anew_with_the_spread_it_states(tiny_sd15: Path, tmp_path: Path) -> None:
+    base = load_base(find_base(str(tiny_sd15)), "cpu")
+    path = drawn(tmp_path / "a.png", 2)
+    examples = encode_examples(base, [(path, "a cat")], 16, tmp_path / "cache", true_sizes=True)
+    drawn_latents = examples.batch([0] * 4000, torch.Generator().manual_seed(0)).latents
+    with torch.no_grad():
+        moments = base.vae.encode(square(Image.open(path), 16)[0][None]).latent_dist
+    scale = base.vae.config.scaling_factor
+    torch.testing.assert_close(drawn_latents.mean(0), moments.mean[0] * scale, atol=0.02, rtol=0.1)
+    torch.testing.assert_close(drawn_latents.std(0), moments.std[0] * scale, atol=0.02, rtol=0.1)
+    assert examples.time_ids is None
+
+
+def test_the_cache_is_keyed_by_content_and_survives_damage(tiny_sdxl: Path, tmp_path: Path) -> None:
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    cache = tmp_path / "cache"
+    path = drawn(tmp_path / "a.png", 3)
+    first = encode_examples(base, [(path, "a cat")], 32, cache, true_sizes=False)
+    kept = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    encode_examples(base, [(path.rename(tmp_path / "b.png"), "a cat")], 32, cache, true_sizes=False)
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == kept
+    encode_examples(base, [(drawn(tmp_path / "b.png", 4), "a cat")], 32, cache, true_sizes=False)
+    assert len(list(cache.iterdir())) == len(kept) + 1
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:-8])
+    again = encode_examples(base, [(drawn(tmp_path / "b.png", 3), "a cat")], 32, cache, true_sizes=False)
+    assert torch.equal(again.mean, first.mean)

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from studio.bases import find_base
+from studio.errors import UsageError
+from studio.models import BaseModel, load_base
+from studio.trainers.losses import draw_timesteps, noise_schedule, prior_preserving_loss, target_of
+
+
+@pytest.fixture(scope="module")
+def sdxl(tiny_sdxl: Path) -> BaseModel:
+    return load_base(find_base(str(tiny_sdxl)), "cpu")
+
+
+@pytest.fixture(scope="module")
+def sd15(tiny_sd15: Path) -> BaseModel:
+    return load_base(find_base(str(tiny_sd15)), "cpu")
+
+
+def alpha_bars(zero_terminal: bool) -> torch.Tensor:
+    """Scaled-linear betas in float64; for zero terminal SNR shifted and scaled as Lin et al. 2024, algorithm 1."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    roots = (1 - betas).cumprod(0).sqrt()
+    if zero_terminal:
+        roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    return roots**2
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_noising_and_target_have_the_closed_form(name: str, request: pytest.FixtureRequest) -> None:
+    schedule = noise_schedule(request.getfixturevalue(name))
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 5, 4, 6, 6, generator=generator)
+    steps = torch.tensor([0, 1, 400, 998, 999])
+    bar = alpha_bars(zero_terminal=name == "sdxl")[steps].reshape(-1, 1, 1, 1)
+    noisy = bar.sqrt() * latents.double() + (1 - bar).sqrt() * noise.double()
+    velocity = bar.sqrt() * noise.double() - (1 - bar).sqrt() * latents.double()
+    torch.testing.assert_close(schedule.add_noise(latents, noise, steps).double(), noisy, atol=2e-4, rtol=1e-4)
+    expected = velocity if name == "sdxl" else noise.double()
+    torch.testing.assert_close(target_of(schedule, latents, noise, steps).double(), expected, atol=2e-4, rtol=1e-4)
+
+
+def test_at_zero_terminal_snr_the_last_target_is_the_picture(sdxl: BaseModel) -> None:
+    latents, noise = torch.randn(2, 1, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    last = torch.tensor([999])
+    schedule = noise_schedule(sdxl)
+    assert torch.equal(schedule.add_noise(latents, noise, last), noise)
+    assert torch.equal(target_of(schedule, latents, noise, last), -latents)
+
+
+def test_predicting_noise_at_zero_snr_is_refused(sdxl: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = diffusers.EulerDiscreteScheduler.from_config(sdxl.scheduler.config, prediction_type="epsilon")
+    monkeypatch.setattr(sdxl.pipe, "scheduler", broken)
+    with pytest.raises(UsageError, match="pure noise"):
+        noise_schedule(sdxl)
+
+
+def test_prior_loss_is_two_means_not_one() -> None:
+    prediction, target = torch.randn(2, 7, 4, 3, 3, generator=torch.Generator().manual_seed(2))
+    own = sum(((prediction[n] - target[n]) ** 2).mean().item() for n in range(2)) / 2
+    prior = sum(((prediction[n] - target[n]) ** 2).mean().item() for n in range(2, 7)) / 5
+    found = prior_preserving_loss(prediction, target, 2, 0.7).item()
+    assert found == pytest.approx(own + 0.7 * prior, rel=1e-5)
+    assert prior_preserving_loss(prediction[:2], target[:2], 2, 0.7).item() == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("how", ["uniform", "logit-normal"])
+def test_timesteps_stay_in_range_and_are_centred(how: str) -> None:
+    steps = draw_timesteps(20_000, 1000, how, torch.Generator().manual_seed(3))
+    assert 0 <= steps.min() < 60
+    assert 940 < steps.max() <= 999
+    assert steps.double().mean().item() == pytest.approx(500, abs=10)
