@@ -2,7 +2,7 @@
 
 Each step shows pairs of one subject in two scenes, and distractors that differ from it in one attribute. Attributes are
 learned by classification, the embedding by contrast (Khosla et al. 2020, arXiv:2004.11362): two views of one subject
-attract, everything else in the batch repels, the distractors above all. Half of the pictures pass through the base's
+attract, everything else in the batch repels, the distractors above all. Three in ten pictures pass through the base's
 VAE, so that its blur is not taken for a style.
 """
 
@@ -115,10 +115,10 @@ def _tensor(images: Sequence[Image.Image]) -> Tensor:
 def batch_of_views(
     subjects: Sequence[Subject | None], shape: tuple[int, int], which: Which, vae: AutoencoderTiny, rng: random.Random
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """(pictures [B, 3, H, W], targets by attribute [B], places [B, 2]), half of them through the VAE."""
+    """(pictures [B, 3, H, W], targets by attribute [B], places [B, 2]), three in ten through the VAE."""
     views = [view(subject, rng, shape) for subject in subjects]
     x = _tensor([disturb(image, which, rng) for image, _, _ in views])
-    through = torch.tensor([rng.random() < 0.5 for _ in views])
+    through = torch.tensor([rng.random() < 0.3 for _ in views])
     if through.any():
         with torch.no_grad():
             x[through] = vae(x[through]).sample.clamp(-1, 1)

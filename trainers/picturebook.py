@@ -23,8 +23,8 @@ from studio.trainers.picturebook_unet import Stage, TextSide, build_scheduler, b
 from studio.trainers.picturebook_vae import psnr, train_vae
 
 STAGES = {
-    "coarse": Stage(size=64, samples=260_000, batch=32, peak=1.5e-3, last=8e-4),
-    "fine": Stage(size=96, samples=300_000, batch=32, peak=1e-3, last=3e-5, seed=1),
+    "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
+    "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1),
 }
 PREVIEW_PROMPTS = (
     "a red cat on grass, flat style", "a blue striped dog on sand, outline style", "a yellow star at night, pixel style",

@@ -1,0 +1,39 @@
+"""The VAE's start: colour passes from the first step on."""
+
+import random
+
+import pytest
+import torch
+from studio.trainers.picturebook_vae import build_vae, pictures, psnr, reconstruction_loss, standardise
+from torch.nn import functional as F
+
+
+def test_the_untrained_vae_returns_pooled_colours():
+    torch.manual_seed(0)
+    x = pictures(random.Random(1), 16)
+    vae = build_vae(x)
+    thumbnail = F.interpolate(F.avg_pool2d(x, 4), scale_factor=4)
+    reached = psnr(vae, count=16)
+    ceiling = 10 * torch.log10(4 / F.mse_loss(thumbnail, x))
+    assert reached > float(ceiling) - 3
+
+
+def test_standardised_channels_have_deviation_one_and_decode_as_before():
+    torch.manual_seed(0)
+    x = pictures(random.Random(2), 16)
+    vae = build_vae(x)
+    with torch.no_grad():
+        before = vae(x).sample
+        standardise(vae, x)
+        latents = vae.encode(x).latents
+        after = vae.decode(latents).sample
+    assert latents.std((0, 2, 3)) == pytest.approx([1.0] * 4, abs=1e-3)
+    assert latents.mean((0, 2, 3)) == pytest.approx([0.0] * 4, abs=1e-3)
+    assert F.mse_loss(before, after) < 0.02  # the decoder's soft clamp at 3 is all that changes
+
+
+def test_reconstruction_loss_is_pixels_plus_both_differences():
+    target = torch.zeros(1, 3, 2, 2)
+    output = torch.zeros(1, 3, 2, 2)
+    output[..., 0, 0] = 1.0
+    assert float(reconstruction_loss(output, target)) == pytest.approx(0.25 + 0.5 + 0.5)
