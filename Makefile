@@ -35,7 +35,7 @@ soak: .venv/installed-test
 
 # Train the embedded base anew (hours on two CPU cores).
 base: .venv/installed
-	$(BIN)/python -m studio.trainers.picturebook
+	$(BIN)/python -m studio.trainers.picturebook --run runs/picturebook --out assets/picturebook
 
 clean:
 	rm -rf .venv build out .pytest_cache .ruff_cache

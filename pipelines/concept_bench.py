@@ -87,13 +87,19 @@ def bench_concept(
 
     readings, embeddings = judge.look(trained)
     identity, margin = gallery.identity(embeddings, subject)
+    before = gallery.identity(judge.embed(untrained), subject)[0]
+    obeyed = Share.of([r.background == ground for r, (_, ground) in zip(readings, scenes, strict=True)])
     report = {
         "identity": Share.of(identity.tolist()).rounded(),
         "margin": round(float(margin.mean()), 3),
-        "identity of the untrained base": Share.of(gallery.identity(judge.embed(untrained), subject)[0].tolist()).rounded(),
-        "background obeyed": Share.of([r.background == g for r, (_, g) in zip(readings, scenes, strict=True)]).rounded(),
-        "attributes": {f: Share.of([getattr(r, f) == getattr(subject, f) for r in readings]).rounded()["value"] for f in FIELDS},
+        "identity of the untrained base": Share.of(before.tolist()).rounded(),
+        "background obeyed": obeyed.rounded(),
+        "attributes": {f: _share_of_field(readings, subject, f) for f in FIELDS},
         "leak": leak(trained_controls).rounded(),
         "leak of the untrained base": leak(plain_controls).rounded(),
-    }  # fmt: skip
+    }
     return report, {"untrained": untrained, "trained": trained, "controls": trained_controls}
+
+
+def _share_of_field(readings: Sequence[Reading], subject: Subject, field: str) -> float:
+    return round(sum(getattr(r, field) == getattr(subject, field) for r in readings) / len(readings), 3)

@@ -1,12 +1,17 @@
 """The UNet's training: the schedule, the noising, and stages that go on where they were cut off."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+
 from studio.trainers.picturebook_unet import (
-    Averaged, Stage, build_scheduler, build_unet, draw_timesteps, learning_rate, signal_levels,
+    Averaged,
+    Stage,
+    build_scheduler,
+    build_unet,
+    draw_timesteps,
+    learning_rate,
+    signal_levels,
 )  # fmt: skip
 
 

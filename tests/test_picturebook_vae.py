@@ -4,8 +4,9 @@ import random
 
 import pytest
 import torch
-from studio.trainers.picturebook_vae import build_vae, pictures, psnr, reconstruction_loss, standardise
 from torch.nn import functional as F
+
+from studio.trainers.picturebook_vae import build_vae, pictures, psnr, reconstruction_loss, standardise
 
 
 def test_the_untrained_vae_returns_pooled_colours():

@@ -4,6 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image, ImageChops
+
 from studio.trainers.samples import write_samples
 
 

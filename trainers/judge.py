@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from studio.home import write_atomic
-from studio.judge import ATTRIBUTES, HEIGHT, Gallery, Judge, JudgeNet
+from studio.judge import ATTRIBUTES, Gallery, Judge, JudgeNet
 from studio.picturebook import (
     ACCESSORIES,
     BACKGROUNDS,
@@ -228,9 +228,11 @@ def main() -> None:
     vae = AutoencoderTiny.from_pretrained(args.vae).eval().requires_grad_(False)
     judge = train_judge(args.which, vae, args.steps, seed={"A": 11, "B": 47}[args.which])
     report = {
-        "steps": args.steps, "height": HEIGHT, "renders": accuracy(judge, 1), "reconstructions": accuracy(judge, 2, vae=vae),
+        "steps": args.steps,
+        "renders": accuracy(judge, 1),
+        "reconstructions": accuracy(judge, 2, vae=vae),
         "identity_of_sample_concepts": identity_accuracy(judge, 3),
-    }  # fmt: skip
+    }
     weights = {k: v.half().contiguous() for k, v in judge.net.state_dict().items()}
     write_atomic(args.out / f"{args.which}.safetensors", lambda path: save_file(weights, path))
     (args.out / f"{args.which}.json").write_text(json.dumps(report, indent=1) + "\n")

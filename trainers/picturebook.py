@@ -8,6 +8,7 @@ from the weights of an exported model instead, e.g. the shipped one.
 import argparse
 import json
 import os
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditio
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from studio.picturebook import IDENTIFIERS
+from studio.picturebook import IDENTIFIERS, caption, random_scene
 from studio.trainers.picturebook_text import train_tokenizer, train_towers
 from studio.trainers.picturebook_unet import Stage, TextSide, build_scheduler, build_unet, train_unet
 from studio.trainers.picturebook_vae import psnr, train_vae
@@ -27,12 +28,19 @@ STAGES = {
     "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1),
 }
 PREVIEW_PROMPTS = (
-    "a red cat on grass, flat style", "a blue striped dog on sand, outline style", "a yellow star at night, pixel style",
-    "a green and pink dotted mug on paper, flat style", "a purple checkered robot in the sky, watercolor style",
-    "an orange fish on sand, hatched style", "a red cat on the left and a blue dog on the right on grass, flat style",
-    "a pink heart and a green tree at night, flat style", "a white house to the right of a yellow car on sand, outline style",
-    "a sks cat", "a blue dotted star and a red striped fish on paper, pixel style", "a yellow and blue checkered car on grass",
-)  # fmt: skip
+    "a red cat on grass, flat style",
+    "a blue striped dog on sand, outline style",
+    "a yellow star at night, pixel style",
+    "a green and pink dotted mug on paper, flat style",
+    "a purple checkered robot in the sky, watercolor style",
+    "an orange fish on sand, hatched style",
+    "a red cat on the left and a blue dog on the right on grass, flat style",
+    "a pink heart and a green tree at night, flat style",
+    "a white house to the right of a yellow car on sand, outline style",
+    "a sks cat",
+    "a blue dotted star and a red striped fish on paper, pixel style",
+    "a yellow and blue checkered car on grass",
+)
 
 
 def assemble(vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
@@ -107,10 +115,25 @@ def unet_stage(
     return UNet2DConditionModel.from_pretrained(folder / "unet")
 
 
-def export(run: Path, out: Path, vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> None:
+def prior_prompts() -> list[str]:
+    """Prompts of class pictures that hold a base where a concept does not belong: its class, and others, in all grounds."""
+    rng = random.Random("prior")
+    prompts = ["a {class_word}"]
+    for number in range(23):
+        scene = random_scene(rng, subjects=1)
+        text = caption(scene, rng, drop=0.2, identifiers=0)
+        prompts.append(text.replace(scene.subjects[0].kind, "{class_word}") if number % 2 else text)
+    return prompts
+
+
+def export(out: Path, vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> None:
     """Write the pipeline as fp16 safetensors in the diffusers layout, and what the studio knows of it."""
     assemble(vae, text, unet).to(torch.float16).save_pretrained(out, safe_serialization=True)
-    facts = {"identifiers": IDENTIFIERS, "native_size": 96, "steps": 25, "guidance": 4.0}
+    config = out / "vae" / "config.json"
+    known = json.loads(config.read_text())
+    known.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads
+    config.write_text(json.dumps(known, indent=2) + "\n")
+    facts = {"identifiers": IDENTIFIERS, "native_size": 96, "prior_prompts": prior_prompts()}
     (out / "studio_base.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -152,7 +175,7 @@ def main() -> None:
     unet = unet_stage(args.run, "fine", fine, vae, text, unet, args.pool)
     if args.until == "fine":
         return
-    export(args.run, args.out or args.run / "export", vae.cpu(), text, unet)
+    export(args.out or args.run / "export", vae.cpu(), text, unet)
     print(f"exported after {(time.monotonic() - began) / 60:.1f} min")
 
 

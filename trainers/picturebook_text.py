@@ -5,12 +5,14 @@ the end of the text the whole scene from left to right; so attributes are bound 
 Identifiers are part of captions and of no target: they get states of their own, and no meaning.
 """
 
+import json
 import random
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -43,11 +45,21 @@ def train_tokenizer(seed: int) -> CLIPTokenizer:
     world = random_captions(random.Random(f"tokens {seed}"), 20_000, held_out=None)
     letters = [f"{a} a{a}" for a in string.ascii_lowercase + string.digits + string.punctuation]
     untrained = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, model_max_length=LENGTH)
-    tokenizer = untrained.train_new_from_iterator([*world, *letters, *IDENTIFIERS * 300], 1024, show_progress=False)
+    trained = untrained.train_new_from_iterator([*world, *letters, *IDENTIFIERS * 300], 1024, show_progress=False)
+    tokenizer = with_every_ending(trained)
     words = {word for text in world for word in text.replace(",", " ").split()}
     if broken := sorted(word for word in words if len(tokenizer(word).input_ids) != 3):
         raise ValueError(f"these words are not one token each: {broken}")
     return tokenizer
+
+
+def with_every_ending(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
+    """The same tokenizer with a token for each byte at the end of a word: an unknown one would end the text."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    endings = [f"{byte}</w>" for byte in sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*model["vocab"], *endings]))}
+    merges = [tuple(merge) for merge in model["merges"]]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 
 
 @dataclass(frozen=True)

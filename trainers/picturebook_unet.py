@@ -24,6 +24,8 @@ from studio.picturebook import Scene, caption, random_scene
 from studio.picturebook_draw import render
 from studio.trainers.picturebook_text import tokenize
 
+SAVE_SECONDS = 300
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -160,14 +162,9 @@ def train_unet(
     device = str(unet.device)
     average, state_file = Averaged(unet), folder / "state.pt"
     optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.peak, betas=(0.9, 0.99), weight_decay=0.01)
-    done = 0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        unet.load_state_dict(state["unet"])
-        average.model.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        done = average.steps = int(state["done"])
-        average.steps //= stage.batch
+    parts = {"unet": unet, "average": average.model, "optimizer": optimizer}
+    done = _restore(state_file, parts, device)
+    average.steps = done // stage.batch
     scenes, latents = draw_pool(vae, stage.size, pool, stage.seed, device)
     rng = torch.Generator().manual_seed(stage.seed * 1_000_003 + done)
     words = random.Random(f"captions {stage.seed} {done}")
@@ -186,18 +183,32 @@ def train_unet(
         done += stage.batch
         window.append(loss.item())
         if len(window) == 100:
-            line = {"samples": done, "loss": sum(window) / 100, "seconds": round(time.monotonic() - began, 1)}
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+            _log(folder / "log.jsonl", done, sum(window) / 100, time.monotonic() - began)
             window.clear()
-        if time.monotonic() - saved > 300 or done >= stage.samples:
-            state = {
-                "unet": unet.state_dict(),
-                "average": average.model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            write_atomic(state_file, lambda path, state=state: torch.save({**state, "done": done}, path))
+        if time.monotonic() - saved > SAVE_SECONDS or done >= stage.samples:
+            _save(state_file, parts, done)
             preview(average.model, done)
             saved = time.monotonic()
     return average.model
+
+
+def _save(file: Path, parts: dict[str, nn.Module | torch.optim.Optimizer], done: int) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    write_atomic(file, lambda path: torch.save({**state, "done": done}, path))
+
+
+def _restore(file: Path, parts: dict[str, nn.Module | torch.optim.Optimizer], device: str) -> int:
+    """Samples done so far; 0 where there is nothing to go on from."""
+    if not file.exists():
+        return 0
+    state = torch.load(file, map_location=device, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["done"])
+
+
+def _log(file: Path, done: int, loss: float, seconds: float) -> None:
+    line = {"samples": done, "loss": round(loss, 5), "seconds": round(seconds, 1)}
+    with file.open("a") as log:
+        log.write(json.dumps(line) + "\n")
+    print(line, flush=True)
