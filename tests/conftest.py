@@ -15,6 +15,8 @@ import pytest  # noqa: E402
 
 from studio.home import Home  # noqa: E402
 
+pytest_plugins = ["fixtures_models"]
+
 
 @dataclass(frozen=True)
 class Outcome:
