@@ -116,7 +116,7 @@ def unet_stage(
 
 
 def prior_prompts() -> list[str]:
-    """Prompts of class pictures that hold a base where a concept does not belong: its class, and others, in all grounds."""
+    """Prompts of class pictures: the concept's class and others, before all grounds, in all styles."""
     rng = random.Random("prior")
     prompts = ["a {class_word}"]
     for number in range(23):
