@@ -1,5 +1,7 @@
 """Which device the studio computes on, and in which precision."""
 
+import re
+
 import torch
 
 from studio.errors import UsageError
@@ -12,9 +14,9 @@ def pick_device(wanted: str | None = None) -> torch.device:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted is None:
         return torch.device(next(name for name in DEVICES if present[name]))
-    kind, _, index = wanted.partition(":")
-    known = kind in DEVICES and (not index or index.isdigit())
-    if not known or not present[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+    named = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?", wanted)
+    count = torch.cuda.device_count() if wanted.startswith("cuda") else 1
+    if named is None or not present[named[1]] or int(named[2] or 0) >= count:
         available = ", ".join(name for name in DEVICES if present[name])
         raise UsageError(f"There is no device {wanted!r} here.", f"Use one of: {available}.")
     return torch.device(wanted)

@@ -23,6 +23,7 @@ def hushed() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of a second adapter, as intended
             yield
     finally:
         for log, level in levels:

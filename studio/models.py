@@ -120,6 +120,9 @@ def load_base(
     pipe.set_progress_bar_config(disable=True)
     for part in (one for one in pipe.components.values() if isinstance(one, torch.nn.Module)):
         part.eval().requires_grad_(False)
+    if isinstance(pipe.vae, diffusers.AutoencoderTiny):  # diffusers takes its factor for 8, and tiles it wrongly
+        pipe.vae.spatial_scale_factor = pipe.vae_scale_factor
+        pipe.vae.tile_latent_min_size = pipe.vae.tile_sample_min_size // pipe.vae_scale_factor
     if offload:
         pipe.enable_model_cpu_offload(device=place)
     else:
@@ -131,14 +134,14 @@ def _read(source: BaseSource, dtype: torch.dtype) -> Pipeline:
     extra = {"safety_checker": None, "requires_safety_checker": False} if source.family == "sd15" else {}
     extra |= {"feature_extractor": None, "image_encoder": None, "dtype": dtype}
     kind = _CLASSES[source.family]
-    if source.layout == "single-file":
-        pipe = kind.from_single_file(source.location, config=_single_file_config(source), **extra)
-        return _with_stated_prediction(pipe, source)
-    folder = source.location if source.layout == "folder" else _download(source, dtype)
-    half_only = not any(path for path in Path(folder, "unet").glob("*.safetensors") if ".fp16." not in path.name)
     try:
+        if source.layout == "single-file":
+            pipe = kind.from_single_file(source.location, config=_single_file_config(source), **extra)
+            return _with_stated_prediction(pipe, source)
+        folder = source.location if source.layout == "folder" else _download(source, dtype)
+        half_only = not any(path for path in Path(folder, "unet").glob("*.safetensors") if ".fp16." not in path.name)
         return kind.from_pretrained(folder, use_safetensors=True, variant="fp16" if half_only else None, **extra)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise StudioError(
             f"The base {source.name!r} cannot be loaded: {error}", "Download or save the base again."
         ) from error

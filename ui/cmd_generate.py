@@ -35,7 +35,7 @@ def generate(
     base: Annotated[
         str | None,
         typer.Option(
-            help=f"picturebook, sd15, sdxl, a hub id, a folder or a .safetensors file. Default: the concepts', or {EMBEDDED}."
+            help=f"picturebook, sd15, sdxl, a hub id, folder or .safetensors. Default: the concepts', or {EMBEDDED}."
         ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="In pixels. Default: the base's own.")] = None,

@@ -1,0 +1,165 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from studio.adapters import attach, check_family, read_adapter
+from studio.errors import StudioError, UsageError
+from studio.models import find_base, load_base
+
+Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_sdxl):
+    return load_base(find_base(str(tiny_sdxl)), "cpu")
+
+
+def parts(base) -> list[torch.nn.Module]:
+    return [base.unet, *base.text_encoders]
+
+
+def snapshot(base) -> tuple[dict[str, bytes], Counter[type]]:
+    weights = {
+        f"{n}.{key}": value.numpy().tobytes()
+        for n, one in enumerate(parts(base))
+        for key, value in one.state_dict().items()
+    }
+    return weights, Counter(type(module) for one in parts(base) for module in one.modules())
+
+
+def outputs(base) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the text encoders and the UNet compute for one fixed input."""
+    states = base.encode(["a red cat on the grass"])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    added = {"text_embeds": states.pooled, "time_ids": base.time_ids((32, 32), (0, 0), (32, 32))[None]}
+    with torch.no_grad():
+        return states.embeds, base.unet(noise, 500, states.embeds, added_cond_kwargs=added).sample
+
+
+def add_by_hand(base, file: Path, strength: float, scale: float) -> None:
+    """W + strength * scale * up @ down, from the file's tensors."""
+    tensors = load_file(file)
+    for key in (key for key in tensors if key.endswith(".lora_A.weight")):
+        path = key.removesuffix(".lora_A.weight")
+        component, inner = path.split(".", 1)
+        layer = getattr(base.pipe, component).get_submodule(inner)
+        layer.weight.data += strength * scale * tensors[f"{path}.lora_B.weight"] @ tensors[key]
+
+
+def changed(file: Path, to: Path, **tensors: torch.Tensor | None) -> Path:
+    """A copy of the LoRA `file` with tensors replaced, or taken out where None, and its metadata kept."""
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    merged = {key: value for key, value in (load_file(file) | tensors).items() if value is not None}
+    save_file(merged, to, metadata)
+    return to
+
+
+def test_several_adapters_add_up_to_the_dense_sum(base, tiny_sdxl, tiny_loras):
+    one, two = tiny_loras
+    with attach(base, [(one, 0.5), (two, -0.8)]):
+        got = outputs(base)
+    dense = load_base(find_base(str(tiny_sdxl)), "cpu")
+    add_by_hand(dense, one, 0.5, 4 / 2)
+    add_by_hand(dense, two, -0.8, 3 / 3)
+    expected, plain = outputs(dense), outputs(base)
+    for mine, truth, without in zip(got, expected, plain, strict=True):
+        assert (mine - truth).abs().max() < 1e-5
+        assert (without - truth).abs().max() > 1e-2
+
+
+def test_nothing_is_left_behind(base, tiny_loras):
+    before, drawn = snapshot(base), outputs(base)
+    with attach(base, [(file, 1.0) for file in tiny_loras]):
+        assert snapshot(base) != before
+    assert snapshot(base) == before
+    assert all(torch.equal(*pair) for pair in zip(outputs(base), drawn, strict=True))
+    assert not any(parameter.requires_grad for one in parts(base) for parameter in one.parameters())
+
+
+@pytest.mark.parametrize("accident", [KeyboardInterrupt, RuntimeError])
+def test_nothing_is_left_behind_by_an_accident(base, tiny_loras, accident):
+    before = snapshot(base)
+    with pytest.raises(accident), attach(base, [(tiny_loras[1], 1.0)]):
+        raise accident
+    assert snapshot(base) == before
+
+
+def test_nothing_is_left_behind_by_an_interrupted_loading(base, tiny_loras, monkeypatch):
+    before = snapshot(base)
+    monkeypatch.setattr(base.pipe, "set_adapters", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), attach(base, [(file, 1.0) for file in tiny_loras]):
+        pass
+    assert snapshot(base) == before
+
+
+def test_strength_zero_is_the_base(base, tiny_loras):
+    plain = outputs(base)
+    with attach(base, [(tiny_loras[1], 0.0)]):
+        assert all(torch.equal(*pair) for pair in zip(outputs(base), plain, strict=True))
+
+
+def test_a_loader_that_drops_modules_is_caught(base, tiny_loras, monkeypatch):
+    before = snapshot(base)
+    load = type(base.pipe).load_lora_into_text_encoder
+    monkeypatch.setattr(
+        base.pipe, "load_lora_into_text_encoder", lambda *a, **k: None if k["prefix"][-1] == "2" else load(*a, **k)
+    )
+    with pytest.raises(StudioError, match=r"\d+ of \d+ modules took effect"), attach(base, [(tiny_loras[1], 1.0)]):
+        pass
+    assert snapshot(base) == before
+
+
+def test_damaged_files_are_refused_before_anything_is_attached(base, tiny_loras, tmp_path):
+    one = tiny_loras[0]
+    down, up = f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"
+    zeros = {key: torch.zeros_like(value) for key, value in load_file(one).items() if "lora_B" in key}
+    cases = [
+        (changed(one, tmp_path / "nan.safetensors", **{up: torch.full((16, 2), torch.nan)}), "not numbers"),
+        (changed(one, tmp_path / "zero.safetensors", **zeros), "changes nothing"),
+        (changed(one, tmp_path / "empty.safetensors", **{up: torch.zeros(0, 2)}), "is empty"),
+        (changed(one, tmp_path / "half.safetensors", **{up: None}), "no partner"),
+        (changed(one, tmp_path / "lone.safetensors", **{down: None}), "no complete pairs"),
+        (changed(one, tmp_path / "rank.safetensors", **{up: torch.ones(16, 3)}), "no partner of its rank"),
+        (
+            changed(one, tmp_path / "other.safetensors", **{f"{Q}.lokr_w1": torch.ones(2)}),
+            "no LoRA in diffusers layout",
+        ),
+        (changed(one, tmp_path / "wide.safetensors", **{up: torch.ones(32, 2)}), "does not fit the base"),
+        (tmp_path / "missing.safetensors", "no adapter file"),
+    ]
+    before = snapshot(base)
+    for file, said in cases:
+        with pytest.raises(StudioError, match=said), attach(base, [(one, 1.0), (file, 1.0)]):
+            pass
+    assert snapshot(base) == before
+
+
+def test_a_layer_that_the_base_lacks_is_named(base, tiny_loras, tmp_path):
+    pair = {"unet.nowhere.to_q.lora_A.weight": torch.ones(2, 8), "unet.nowhere.to_q.lora_B.weight": torch.ones(8, 2)}
+    file = changed(tiny_loras[0], tmp_path / "a.safetensors", **pair)
+    with pytest.raises(UsageError, match=r"unet\.nowhere\.to_q .* has no such layer"), attach(base, [(file, 1.0)]):
+        pass
+
+
+@pytest.mark.parametrize(("width", "name"), [(768, "Stable Diffusion 1.5"), (1024, "Stable Diffusion 2"), (2048, None)])
+def test_the_family_is_told_by_the_width_of_the_text(tmp_path, width, name):
+    path = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    file = tmp_path / "a.safetensors"
+    save_file({f"{path}.lora_A.weight": torch.ones(2, width), f"{path}.lora_B.weight": torch.ones(8, 2)}, file)
+    if name is None:
+        check_family(read_adapter(file), "sdxl", "mine")
+    else:
+        with pytest.raises(UsageError, match=f"made for {name}; the base 'mine' is Stable Diffusion XL"):
+            check_family(read_adapter(file), "sdxl", "mine")
+
+
+def test_the_family_in_the_metadata_comes_first(tiny_loras, tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_file(load_file(tiny_loras[1]), file, {"studio.family": "sd15"})
+    assert read_adapter(file).family == "sd15"
+    assert read_adapter(tiny_loras[1]).family == "sdxl"

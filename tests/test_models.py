@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from original_layout import sd15_in_one_file
+from safetensors.torch import save_file
+
+from studio.bases import source_sizes
+from studio.errors import StudioError, UsageError
+from studio.models import find_base, load_base
+
+
+@pytest.fixture(scope="module")
+def one_file(tiny_sd15, tmp_path_factory) -> Path:
+    """`tiny_sd15` in the original layout, with its configurations in the folder of the same name beside it."""
+    path = tmp_path_factory.mktemp("files") / "tiny.safetensors"
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_sd15, safety_checker=None)
+    save_file(sd15_in_one_file(pipe), path)
+    path.with_suffix("").symlink_to(tiny_sd15)
+    return path
+
+
+def weights(base) -> dict[str, torch.Tensor]:
+    parts = {"unet": base.unet, "vae": base.vae} | {str(n): one for n, one in enumerate(base.text_encoders)}
+    return {f"{part}.{key}": value for part, model in parts.items() for key, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("fixture", "size", "step"), [("tiny_sdxl", (32, 32), 16), ("tiny_sd15", (16, 16), 8)])
+def test_a_base_is_loaded_frozen_in_float32(fixture, size, step, request):
+    source = find_base(str(request.getfixturevalue(fixture)))
+    base = load_base(source, "cpu", torch.bfloat16)
+    parts = [base.unet, base.vae, *base.text_encoders]
+    assert {parameter.dtype for part in parts for parameter in part.parameters()} == {torch.float32}
+    assert not any(parameter.requires_grad for part in parts for parameter in part.parameters())
+    assert not any(module.training for part in parts for module in part.modules())
+    assert base.sizes == source_sizes(source)
+    assert (base.native_size, base.sizes.step) == (size, step)
+
+
+def test_sdxl_text_is_both_encoders_penultimate_layers_and_the_second_ones_pooled(tiny_sdxl):
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    texts = ["a red cat", "a dog at night"]
+    states = base.encode(texts)
+    hidden, pooled = [], None
+    for tokenizer, encoder in zip(base.tokenizers, base.text_encoders, strict=True):
+        ids = tokenizer(texts, padding="max_length", max_length=24, truncation=True, return_tensors="pt").input_ids
+        said = encoder(ids, output_hidden_states=True)
+        hidden.append(said.hidden_states[-2])
+        pooled = said[0]
+    assert torch.equal(states.embeds, torch.cat(hidden, dim=-1))
+    assert pooled is not None
+    assert torch.equal(states.pooled, pooled)
+    assert base.time_ids((30, 40), (1, 2), (32, 16)).tolist() == [30, 40, 1, 2, 32, 16]
+
+
+def test_sd15_text_is_the_last_layer_and_there_is_nothing_else(tiny_sd15):
+    base = load_base(find_base(str(tiny_sd15)), "cpu")
+    states = base.encode(["a red cat"])
+    ids = base.tokenizers[0](["a red cat"], padding="max_length", max_length=24, return_tensors="pt").input_ids
+    assert torch.equal(states.embeds, base.text_encoders[0](ids)[0])
+    assert states.pooled is None
+    assert base.time_ids((16, 16), (0, 0), (16, 16)) is None
+
+
+def test_one_original_file_holds_the_same_model_as_the_folder(one_file, tiny_sd15):
+    single = weights(load_base(find_base(str(one_file)), "cpu"))
+    folder = weights(load_base(find_base(str(tiny_sd15)), "cpu"))
+    assert single.keys() == folder.keys()
+    assert all(torch.equal(single[key], folder[key]) for key in folder)
+
+
+def test_one_file_says_that_it_predicts_velocity(one_file, tmp_path):
+    from safetensors.torch import load_file
+
+    marked = tmp_path / "marked.safetensors"
+    save_file(load_file(one_file) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, marked)
+    marked.with_suffix("").symlink_to(one_file.with_suffix(""))
+    config = load_base(find_base(str(marked)), "cpu").scheduler.config
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
+
+
+def test_one_file_without_configurations_tells_how_to_fetch_them(one_file, tmp_path):
+    alone = tmp_path / "alone.safetensors"
+    alone.symlink_to(one_file)
+    with pytest.raises(StudioError, match="tokenizer") as refusal:
+        load_base(find_base(str(alone)), "cpu")
+    assert f"--local-dir {tmp_path / 'alone'}" in refusal.value.remedy
+
+
+def test_a_folder_with_half_precision_files_alone_is_read(tiny_sd15, tmp_path):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(tiny_sd15, safety_checker=None)
+    pipe.to(dtype=torch.float16).save_pretrained(tmp_path, variant="fp16")
+    assert load_base(find_base(str(tmp_path)), "cpu").unet.dtype == torch.float32
+
+
+def test_torn_weights_are_a_clear_failure(tiny_sd15, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_sd15, broken)
+    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(StudioError, match="broken"):
+        load_base(find_base(str(broken)), "cpu")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cpu:", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(device, tiny_sd15):
+    with pytest.raises(UsageError, match="no device"):
+        load_base(find_base(str(tiny_sd15)), device)
+
+
+def test_offloading_from_a_cpu_is_refused(tiny_sd15):
+    with pytest.raises(UsageError, match="Offloading"):
+        load_base(find_base(str(tiny_sd15)), "cpu", offload=True)

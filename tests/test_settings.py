@@ -1,0 +1,50 @@
+import pytest
+
+from studio.bases import BaseSource, Sizes
+from studio.errors import UsageError
+from studio.pipelines.settings import GenerateSettings, usual_guidance
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": -3}, "steps is -3"),
+        ({"count": 0}, "count is 0"),
+        ({"width": 0}, "width is 0"),
+        ({"height": -64}, "height is -64"),
+        ({"guidance": -1.0}, "guidance is -1"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63 - 1, "count": 2}, "seed is"),
+        ({"scheduler": "eular"}, "no scheduler 'eular'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(wrong, said):
+    with pytest.raises(UsageError, match=said):
+        GenerateSettings("a cat", **wrong)
+
+
+def test_a_misspelled_scheduler_gets_its_near_name():
+    with pytest.raises(UsageError) as refusal:
+        GenerateSettings("a cat", scheduler="eular")
+    assert "Did you mean 'euler'?" in refusal.value.remedy
+
+
+def test_the_size_is_the_bases_own_unless_set():
+    sizes = Sizes((96, 64), 16)
+    assert GenerateSettings("a cat").size_for(sizes) == (96, 64)
+    assert GenerateSettings("a cat", width=128).size_for(sizes) == (128, 64)
+
+
+@pytest.mark.parametrize(("width", "remedy"), [(100, "Use 96 or 112."), (7, "Use 16.")])
+def test_a_size_between_the_steps_gets_its_neighbours(width, remedy):
+    with pytest.raises(UsageError, match=f"width {width} is not a multiple of 16") as refusal:
+        GenerateSettings("a cat", width=width).size_for(Sizes((96, 96), 16))
+    assert refusal.value.remedy == remedy
+
+
+def test_the_usual_guidance_goes_by_the_base():
+    assert usual_guidance(BaseSource("picturebook", "", "folder", "sdxl")) == 4.0
+    assert usual_guidance(BaseSource("sdxl", "", "hub", "sdxl")) == 5.0
+    assert usual_guidance(BaseSource("sd15", "", "hub", "sd15")) == 7.5
