@@ -88,7 +88,7 @@ def test_every_unusable_file_is_named_with_its_reason(tmp_path: Path) -> None:
 def test_too_many_pixels_are_refused_by_the_header_in_little_memory(tmp_path: Path, side: int) -> None:
     giant_png(tmp_path / "giant.png", side)
     tracemalloc.start()
-    with pytest.raises(UsageError, match="giant.png: it has more than the 50 million pixels"):
+    with pytest.raises(UsageError, match=r"giant\.png: it has more than the 50 million pixels"):
         find_pictures(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()

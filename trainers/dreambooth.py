@@ -5,8 +5,9 @@ import json
 import time
 from pathlib import Path
 
-from studio.bases import find_base
+from studio.bases import BaseSource, find_base, source_sizes
 from studio.concepts import ADAPTER_FILE, Concept
+from studio.errors import UsageError
 from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
 from studio.home import Home, ensure_free, write_atomic
 from studio.images import Picture, check_decodable, dataset_notices, find_pictures
@@ -24,12 +25,12 @@ from studio.trainers.data import encode_examples
 from studio.trainers.lora import add_lora, write_lora
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_pictures
-from studio.trainers.recipe import Recipe
+from studio.trainers.recipe import Recipe, write_toml
 from studio.trainers.report import plot_losses, versions, write_card
 from studio.trainers.sampling import draw
 from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, learning_rate
-from studio.trainers.workplace import Workplace, check_start, claim, move_in
+from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in
 
 
 def train_concept(
@@ -42,15 +43,17 @@ def train_concept(
     """
     source = find_base(recipe.base)
     facts = read_facts(source)
+    _check_resolution(source, recipe.resolution)
     pictures = find_pictures(recipe.pictures)
     check_decodable(pictures)
     check_start(home, recipe.name, resume, overwrite)
     for notice in dataset_notices(recipe.pictures, pictures):
         emit(Notice(notice))
-    with claim(home, recipe, resume) as workplace:
+    with claim(home, recipe.name, resume) as workplace:
         found = latest_checkpoint(workplace.checkpoints, lambda text: emit(Notice(text))) if resume else None
         if found is not None:
             check_same_training(found, recipe)
+        write_toml(recipe, workplace.folder / RECIPE_FILE)
         emit(Phase("load base"))
         base = load_base(source)
         training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not facts.own)
@@ -59,8 +62,18 @@ def train_concept(
             check_same_data(found, data)
             training.restore(found.tensors)
             emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
-        _run(training, workplace, data, emit)
+        again = f"studio train-concept --name {recipe.name} --resume{' --overwrite' if overwrite else ''}"
+        _run(training, workplace, data, emit, again)
         return _finish(training, workplace, home, data, emit, overwrite)
+
+
+def _check_resolution(source: BaseSource, resolution: int) -> None:
+    step = source_sizes(source).step
+    if resolution % step:
+        raise UsageError(
+            f"resolution is {resolution}; this base needs a multiple of {step} pixels.",
+            f"Use --resolution {max(1, round(resolution / step)) * step}, or leave it out for the base's own size.",
+        )
 
 
 def _prepare(
@@ -86,8 +99,11 @@ def _size(training: Training) -> int:
     return sum(parameter.numel() for parameter in training.parameters.values())
 
 
-def _run(training: Training, workplace: Workplace, data: str, emit: Emit) -> None:
-    """Steps, checkpoints and previews until the recipe's number of steps; raises Stopped after Ctrl-C."""
+def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again: str) -> None:
+    """Steps, checkpoints and previews until the recipe's number of steps.
+
+    Raises Stopped after Ctrl-C, with `again` as the command that goes on.
+    """
     recipe = training.recipe
     if training.step == 0 and recipe.sample_every:
         _preview(training, workplace, emit)
@@ -106,10 +122,7 @@ def _run(training: Training, workplace: Workplace, data: str, emit: Emit) -> Non
                 state = Checkpoint(step, training.state(), recipe.model_dump(mode="json"), data)
                 save_checkpoint(workplace.checkpoints, state, recipe.keep_checkpoints)
             if stop:
-                raise Stopped(
-                    f"Stopped after step {step} of {recipe.steps}; it is saved.",
-                    f"Go on with: studio train-concept --name {recipe.name} --resume",
-                )
+                raise Stopped(f"Stopped after step {step} of {recipe.steps}; it is saved.", f"Go on with: {again}")
             if recipe.sample_every and (last or step % recipe.sample_every == 0):
                 _preview(training, workplace, emit)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio.bases import BaseSource
+from studio.bases import BaseSource, source_sizes
 from studio.errors import UsageError
 
 FACTS_FILE = "studio_base.json"
@@ -34,17 +34,7 @@ def read_facts(source: BaseSource) -> BaseFacts:
         prompts = tuple(facts.get("prior_prompts", ("a {class_word}",)))
         return BaseFacts(tuple(facts["identifiers"]), int(facts["native_size"]), prompts, own=True)
     prompts = ("a {class_word}", "a photo of a {class_word}", "a painting of a {class_word}", "a {class_word} outdoors")
-    return BaseFacts(RARE_TOKENS, _native_size(source), prompts, own=False)
-
-
-def _native_size(source: BaseSource) -> int:
-    """What the configuration of a folder says, else the size of the family's first model."""
-    folder = Path(source.location)
-    if source.layout != "folder":
-        return 1024 if source.family == "sdxl" else 512
-    unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    return BaseFacts(RARE_TOKENS, min(source_sizes(source).native), prompts, own=False)
 
 
 def free_trigger(facts: BaseFacts, used: set[str]) -> str:

@@ -37,7 +37,8 @@ def versions() -> dict[str, str]:
 def write_card(concept: Concept, recipe: Recipe, notes: dict[str, str], samples: list[tuple[str, str]]) -> None:
     """Write the README.md of a concept: what it is, how to use it, how it was made; `samples` are (file, prompt)."""
     rows = "\n".join(f"| {key} | {getattr(recipe, key)} |" for key in _SHOWN)
-    made = "\n".join(f"| {key.removeprefix('studio.')} | {value} |" for key, value in notes.items())
+    others = {key.removeprefix("studio."): value for key, value in notes.items()}
+    made = "\n".join(f"| {key} | {value} |" for key, value in others.items() if key not in _SHOWN)
     pictures = "\n".join(f"![{prompt}]({file})" for file, prompt in samples)
     kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
     text = f"""---

@@ -13,7 +13,6 @@ from studio.concepts import Concept, write_concept
 from studio.errors import UsageError
 from studio.home import Home, ensure_writable, safe_name
 from studio.library import Library
-from studio.trainers.recipe import Recipe, write_toml
 
 RECIPE_FILE = "recipe.toml"
 
@@ -61,24 +60,23 @@ def check_start(home: Home, name: str, resume: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def claim(home: Home, recipe: Recipe, resume: bool) -> Iterator[Workplace]:
-    """The recipe's workplace, this process's alone; without a checkpoint to resume it is empty and is left so.
+def claim(home: Home, name: str, resume: bool) -> Iterator[Workplace]:
+    """The workplace for concept `name`, this process's alone; it is removed if no checkpoint was made in it.
 
     Raises UsageError where another process trains the same concept, StudioError where the disk refuses.
     """
-    workplace = workplace_of(home, recipe.name)
+    workplace = workplace_of(home, name)
     ensure_writable(home.library)
     ensure_writable(home.cache)
     lock = FileLock(workplace.folder.with_name(f"{workplace.folder.name}.lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise UsageError(f"Another process is training {recipe.name!r}.", "Wait for it, or stop it first.") from error
+        raise UsageError(f"Another process is training {name!r}.", "Wait for it, or stop it first.") from error
     try:
         if not resume:
             shutil.rmtree(workplace.folder, ignore_errors=True)
         ensure_writable(workplace.folder)
-        write_toml(recipe, workplace.folder / RECIPE_FILE)
         yield workplace
     finally:
         if not workplace.started:

@@ -1,0 +1,124 @@
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_helpers import TINY, draw_pictures
+
+from studio.home import Home
+from studio.library import Library
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return draw_pictures(tmp_path / "pictures")
+
+
+@pytest.fixture
+def config(tiny_sdxl: Path, pictures: Path, tmp_path: Path) -> Path:
+    """A recipe file with everything in it."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in TINY.items()]
+    lines += [f"base = {json.dumps(str(tiny_sdxl))}", 'pictures = "pictures"', "sample_prompts = []"]
+    path = tmp_path / "recipe.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_a_recipe_file_alone_is_enough(run_studio: Run, config: Path, home: Home) -> None:
+    ended = run_studio("train-concept", "--config", config, "--json")
+    report = json.loads(ended.out)
+    assert ended.code == 0
+    assert (report["name"], report["phrase"], report["recipe"]["steps"]) == ("milo", "sks cat", 6)
+    assert Path(report["folder"]) == home.library / "milo"
+    for shown in ("0.png", "40 x 32", "a sks cat", "3 class pictures", "parameters"):
+        assert shown in ended.err
+
+
+def test_a_name_that_is_taken_is_refused_before_anything(run_studio: Run, config: Path, home: Home) -> None:
+    assert run_studio("train-concept", "--config", config, "--steps", "1").code == 0
+    again = run_studio("train-concept", "--config", config)
+    assert again.code == 2
+    assert "already" in again.err
+    assert run_studio("train-concept", "--config", config, "--steps", "1", "--overwrite").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--steps", "-3"], "steps is -3; it must be at least 1"),
+        (["--rank", "0"], "rank is 0; it must be at least 1"),
+        (["--name", "../up"], "'../up' cannot be used"),
+        (["--name", "n" * 300], "300 characters"),
+        (["--base", "picturbook"], "no base model 'picturbook'"),
+        (["--preset", "fast"], "no preset 'fast'"),
+        (["--resume"], "no interrupted training"),
+    ],
+)
+def test_wrong_usage_is_named_and_leaves_nothing(
+    run_studio: Run, config: Path, home: Home, options: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    ended = run_studio("train-concept", "--config", config, *options)
+    assert ended.code == 2
+    assert said in ended.err
+    assert not home.library.exists() or list(home.library.iterdir()) == []
+
+
+def test_an_unknown_key_in_the_file_is_named(run_studio: Run, config: Path) -> None:
+    config.write_text(config.read_text(encoding="utf-8") + "\nlearning_rat = 1", encoding="utf-8")
+    ended = run_studio("train-concept", "--config", config)
+    assert ended.code == 2
+    assert "did you mean 'learning_rate'" in ended.err
+
+
+def test_a_missing_folder_and_an_empty_one(run_studio: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, said in (("nowhere", "no folder or picture"), ("empty", "holds no pictures")):
+        ended = run_studio("train-concept", tmp_path / folder, "--config", config)
+        assert ended.code == 2
+        assert said in ended.err
+
+
+def test_a_home_that_cannot_be_written(run_studio: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # a file where a folder is needed: even root cannot write there
+    ended = run_studio("train-concept", "--config", config, "--home", tmp_path / "file")
+    assert ended.code == 1
+    assert "Cannot write in" in ended.err
+
+
+def test_stopping_and_going_on_by_name_alone(
+    run_studio: Run, config: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from studio.trainers.training import Training
+
+    step = Training.take_step
+
+    def interrupted(self: Training) -> float:
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "take_step", interrupted)
+        stopped = run_studio("train-concept", "--config", config)
+    assert stopped.code == 130
+    assert "studio train-concept --name milo --resume" in stopped.err
+    assert Library(home).concepts() == []
+    resumed = run_studio("train-concept", "--name", "milo", "--resume")
+    assert resumed.code == 0
+    assert "Going on after step 3 of 6" in resumed.err
+    assert [concept.name for concept in Library(home).concepts()] == ["milo"]
+
+
+def test_a_resolution_that_does_not_fit_the_base_is_refused_with_the_nearest(run_studio: Run, config: Path) -> None:
+    ended = run_studio("train-concept", "--config", config, "--resolution", "30")
+    assert ended.code == 2
+    assert "needs a multiple of 16" in ended.err
+    assert "--resolution 32" in ended.err

@@ -1,0 +1,295 @@
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from safetensors import safe_open
+from training_helpers import TINY, draw_pictures, same, tiny_recipe, weights
+
+from studio.concepts import read_concept
+from studio.errors import StudioError, UsageError
+from studio.events import Done, Event, Loss, Notice, Phase, Preview, Step, silent
+from studio.home import Home
+from studio.library import Library
+from studio.trainers import checkpoint, lora
+from studio.trainers.dreambooth import train_concept
+from studio.trainers.stopping import Stopped
+from studio.trainers.training import Training
+from studio.trainers.workplace import workplace_of
+
+
+class Halt(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+def halting(step: int, error: type[BaseException] = Halt):
+    """A listener that ends the training once `step` is done."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Step) and event.step == step and event.total == TINY["steps"]:
+            raise error
+
+    return listen
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> list[Home]:
+    return [Home(tmp_path / name) for name in "ab"]
+
+
+@pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
+def test_plain_diffusers_reads_the_file_and_predicts_the_same(
+    base: str, home: Home, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = request.getfixturevalue(base)
+    trained: list[Training] = []
+    prepare = Training.__post_init__
+    monkeypatch.setattr(Training, "__post_init__", lambda self: (prepare(self), trained.append(self))[0])
+    wide = ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+    recipe = tiny_recipe(folder, home, {"steps": 2, "alpha": 5.0, "targets": wide})
+    concept = train_concept(recipe, home)
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    inputs = {"sample": torch.randn(1, 4, 8, 8), "timestep": 500, "encoder_hidden_states": None}
+    width = pipe.unet.config.cross_attention_dim
+    inputs["encoder_hidden_states"] = torch.randn(1, 5, width)
+    if base == "tiny_sdxl":
+        inputs["added_cond_kwargs"] = {"text_embeds": torch.randn(1, 24), "time_ids": torch.full((1, 6), 32.0)}
+    with torch.no_grad():
+        plain = pipe.unet(**inputs).sample
+        pipe.load_lora_weights(concept.adapter_file)
+        loaded = pipe.unet(**inputs).sample
+        live = trained[0].base.unet.eval()(**inputs).sample
+    torch.testing.assert_close(loaded, live, atol=1e-5, rtol=1e-5)
+    assert (loaded - plain).abs().max() > 1e-3
+
+
+def test_what_a_training_leaves(tiny_sdxl: Path, home: Home) -> None:
+    events: list[Event] = []
+    recipe = tiny_recipe(tiny_sdxl, home, {"sample_every": 3})
+    concept = train_concept(recipe, home, events.append)
+    assert Library(home).concepts() == [concept] == [read_concept(concept.folder)]
+    assert {path.name for path in concept.folder.iterdir()} == {
+        "adapter.safetensors", "concept.json", "recipe.toml", "README.md", "loss.png", "samples",
+    }  # fmt: skip
+    assert sorted(path.name for path in home.library.iterdir()) == ["milo"]
+    with safe_open(concept.adapter_file, "pt") as file:
+        notes = file.metadata()
+    assert (notes["studio.trigger"], notes["studio.steps"], notes["studio.rank"]) == ("sks", "6", "2")
+    assert json.loads(notes["lora_adapter_metadata"])["unet.r"] == 2
+    assert len(notes["studio.data"]) == 64
+    assert [event.step for event in events if isinstance(event, Loss)] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events if isinstance(event, Preview)] == [0, 3, 6]
+    names = [event.name for event in events if isinstance(event, Phase)]
+    assert names == ["load base", "class pictures", "encode pictures", "train", "write the concept"]
+    assert any(isinstance(event, Notice) and "parameters" in event.message for event in events)
+    assert isinstance(events[-1], Done)
+
+
+def test_the_loss_falls_on_noise_that_repeats(tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Training.draw
+    monkeypatch.setattr(Training, "draw", lambda self, step: draw(self, 0))
+    losses: list[float] = []
+    recipe = tiny_recipe(tiny_sdxl, home, {"steps": 25, "rank": 8, "learning_rate": 1e-2})
+    train_concept(recipe, home, lambda event: losses.append(event.loss) if isinstance(event, Loss) else None)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_accumulation_of_two_equals_a_batch_of_two(tiny_sdxl: Path, homes: list[Home]) -> None:
+    settings = [{"batch_size": 2}, {"batch_size": 1, "gradient_accumulation": 2}]
+    one, two = (
+        weights(train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 2} | how), home))
+        for home, how in zip(homes, settings, strict=True)
+    )
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
+
+
+def test_previews_and_the_global_generator_do_not_touch_the_training(tiny_sdxl: Path, homes: list[Home]) -> None:
+    torch.manual_seed(1)
+    plain = train_concept(tiny_recipe(tiny_sdxl, homes[0], {"steps": 3}), homes[0])
+    torch.manual_seed(2)
+    watched = train_concept(tiny_recipe(tiny_sdxl, homes[1], {"steps": 3, "sample_every": 1}), homes[1])
+    assert same(plain, watched)
+
+
+def test_class_pictures_are_made_once(tiny_sdxl: Path, home: Home) -> None:
+    train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1}), home)
+    pictures = sorted(home.cache.glob("class-pictures/*/*.png"))
+    made = [picture.stat().st_mtime_ns for picture in pictures]
+    phases: list[str] = []
+    again = tiny_recipe(tiny_sdxl, home, {"steps": 1, "name": "two"})
+    train_concept(again, home, lambda event: phases.append(event.name) if isinstance(event, Phase) else None)
+    assert len(pictures) == 3
+    assert "class pictures" not in phases
+    assert [picture.stat().st_mtime_ns for picture in pictures] == made
+
+
+def test_resuming_gives_the_same_weights_bit_for_bit(tiny_sdxl: Path, homes: list[Home]) -> None:
+    changes = {"save_every": 3, "schedule": "cosine", "warmup_steps": 2}
+    straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], changes), homes[0])
+    recipe = tiny_recipe(tiny_sdxl, homes[1], changes)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(5))
+    assert Library(homes[1]).concepts() == []
+    told: list[Event] = []
+    resumed = train_concept(recipe, homes[1], told.append, resume=True)
+    assert Notice("Going on after step 3 of 6.") in told
+    assert same(straight, resumed)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_only(tiny_sdxl: Path, homes: list[Home]) -> None:
+    straight = train_concept(tiny_recipe(tiny_sdxl, homes[0]), homes[0])
+    recipe = tiny_recipe(tiny_sdxl, homes[1], {"save_every": 2})
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(5))
+    newest = workplace_of(homes[1], "milo").checkpoints / "step-000004" / "training.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    told: list[str] = []
+    emit = lambda event: told.append(event.message) if isinstance(event, Notice) else None  # noqa: E731
+    assert same(straight, train_concept(recipe, homes[1], emit, resume=True))
+    assert any("step-000004 is damaged" in line for line in told)
+    assert "Going on after step 2 of 6." in told
+
+
+def test_an_interrupted_training_is_neither_forgotten_nor_mixed_up(tiny_sdxl: Path, home: Home) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home, {"save_every": 2})
+    with pytest.raises(Halt):
+        train_concept(recipe, home, halting(3))
+    with pytest.raises(UsageError, match="was interrupted"):
+        train_concept(recipe, home)
+    with pytest.raises(UsageError, match="rank: 2 -> 3"):
+        train_concept(recipe.model_copy(update={"rank": 3}), home, resume=True)
+    draw_pictures(recipe.pictures, 4)
+    with pytest.raises(UsageError, match="have changed"):
+        train_concept(recipe, home, resume=True)
+    (recipe.pictures / "3.png").unlink()
+    assert train_concept(recipe, home, resume=True).name == "milo"
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny_sdxl: Path, homes: list[Home]) -> None:
+    straight = train_concept(tiny_recipe(tiny_sdxl, homes[0]), homes[0])
+    recipe = tiny_recipe(tiny_sdxl, homes[1])
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Loss) and event.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped, match="after step 2 of 6") as stop:
+        train_concept(recipe, homes[1], interrupt)
+    assert stop.value.exit_code == 130
+    assert "--name milo --resume" in stop.value.remedy
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(straight, train_concept(recipe, homes[1], resume=True))
+
+
+def test_a_broken_loss_stops_before_the_weights_are_touched(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = Training.loss
+    monkeypatch.setattr(
+        Training, "loss", lambda self, drawn: loss(self, drawn) * (float("nan") if self.step == 3 else 1)
+    )
+    recipe = tiny_recipe(tiny_sdxl, home, {"save_every": 2})
+    with pytest.raises(StudioError, match="no longer a finite number at step 4") as failure:
+        train_concept(recipe, home)
+    assert "--lr" in failure.value.remedy
+    kept = checkpoint.latest_checkpoint(workplace_of(home, "milo").checkpoints, pytest.fail)
+    assert kept is not None
+    assert kept.step == 2
+    assert all(bool(tensor.isfinite().all()) for tensor in kept.tensors.values())
+
+
+def test_a_full_disk_at_the_end_keeps_the_checkpoint(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recipe = tiny_recipe(tiny_sdxl, home)
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "save", full)
+        with pytest.raises(StudioError, match="No space left on device"):
+            train_concept(recipe, home)
+    assert Library(home).concepts() == []
+    assert list(workplace_of(home, "milo").folder.glob("*adapter*")) == []
+    assert train_concept(recipe, home, resume=True).name == "milo"
+
+
+def test_a_file_that_does_not_read_back_is_not_kept(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = lora.get_peft_model_state_dict
+
+    def lossy(*arguments: object, **named: object) -> dict[str, torch.Tensor]:
+        return dict(list(state(*arguments, **named).items())[2:])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lora, "get_peft_model_state_dict", lossy)
+    with pytest.raises(StudioError, match="does not read back"):
+        train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1}), home)
+    assert Library(home).concepts() == []
+
+
+def test_an_existing_concept_is_replaced_only_at_the_end_and_only_if_asked(tiny_sdxl: Path, home: Home) -> None:
+    old = train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1}), home)
+    before = weights(old)
+    other = tiny_recipe(tiny_sdxl, home, {"steps": 2, "save_every": 1})
+    with pytest.raises(UsageError, match="already"):
+        train_concept(other, home)
+    with pytest.raises(Halt):
+        train_concept(other, home, lambda event: _raise() if isinstance(event, Loss) else None, overwrite=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(old).items())
+    new = train_concept(other, home, overwrite=True)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in weights(new).items())
+    assert sorted(path.name for path in home.library.iterdir()) == ["milo"]
+
+
+def _raise() -> None:
+    raise Halt
+
+
+def test_a_failed_start_leaves_nothing(tiny_sdxl: Path, home: Home) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home, {"targets": ("to_q", "to_x")})
+    with pytest.raises(UsageError, match="no layers called to_x"):
+        train_concept(recipe, home)
+    assert list(home.library.iterdir()) == []
+
+
+def test_pictures_are_judged_before_the_base_is_loaded(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home)
+    cut = recipe.pictures / "1.png"
+    cut.write_bytes(cut.read_bytes()[:500])
+    monkeypatch.setattr("studio.trainers.dreambooth.load_base", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match=r"1\.png: the picture is cut short"):
+        train_concept(recipe, home, silent)
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_weights(tiny_sdxl: Path, homes: list[Home]) -> None:
+    changes = {"steps": 30, "save_every": 4}
+    straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], changes), homes[0])
+    recipe = tiny_recipe(tiny_sdxl, homes[1], changes)
+    code = (
+        "import sys, time; from pathlib import Path; from studio.home import Home;"
+        "from studio.trainers.recipe import Recipe, read_toml; from studio.trainers.dreambooth import train_concept;"
+        "train_concept(Recipe(**read_toml(Path(sys.argv[1]))), Home(Path(sys.argv[2])), lambda e: time.sleep(0.1))"
+    )
+    from studio.trainers.recipe import write_toml
+
+    write_toml(recipe, homes[1].root / "recipe.toml")
+    child = subprocess.Popen([sys.executable, "-c", code, homes[1].root / "recipe.toml", homes[1].root])
+    place = workplace_of(homes[1], "milo").checkpoints
+    while not list(place.glob("step-*[0-9]")) and child.poll() is None:
+        time.sleep(0.05)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert Library(homes[1]).concepts() == []
+    assert same(straight, train_concept(recipe, homes[1], resume=True))

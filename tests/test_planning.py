@@ -1,0 +1,91 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from studio.bases import BaseSource
+from studio.concepts import ADAPTER_FILE, Concept, write_concept
+from studio.errors import UsageError
+from studio.home import Home
+from studio.trainers.planning import plan_recipe, resumed_recipe
+from studio.trainers.presets import PRESETS, defaults, free_trigger, read_facts
+from studio.trainers.recipe import build_recipe
+
+GIVEN = {"name": "milo", "class_word": "cat", "pictures": "pictures"}
+
+
+@pytest.fixture
+def own_base(tiny_sdxl: Path, tmp_path: Path) -> str:
+    """A base with facts about itself, as picturebook has them."""
+    folder = shutil.copytree(tiny_sdxl, tmp_path / "own")
+    facts = {"identifiers": ["uvu", "xax"], "native_size": 32, "prior_prompts": ["a {class_word}", "a dog"]}
+    (folder / "studio_base.json").write_text(json.dumps(facts), encoding="utf-8")
+    return str(folder)
+
+
+def keep(home: Home, name: str, trigger: str) -> None:
+    folder = home.library / name
+    folder.mkdir(parents=True)
+    (folder / ADAPTER_FILE).touch()
+    write_concept(Concept(name, trigger, "dog", "picturebook", "sdxl", "lora", folder))
+
+
+def test_preset_then_file_then_command_line(own_base: str, home: Home, tmp_path: Path) -> None:
+    config = tmp_path / "r.toml"
+    config.write_text(f"base = '{own_base}'\nrank = 3\nsteps = 11\npictures = 'p'\n", encoding="utf-8")
+    recipe = plan_recipe(GIVEN | {"steps": 7}, config, home)
+    assert (recipe.steps, recipe.rank, recipe.alpha, recipe.resolution) == (7, 3, 3.0, 32)
+    assert recipe.prior_prompts == ("a cat", "a dog")
+    assert recipe.instance_prompt == "a uvu cat"
+    assert recipe.pictures.is_absolute()
+
+
+def test_each_concept_gets_an_identifier_of_its_own(own_base: str, home: Home) -> None:
+    keep(home, "rex", "uvu")
+    assert plan_recipe(GIVEN | {"base": own_base}, None, home).trigger == "xax"
+    assert plan_recipe(GIVEN | {"base": own_base, "name": "rex"}, None, home).trigger == "uvu"
+    assert plan_recipe(GIVEN | {"base": own_base, "trigger": "mine"}, None, home).trigger == "mine"
+
+
+def test_identifiers_that_are_all_taken(own_base: str, home: Home) -> None:
+    facts = read_facts(BaseSource("own", own_base, "folder", "sdxl"))
+    with pytest.raises(UsageError, match="All 2 identifiers"):
+        free_trigger(facts, {"uvu", "xax"})
+
+
+@pytest.mark.parametrize("key", ["name", "class_word", "pictures"])
+def test_what_is_missing_is_asked_for(key: str, home: Home) -> None:
+    with pytest.raises(UsageError, match="is missing"):
+        plan_recipe({name: value for name, value in GIVEN.items() if name != key}, None, home)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_every_preset_is_a_whole_recipe(preset: str, family: str) -> None:
+    source = BaseSource("x/y", "x/y", "hub", family)  # type: ignore[arg-type]
+    facts = read_facts(source)
+    chosen = defaults(source, facts, preset, "cat", "sks")
+    recipe = build_recipe([chosen, GIVEN, {"trigger": "sks", "base": "x/y"}])
+    assert recipe.resolution == {"sd15": 512, "sdxl": 1024}[family]
+
+
+def test_a_folder_tells_its_own_size(tiny_sd15: Path) -> None:
+    assert read_facts(BaseSource("tiny", str(tiny_sd15), "folder", "sd15")).native_size == 16
+
+
+def test_an_unknown_preset_is_refused(own_base: str, home: Home) -> None:
+    with pytest.raises(UsageError, match="'fast'"):
+        plan_recipe(GIVEN | {"base": own_base, "preset": "fast"}, None, home)
+
+
+def test_nothing_to_resume_is_said(home: Home) -> None:
+    with pytest.raises(UsageError, match="no interrupted training of 'milo'"):
+        resumed_recipe({"name": "milo"}, None, home)
+
+
+def test_planning_needs_no_torch() -> None:
+    code = "import sys, studio.trainers.planning, studio.ui.cmd_train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

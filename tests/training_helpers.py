@@ -1,0 +1,60 @@
+"""Small trainings for tests: pictures, recipes, and what came out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from studio.concepts import Concept
+from studio.home import Home
+from studio.trainers.planning import plan_recipe
+from studio.trainers.recipe import Recipe
+
+TINY: dict[str, Any] = {
+    "name": "milo",
+    "class_word": "cat",
+    "trigger": "sks",
+    "steps": 6,
+    "rank": 2,
+    "batch_size": 2,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "gradient_checkpointing": False,
+    "learning_rate": 5e-3,
+    "prior_count": 3,
+    "prior_prompts": ("a cat", "a dog"),
+    "sample_every": 0,
+    "sample_steps": 2,
+    "save_every": 100,
+}
+
+
+def draw_pictures(folder: Path, count: int = 3) -> Path:
+    """`count` noisy pictures of 40 x 32 px in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def tiny_recipe(base: Path, home: Home, changes: dict[str, Any] | None = None) -> Recipe:
+    """A training of seconds on `base`, with `changes`; its pictures lie in the home."""
+    pictures = home.root / "pictures"
+    if not pictures.exists():
+        draw_pictures(pictures)
+    return plan_recipe(TINY | {"base": str(base), "pictures": pictures} | (changes or {}), None, home)
+
+
+def weights(concept: Concept) -> dict[str, torch.Tensor]:
+    """The trained tensors by name."""
+    return load_file(concept.adapter_file)
+
+
+def same(one: Concept, other: Concept) -> bool:
+    """Whether two trainings gave the same weights, bit for bit."""
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
