@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image
 
 from studio.adapters import attach
 from studio.concepts import Concept, expand_prompt
+from studio.errors import StudioError
 from studio.events import Emit, Phase, Step
 from studio.models import BaseModel
 from studio.pipelines.schedulers import make_scheduler
@@ -74,7 +76,10 @@ def _draw_all(base: BaseModel, settings: GenerateSettings, emit: Emit) -> list[I
 
 
 def _draw(base: BaseModel, settings: GenerateSettings, seeds: range, on_step_end: "_Steps") -> list[Image]:
-    """The pictures of `seeds` in one batch, by the base's own diffusers pipeline."""
+    """The pictures of `seeds` in one batch, by the base's own diffusers pipeline.
+
+    Raises StudioError where half precision overflowed, which would otherwise be saved as black.
+    """
     output = base.pipe(
         prompt=settings.prompt,
         negative_prompt=settings.negative_prompt or None,  # none at all: SDXL then zeroes the unconditional text
@@ -85,8 +90,14 @@ def _draw(base: BaseModel, settings: GenerateSettings, seeds: range, on_step_end
         num_images_per_prompt=len(seeds),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         callback_on_step_end=on_step_end,
+        output_type="np",
     )
-    return output.images
+    if not np.isfinite(output.images).all():
+        raise StudioError(
+            f"The base {base.source.name!r} drew no numbers: its values overflow in {base.dtype}.",
+            "Use a base whose VAE is made for half precision, or --device cpu.",
+        )
+    return base.pipe.image_processor.numpy_to_pil(output.images)
 
 
 class _Steps:

@@ -7,7 +7,7 @@ import torch
 from PIL.Image import Image
 
 from studio.concepts import Concept
-from studio.errors import UsageError
+from studio.errors import StudioError, UsageError
 from studio.events import Phase, Step, silent
 from studio.models import find_base, load_base
 from studio.pipelines.generate import PICTURES_AT_ONCE, GenerateSettings, generate
@@ -128,6 +128,21 @@ def test_tiles_join_to_nearly_the_same_picture(fixture, request, monkeypatch):
     assert (
         np.abs(np.asarray(plain, float) - np.asarray(tiled, float)).mean() < 8
     )  # of 255; random weights, no seams learned
+
+
+def test_a_picture_of_no_numbers_is_a_failure_and_not_black(base, monkeypatch):
+    decode = base.vae.decoder.forward
+    monkeypatch.setattr(base.vae.decoder, "forward", lambda latents: decode(latents) * torch.nan)
+    with pytest.raises(StudioError, match=r"overflow in torch\.float32"):
+        generate(base, GenerateSettings("a cat", steps=1), [], silent)
+
+
+def test_half_precision_draws_nearly_the_same_concept(tiny_sdxl, concepts):
+    full, half = (load_base(find_base(str(tiny_sdxl)), "cpu") for _ in range(2))
+    half.pipe.to(torch.bfloat16)
+    settings = GenerateSettings("a <rex>", steps=2)
+    pictures = [generate(base, settings, [(concepts[1], 1.0)], silent)[0] for base in (full, half)]
+    assert 0 < difference(*pictures) < 40
 
 
 def test_sizes_and_names_are_checked_before_drawing(base, concepts):
