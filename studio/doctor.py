@@ -61,7 +61,7 @@ def _guarded(name: str, part: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     except StudioError as error:
         yield Check(name, "fail", error.problem, error.remedy)
     except Exception as error:
-        remedy = f"Install the studio again in a new environment: pip install {DISTRIBUTION}"
+        remedy = "Install the studio again, in a new environment."
         yield Check(name, "fail", f"{type(error).__name__}: {error}", remedy)
 
 
