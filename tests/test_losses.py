@@ -7,7 +7,7 @@ import torch
 from studio.bases import find_base
 from studio.errors import UsageError
 from studio.models import BaseModel, load_base
-from studio.trainers.losses import draw_timesteps, noise_schedule, prior_preserving_loss, target_of
+from studio.trainers.losses import draw_timesteps, noise_schedule, prior_preserving_loss
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +38,17 @@ def test_noising_and_target_have_the_closed_form(name: str, request: pytest.Fixt
     bar = alpha_bars(zero_terminal=name == "sdxl")[steps].reshape(-1, 1, 1, 1)
     noisy = bar.sqrt() * latents.double() + (1 - bar).sqrt() * noise.double()
     velocity = bar.sqrt() * noise.double() - (1 - bar).sqrt() * latents.double()
-    torch.testing.assert_close(schedule.add_noise(latents, noise, steps).double(), noisy, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(schedule.noisy(latents, noise, steps).double(), noisy, atol=2e-4, rtol=1e-4)
     expected = velocity if name == "sdxl" else noise.double()
-    torch.testing.assert_close(target_of(schedule, latents, noise, steps).double(), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(schedule.target(latents, noise, steps).double(), expected, atol=2e-4, rtol=1e-4)
 
 
 def test_at_zero_terminal_snr_the_last_target_is_the_picture(sdxl: BaseModel) -> None:
     latents, noise = torch.randn(2, 1, 4, 6, 6, generator=torch.Generator().manual_seed(1))
     last = torch.tensor([999])
     schedule = noise_schedule(sdxl)
-    assert torch.equal(schedule.add_noise(latents, noise, last), noise)
-    assert torch.equal(target_of(schedule, latents, noise, last), -latents)
+    assert torch.equal(schedule.noisy(latents, noise, last), noise)
+    assert torch.equal(schedule.target(latents, noise, last), -latents)
 
 
 def test_predicting_noise_at_zero_snr_is_refused(sdxl: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def encode_examples(
         for path, _ in items
     ]
     words = _encode_prompts(base, [prompt for _, prompt in items], cache)
-    scale, shift = base.vae.config.scaling_factor, getattr(base.vae.config, "shift_factor", None) or 0.0
+    scale, shift = base.vae.config["scaling_factor"], base.vae.config.get("shift_factor") or 0.0
     mean = (torch.stack([one["mean"] for one in coded]) - shift) * scale
     std = torch.stack([one["std"] for one in coded]) * scale if "std" in coded[0] else None
     plain = (resolution, resolution, 0, 0, resolution, resolution)
@@ -94,7 +95,7 @@ def _encode_picture(base: BaseModel, path: Path, resolution: int) -> Tensors:
     image = load_rgb(path)
     pixels, (top, left) = square(image, resolution)
     geometry = torch.tensor([image.height, image.width, top, left], dtype=torch.float32)
-    coded = base.vae.encode(pixels[None].to(base.device, base.vae.dtype))
+    coded: Any = base.vae.encode(pixels[None].to(base.device, base.vae.dtype))
     if isinstance(base.vae, AutoencoderTiny):
         return {"mean": coded.latents[0].float(), "geometry": geometry}
     moments = coded.latent_dist

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -31,8 +32,9 @@ def add_lora(unet: UNet2DConditionModel, recipe: Recipe) -> dict[str, torch.nn.P
         raise UsageError(
             f"The network has no layers called {', '.join(missing)}.", f"Correct `targets`; usual are {recipe.targets}."
         )
+    alpha: Any = recipe.alpha  # PEFT takes fractions, though its annotation does not
     config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), init_lora_weights="gaussian"
+        r=recipe.rank, lora_alpha=alpha, target_modules=list(recipe.targets), init_lora_weights="gaussian"
     )
     with torch.random.fork_rng():  # PEFT draws from the global generator
         torch.manual_seed(recipe.seed)
@@ -82,7 +84,7 @@ def _verify(base: BaseModel, file: Path) -> None:
 def _hollow(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A UNet of the same shape whose weights are one shared zero each, so that even a large one takes no memory."""
     with torch.device("meta"):
-        fresh: UNet2DConditionModel = UNet2DConditionModel.from_config(unet.config)
+        fresh: Any = UNet2DConditionModel.from_config(unet.config)
     for module in fresh.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
@@ -94,10 +96,11 @@ Factors = tuple[torch.Tensor, torch.Tensor, float]
 
 def _factors(unet: UNet2DConditionModel) -> dict[str, Factors]:
     """Down, up and scale of every layer that has a LoRA, by the layer's name."""
+    layers: dict[str, Any] = {name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
     return {
         name: (layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, layer.scaling[_ADAPTER])
-        for name, layer in unet.named_modules()
-        if isinstance(layer, LoraLayer) and _ADAPTER in layer.lora_A
+        for name, layer in layers.items()
+        if _ADAPTER in layer.lora_A
     }
 
 

@@ -1,5 +1,8 @@
 """What the network is asked to predict, and how far it is off."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
 
@@ -7,18 +10,37 @@ from studio.errors import UsageError
 from studio.models import BaseModel
 
 
-def noise_schedule(base: BaseModel) -> DDPMScheduler:
-    """The base's own noise schedule for training; raises UsageError where its prediction type cannot be trained."""
-    schedule: DDPMScheduler = DDPMScheduler.from_config(base.scheduler.config)
-    kind = schedule.config.prediction_type
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A base's noise for training: `total` timesteps, and whether "epsilon" or "v_prediction" is asked for."""
+
+    scheduler: Any  # a DDPMScheduler, whose annotations want timesteps of a narrower type than it takes
+    prediction: str
+    total: int
+
+    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """`latents` [B, C, h, w] with the `noise` of their `timesteps` [B]: sqrt(a) latents + sqrt(1-a) noise."""
+        return self.scheduler.add_noise(latents, noise, timesteps)
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The noise, or the velocity sqrt(a) noise - sqrt(1-a) latents (Salimans and Ho 2022)."""
+        if self.prediction == "epsilon":
+            return noise
+        return self.scheduler.get_velocity(latents, noise, timesteps)
+
+
+def noise_schedule(base: BaseModel) -> NoiseSchedule:
+    """The base's own schedule for training; raises UsageError where its prediction type cannot be trained."""
+    scheduler: Any = DDPMScheduler.from_config(base.scheduler.config)
+    kind = scheduler.config.prediction_type
     if kind not in {"epsilon", "v_prediction"}:
         raise UsageError(f"The base predicts {kind!r}.", "Use a base that predicts epsilon or v_prediction.")
-    if kind == "epsilon" and schedule.alphas_cumprod[-1] <= 0:
+    if kind == "epsilon" and scheduler.alphas_cumprod[-1] <= 0:
         raise UsageError(
             "The base predicts noise although its last timestep is pure noise: nothing could be learned there.",
             "Use a base with v_prediction, or set rescale_betas_zero_snr to false in its scheduler's configuration.",
         )
-    return schedule
+    return NoiseSchedule(scheduler, kind, scheduler.config.num_train_timesteps)
 
 
 def draw_timesteps(count: int, total: int, how: str, generator: torch.Generator) -> torch.Tensor:
@@ -27,15 +49,6 @@ def draw_timesteps(count: int, total: int, how: str, generator: torch.Generator)
         return torch.randint(0, total, (count,), generator=generator)
     place = torch.randn(count, generator=generator).sigmoid()
     return (place * total).long().clamp(max=total - 1)
-
-
-def target_of(
-    schedule: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
-    """The noise, or the velocity sqrt(a) noise - sqrt(1-a) latents (Salimans and Ho 2022), as the schedule says."""
-    if schedule.config.prediction_type == "epsilon":
-        return noise
-    return schedule.get_velocity(latents, noise, timesteps)
 
 
 def prior_preserving_loss(

@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass, field
 from math import cos, pi
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 
 from studio.errors import StudioError
 from studio.models import BaseModel
 from studio.trainers.cache import Tensors
 from studio.trainers.data import Batch, Examples, chosen_at, generator_for
-from studio.trainers.losses import draw_timesteps, noise_schedule, prior_preserving_loss, target_of
+from studio.trainers.losses import draw_timesteps, noise_schedule, prior_preserving_loss
 from studio.trainers.recipe import Recipe
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -57,7 +57,7 @@ class Training:
 
     def __post_init__(self) -> None:
         recipe, base = self.recipe, self.base
-        self.schedule: DDPMScheduler = noise_schedule(base)
+        self.schedule = noise_schedule(base)
         self.accelerator = Accelerator(
             cpu=base.device.type == "cpu",
             mixed_precision=_PRECISIONS[base.dtype],
@@ -88,7 +88,7 @@ class Training:
                 _refuse_broken(total, step)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.parameters.values(), recipe.max_grad_norm)
+                    norm: Any = self.accelerator.clip_grad_norm_(self.parameters.values(), recipe.max_grad_norm)
                     if self.accelerator.scaler is None:  # with a scaler a first overflow is normal: it skips the step
                         _refuse_broken(float(norm), step)
                 self.adamw.param_groups[0]["lr"] = learning_rate(recipe, step)
@@ -108,14 +108,14 @@ class Training:
             parts.append(self.classes.batch(chosen, generator))
         batch = _joined(parts)
         noise = torch.randn(batch.latents.shape, generator=generator)
-        total = self.schedule.config.num_train_timesteps
-        return Drawn(batch, noise, draw_timesteps(len(noise), total, recipe.timesteps, generator))
+        timesteps = draw_timesteps(len(noise), self.schedule.total, recipe.timesteps, generator)
+        return Drawn(batch, noise, timesteps)
 
     def loss(self, drawn: Drawn) -> torch.Tensor:
         """The prior-preserving loss of one micro-batch, instances first."""
         batch, half = drawn.batch, len(drawn.noise) // (1 if self.classes is None else 2)
-        noisy = self.schedule.add_noise(batch.latents, drawn.noise, drawn.timesteps)
-        target = target_of(self.schedule, batch.latents, drawn.noise, drawn.timesteps)
+        noisy = self.schedule.noisy(batch.latents, drawn.noise, drawn.timesteps)
+        target = self.schedule.target(batch.latents, drawn.noise, drawn.timesteps)
         added = None if batch.pooled is None else {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
         with self.accelerator.autocast():
             prediction = self.base.unet(
