@@ -1,4 +1,4 @@
-"""Diffusers pipelines of SD1.5 rewritten to the key names of the original one-file layout, to test reading it.
+"""Diffusers pipelines rewritten to the key names of the original one-file layouts, to test reading those.
 
 Written from the layout's own numbering (input, middle and output blocks), not from any converter.
 """
@@ -21,18 +21,58 @@ _UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+_OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+_OPEN_CLIP |= {"self_attn.out_proj": "attn.out_proj"}
+_OPEN_CLIP_ENDS = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
 }
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
 def sd15_in_one_file(pipe: Any) -> Tensors:
     """All weights of a StableDiffusionPipeline under their original names."""
+    text = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in pipe.text_encoder.state_dict().items()}
+    return _pictures(pipe) | text
+
+
+def sdxl_in_one_file(pipe: Any) -> Tensors:
+    """All weights of a StableDiffusionXLPipeline with an AutoencoderKL under their original names."""
+    first = pipe.text_encoder.state_dict()
+    text = {f"conditioner.embedders.0.transformer.text_model.{key}": value for key, value in first.items()}
+    second = _open_clip(pipe.text_encoder_2.state_dict())
+    return _pictures(pipe) | text | {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
+
+
+def _pictures(pipe: Any) -> Tensors:
     unet = {f"model.diffusion_model.{_unet(key, pipe.unet)}": value for key, value in pipe.unet.state_dict().items()}
     vae = dict(_vae(key, value, pipe.vae) for key, value in pipe.vae.state_dict().items())
-    text = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in pipe.text_encoder.state_dict().items()}
-    return {key: value.contiguous() for key, value in (unet | vae | text).items()}
+    return {key: value.contiguous() for key, value in (unet | vae).items()}
+
+
+def _open_clip(state: Tensors) -> Tensors:
+    """The second text encoder: queries, keys and values in one matrix, the projection transposed."""
+    renamed = {name: state[key] for key, name in _OPEN_CLIP_ENDS.items()}
+    renamed["text_projection"] = state["text_projection.weight"].T.contiguous()
+    for key, value in state.items():
+        if ".layers." not in key:
+            continue
+        number, inner = key.split(".layers.")[1].split(".", 1)
+        place = f"transformer.resblocks.{number}"
+        if inner.startswith("self_attn.q_proj."):
+            kind = inner.rsplit(".", 1)[1]
+            together = [state[key.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            renamed[f"{place}.attn.in_proj_{kind}"] = torch.cat(together)
+        elif "k_proj" not in inner and "v_proj" not in inner:
+            renamed[f"{place}.{_swap(inner, _OPEN_CLIP)}"] = value
+    return renamed
 
 
 def _swap(inner: str, names: dict[str, str]) -> str:

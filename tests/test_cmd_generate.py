@@ -32,7 +32,8 @@ def no_loading(monkeypatch):
 
 
 def test_concepts_by_option_and_by_prompt_bring_their_base(run_studio, library, tiny_sdxl, tmp_path):
-    library("milo"), library("rex", lora=1)
+    library("milo")
+    library("rex", lora=1)
     ended = run_studio(
         "generate", "<milo> and <rex>", "--concept", "rex=0.5", "--steps", 2, "--seed", 9, "--count", 2,
         "--out", tmp_path / "out", "--device", "cpu", "--json",
@@ -96,7 +97,8 @@ def test_a_base_of_another_family_is_refused_with_both_names(run_studio, library
 
 
 def test_concepts_of_different_bases_need_a_choice(run_studio, library, no_loading, tiny_sd15):
-    library("milo"), library("rex", base=tiny_sd15)
+    library("milo")
+    library("rex", base=tiny_sd15)
     ended = run_studio("generate", "<milo> and <rex>")
     assert ended.code == 2
     assert "--base" in ended.err

@@ -3,7 +3,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from original_layout import sd15_in_one_file
+from original_layout import sd15_in_one_file, sdxl_in_one_file
 from safetensors.torch import save_file
 
 from studio.bases import source_sizes
@@ -49,9 +49,12 @@ def test_sdxl_text_is_both_encoders_penultimate_layers_and_the_second_ones_poole
         hidden.append(said.hidden_states[-2])
         pooled = said[0]
     assert torch.equal(states.embeds, torch.cat(hidden, dim=-1))
+    time_ids = base.time_ids((30, 40), (1, 2), (32, 16))
     assert pooled is not None
+    assert states.pooled is not None
+    assert time_ids is not None
     assert torch.equal(states.pooled, pooled)
-    assert base.time_ids((30, 40), (1, 2), (32, 16)).tolist() == [30, 40, 1, 2, 32, 16]
+    assert time_ids.tolist() == [30, 40, 1, 2, 32, 16]
 
 
 def test_sd15_text_is_the_last_layer_and_there_is_nothing_else(tiny_sd15):
@@ -68,6 +71,18 @@ def test_one_original_file_holds_the_same_model_as_the_folder(one_file, tiny_sd1
     folder = weights(load_base(find_base(str(tiny_sd15)), "cpu"))
     assert single.keys() == folder.keys()
     assert all(torch.equal(single[key], folder[key]) for key in folder)
+
+
+def test_one_original_sdxl_file_holds_the_same_model_as_the_folder(tiny_sdxl, tiny_sd15, tmp_path):
+    vae = diffusers.AutoencoderKL.from_pretrained(tiny_sd15 / "vae")  # the layout knows no AutoencoderTiny
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, vae=vae)
+    pipe.save_pretrained(tmp_path / "tiny")
+    save_file(sdxl_in_one_file(pipe), tmp_path / "tiny.safetensors")
+    single = load_base(find_base(str(tmp_path / "tiny.safetensors")), "cpu")
+    folder = load_base(find_base(str(tmp_path / "tiny")), "cpu")
+    assert single.family == "sdxl"
+    assert weights(single).keys() == weights(folder).keys()
+    assert all(torch.equal(weights(single)[key], value) for key, value in weights(folder).items())
 
 
 def test_one_file_says_that_it_predicts_velocity(one_file, tmp_path):

@@ -19,7 +19,7 @@ def test_pictures_tell_how_they_were_made(tmp_path):
     milo = Concept("milo", "sks", "cat", "picturebook", "sdxl", "lora", tmp_path)
     settings = GenerateSettings("<milo> à la plage", negative_prompt="night", steps=7, guidance=3.0, seed=5)
     paths = save_pictures(PICTURES, tmp_path / "out", describe(settings, SOURCE, [(milo, 0.8)]))
-    told = [json.loads(Image.open(path).text["studio"]) for path in paths]
+    told = [json.loads(Image.open(path).info["studio"]) for path in paths]
     assert [path.name for path in paths] == ["milo-a-la-plage-5.png", "milo-a-la-plage-6.png"]
     assert [one["seed"] for one in told] == [5, 6]
     concept = {"name": "milo", "phrase": "sks cat", "strength": 0.8, "sha256": hashlib.sha256(b"weights").hexdigest()}
