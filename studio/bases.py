@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from studio.errors import UsageError
+from studio.errors import StudioError, UsageError
 from studio.tensorfile import Header, read_header
 
 Family = Literal["sd15", "sdxl"]
@@ -55,10 +55,11 @@ class BaseSource:
 def find_base(name: str) -> BaseSource:
     """The base called `name`: "picturebook", an alias, a diffusers folder, a .safetensors file, or a hub id.
 
-    Reads configuration files and tensor names only. Raises UsageError for what is unknown or unsupported.
+    Reads configuration files and tensor names only. Raises UsageError for what is unknown or unsupported,
+    StudioError where the embedded base is not installed.
     """
     if name == EMBEDDED:
-        return _in_folder(name, embedded_folder())
+        return _embedded()
     path = Path(name).expanduser()
     if path.is_dir():
         return _in_folder(name, path)
@@ -121,6 +122,16 @@ def unknown_base(name: str) -> UsageError:
 def embedded_folder() -> Path:
     """Where the base that comes with the studio lies."""
     return Path(str(files("studio.assets"))) / EMBEDDED
+
+
+def _embedded() -> BaseSource:
+    folder = embedded_folder()
+    if not (folder / "model_index.json").is_file():
+        raise StudioError(
+            f"The base {EMBEDDED!r} that comes with the studio is missing: there is no {folder}.",
+            "Install the studio again, or train the base: python -m studio.trainers.picturebook",
+        )
+    return _in_folder(EMBEDDED, folder)
 
 
 def _in_folder(name: str, folder: Path) -> BaseSource:

@@ -1,0 +1,249 @@
+"""The demo: two sample concepts are learned, drawn alone and together, and scored. It ends in a `Story`."""
+
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from studio.bases import EMBEDDED, find_base
+from studio.concepts import Concept, expand_prompt
+from studio.events import Done, Emit, Event, Phase, Preview, Step
+from studio.home import Home
+from studio.judge import Gallery, Judge
+from studio.models import BaseModel, load_base
+from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
+from studio.pipelines.concept_bench import gallery_of
+from studio.pipelines.generate import generate
+from studio.pipelines.scores import PairMarks, Setting, SingleMarks, draw_truth, mark_pairs, mark_singles
+from studio.pipelines.settings import GenerateSettings, usual_guidance
+from studio.stats import Share
+from studio.trainers.sample_concepts import Learned, learn_sample, sample_folder
+from studio.ui.commands import command_maker, next_commands
+from studio.ui.story import ConceptStory, Growth, Mark, Measure, SceneRow, Shot, Story
+
+SETTINGS: tuple[Setting, ...] = (("night", "flat"), ("grass", "outline"), ("sky", "watercolor"), ("sand", "pixel"))
+PAIR_SETTINGS: tuple[Setting, ...] = (("paper", "flat"), ("night", "flat"), ("grass", "flat"), ("sand", "outline"))
+UNTRAINED, TRUE = "untrained base", "true drawings"
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """Which samples to learn and how, and how many pictures to draw of each scene; seeds count up from `seed`."""
+
+    samples: tuple[str, str] = ("milo", "rex")
+    preset: str = "normal"
+    count: int = 2
+    seed: int = 1
+    fresh: bool = False
+
+
+@dataclass
+class _Clock:
+    """Names the parts of the demo, and how long each took."""
+
+    emit: Emit
+    times: list[tuple[str, float]] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str, total: int | None = None) -> Iterator[None]:
+        self.emit(Phase(name, total))
+        began = time.monotonic()
+        yield
+        self.times.append((name, time.monotonic() - began))
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """What drawing needs: the base, how to draw, how to say it as a command, and who listens."""
+
+    base: BaseModel
+    plan: DemoPlan
+    command: Callable[[str], str]
+    emit: Emit
+
+
+def run_demo(plan: DemoPlan, home: Home, home_option: Path | None, emit: Emit) -> Story:
+    """Learn, draw and score; the concepts stay in the library of `home`.
+
+    Raises StudioError before any work where the embedded base or the judge is missing.
+    """
+    source = find_base(EMBEDDED)
+    judge = Judge.load("A")
+    clock = _Clock(emit)
+    learned = [_learn(plan, sample, home, clock) for sample in plan.samples]
+    with clock.part("Load the base"):
+        base = load_base(source)
+    desk = _Desk(base, plan, command_maker(home_option), emit)
+    galleries = [gallery_of(judge, one.subject) for one in learned]
+    concepts = tuple(
+        _concept_story(desk, judge, gallery, one, clock) for gallery, one in zip(galleries, learned, strict=True)
+    )
+    pair_scenes, pair_measures = _draw_pair(desk, judge, (galleries[0], galleries[1]), (learned[0], learned[1]), clock)
+    return Story(
+        concepts=concepts,
+        pair_scenes=pair_scenes,
+        pair_measures=pair_measures,
+        candidates=len(galleries[0].subjects),
+        times=tuple(clock.times),
+        machine=_machine(base),
+        settings=_describe_settings(desk),
+        commands=next_commands(learned[0].concept.name, learned[1].concept.name, desk.command),
+        library=home.library,
+    )
+
+
+def _learn(plan: DemoPlan, sample: str, home: Home, clock: _Clock) -> Learned:
+    def listen(event: Event) -> None:
+        match event:
+            case Phase(name, total):
+                clock.emit(Phase(f"Learn {sample}: {name}", total))
+            case Preview() | Done():  # files still on the move; the report shows them
+                pass
+            case _:
+                clock.emit(event)
+
+    with clock.part(f"Learn {sample}"):
+        return learn_sample(sample, plan.preset, home, listen, anew=plan.fresh)
+
+
+def _concept_story(desk: _Desk, judge: Judge, gallery: Gallery, one: Learned, clock: _Clock) -> ConceptStory:
+    name = one.concept.name
+    prompts = [f"a <{name}> {_words(setting)}" for setting in SETTINGS]
+    before, after = _draw_all(desk, prompts, [one.concept], name, clock)
+    asked = [setting for setting in SETTINGS for _ in range(desk.plan.count)]
+    with clock.part(f"Judge {name}"):
+        true = draw_truth([one.subject], asked, desk.plan.seed)
+        kinds = {f"with {name}": after, UNTRAINED: before, TRUE: true}
+        marks = {kind: mark_singles(judge, gallery, one.subject, made, asked) for kind, made in kinds.items()}
+    shown = [_single_marks(name, mark) for mark in marks[f"with {name}"]]
+    return ConceptStory(
+        name=name,
+        phrase=one.concept.phrase,
+        class_word=one.concept.class_word,
+        photos=tuple(_open(path) for path in sorted(sample_folder(one.sample).glob("*.png"))),
+        steps=one.recipe.steps,
+        seconds=one.seconds,
+        reused=one.reused,
+        losses=one.losses,
+        growth=_growth(one),
+        scenes=_rows(desk, prompts, [one.concept], before, after, shown),
+        measures=(
+            Measure(f"Is it {name}?", _shares(marks, lambda m: m.identity)),
+            Measure("Is it where the prompt says?", _shares(marks, lambda m: m.background)),
+            Measure("Is it drawn as the prompt says?", _shares(marks, lambda m: m.style)),
+        ),
+    )
+
+
+def _draw_pair(
+    desk: _Desk, judge: Judge, galleries: tuple[Gallery, Gallery], pair: tuple[Learned, Learned], clock: _Clock
+) -> tuple[tuple[SceneRow, ...], tuple[Measure, ...]]:
+    left, right = (one.concept for one in pair)
+    subjects = (pair[0].subject, pair[1].subject)
+    prompts = [f"a <{left.name}> on the left and a <{right.name}> on the right {_words(s)}" for s in PAIR_SETTINGS]
+    before, after = _draw_all(desk, prompts, [left, right], "both together", clock)
+    asked = [setting for setting in PAIR_SETTINGS for _ in range(desk.plan.count)]
+    with clock.part("Judge both"):
+        kinds = {"merged": after, UNTRAINED: before, TRUE: draw_truth(subjects, asked, desk.plan.seed)}
+        marks = {kind: mark_pairs(judge, galleries, subjects, made, asked) for kind, made in kinds.items()}
+    shown = [_pair_marks(left.name, right.name, mark) for mark in marks["merged"]]
+    return _rows(desk, prompts, [left, right], before, after, shown), (
+        Measure("Both themselves, each in its place?", _shares(marks, lambda m: m.both)),
+        Measure(f"Is {left.name} on the left?", _shares(marks, lambda m: m.left)),
+        Measure(f"Is {right.name} on the right?", _shares(marks, lambda m: m.right)),
+        Measure("Has one taken on something of the other?", _shares(marks, lambda m: m.leak)),
+        Measure("Are they where the prompt says?", _shares(marks, lambda m: m.background)),
+    )
+
+
+def _draw_all(
+    desk: _Desk, prompts: Sequence[str], concepts: Sequence[Concept], title: str, clock: _Clock
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The prompts drawn by the untrained base, and with the concepts; `plan.count` pictures each, the same seeds."""
+    total = 2 * len(prompts) * desk.plan.count
+    before: list[Image.Image] = []
+    after: list[Image.Image] = []
+    with clock.part(f"Draw {title}", total):
+        for prompt in prompts:
+            for made, text, acting in (
+                (before, expand_prompt(prompt, concepts), []),
+                (after, prompt, [(concept, 1.0) for concept in concepts]),
+            ):
+                made += generate(desk.base, _settings(desk, text), acting, lambda event: None)
+                desk.emit(Step(len(before) + len(after), total))
+    return before, after
+
+
+def _settings(desk: _Desk, prompt: str) -> GenerateSettings:
+    plan, guidance = desk.plan, usual_guidance(desk.base.source)
+    return GenerateSettings(prompt=prompt, guidance=guidance, seed=plan.seed, count=plan.count)
+
+
+def _rows(
+    desk: _Desk,
+    prompts: Sequence[str],
+    concepts: Sequence[Concept],
+    before: Sequence[Image.Image],
+    after: Sequence[Image.Image],
+    marks: Sequence[tuple[Mark, ...]],
+) -> tuple[SceneRow, ...]:
+    count, seeds = desk.plan.count, range(desk.plan.seed, desk.plan.seed + desk.plan.count)
+    rows = []
+    for number, prompt in enumerate(prompts):
+        part = slice(number * count, (number + 1) * count)
+        text = expand_prompt(prompt, concepts)
+        plain = tuple(Shot(p, text, seed) for p, seed in zip(before[part], seeds, strict=True))
+        own = tuple(Shot(p, text, seed, m) for p, seed, m in zip(after[part], seeds, marks[part], strict=True))
+        command = desk.command(f'generate "{prompt}" --seed {desk.plan.seed} --count {count}')
+        rows.append(SceneRow(prompt, command, plain, own))
+    return tuple(rows)
+
+
+def _growth(one: Learned) -> tuple[Growth, ...]:
+    """The sample pictures that the training drew along the way."""
+    shots: dict[int, list[Shot]] = {}
+    for path in sorted((one.concept.folder / "samples").glob("step-*.png")):
+        step, number = (int(n) for n in re.findall(r"\d+", path.name))
+        prompt, seed = one.recipe.sample_prompts[number], one.recipe.seed + number
+        shots.setdefault(step, []).append(Shot(_open(path), prompt, seed))
+    return tuple(Growth(step, tuple(made)) for step, made in shots.items())
+
+
+def _single_marks(name: str, mark: SingleMarks) -> tuple[Mark, ...]:
+    return Mark(name, mark.identity), Mark("place", mark.background), Mark("style", mark.style)
+
+
+def _pair_marks(left: str, right: str, mark: PairMarks) -> tuple[Mark, ...]:
+    return Mark(left, mark.left), Mark(right, mark.right), Mark("no leak", not mark.leak)
+
+
+def _shares(marks: Mapping[str, Sequence[Any]], ask: Callable[[Any], bool]) -> dict[str, Share]:
+    return {kind: Share.of([ask(mark) for mark in made]) for kind, made in marks.items()}
+
+
+def _words(setting: Setting) -> str:
+    background, style = setting
+    return f"{BACKGROUND_WORDS[background][0]}, {STYLE_WORDS[style][0]}"
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def _machine(base: BaseModel) -> str:
+    software = f"{platform.system()}, Python {platform.python_version()}, torch {version('torch')}"
+    return f"{os.cpu_count()} CPU cores, computing on {base.device.type}; {software}"
+
+
+def _describe_settings(desk: _Desk) -> str:
+    settings, (width, height) = _settings(desk, ""), desk.base.native_size
+    return f"{width} x {height} px, {settings.steps} steps, guidance {settings.guidance:g}"
