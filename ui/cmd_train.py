@@ -75,11 +75,10 @@ def _train(recipe: "Recipe", home: Home, *, resume: bool, overwrite: bool, as_js
     from studio.ui.progress import progress
 
     check_start(home, recipe.name, resume, overwrite)
-    pictures = find_pictures(recipe.pictures)
+    _show(recipe, find_pictures(recipe.pictures))
     with progress() as emit:
         from studio.trainers.dreambooth import train_concept as train  # torch: only now that the request is sound
 
-        _show(recipe, pictures)
         concept = train(recipe, home, emit, resume=resume, overwrite=overwrite)
     if as_json:
         print_json(asdict(concept) | {"phrase": concept.phrase, "recipe": recipe.model_dump(mode="json")})
