@@ -16,6 +16,7 @@ from studio.trainers.picturebook_text import (
     targets,
     tokenize,
     train_tokenizer,
+    unit_scale,
 )  # fmt: skip
 
 
@@ -75,3 +76,17 @@ def test_the_reading_loss_reaches_every_weight_that_the_unet_will_see(tokenizer:
         unreached = [n for n, p in tower.named_parameters() if p.grad is None or not p.grad.any()]
         used_by_states = [n for n in unreached if "layers.2" not in n and "final_layer_norm" not in n]
         assert used_by_states == []
+
+
+def test_unit_scale_shrinks_the_states_and_changes_nothing_else(tokenizer: CLIPTokenizer):
+    torch.manual_seed(1)
+    ids = tokenize(tokenizer, ["a red cat on grass", "a blue dog and a green fish"])
+    for tower in build_towers(tokenizer):
+        tower.eval()
+        with torch.no_grad():
+            before = tower(input_ids=ids, output_hidden_states=True)
+            factor = unit_scale(tower, ids)
+            after = tower(input_ids=ids, output_hidden_states=True)
+        assert float(after.hidden_states[-2].std()) == pytest.approx(1.0, abs=1e-4)
+        assert torch.allclose(after.hidden_states[-2], before.hidden_states[-2] * factor, atol=1e-4)
+        assert torch.allclose(after.last_hidden_state, before.last_hidden_state, atol=1e-4)

@@ -173,6 +173,28 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
 
 
+@torch.no_grad()
+def unit_scale(tower: nn.Module, ids: Tensor) -> float:
+    """Rescale `tower` so that the states before its last layer, and the pooled embedding, have deviation 1 on `ids`.
+
+    The residual stream shrinks as a whole, and the norms' epsilon with it, so that nothing else changes; returns the
+    factor of the states.
+    Linear layers of a UNet expect inputs of this size: at seven times it, their keys and values jump with every step.
+    """
+    output = tower(input_ids=ids, output_hidden_states=True)
+    factor = 1.0 / float(output.hidden_states[-2].std())
+    for name, parameter in tower.named_parameters():
+        if "embedding" in name or "out_proj" in name or "fc2" in name:
+            parameter *= factor
+    tower.config.layer_norm_eps *= factor**2
+    for module in tower.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = tower.config.layer_norm_eps
+    if hasattr(tower, "text_projection"):
+        tower.text_projection.weight /= output.text_embeds.std()
+    return factor
+
+
 def train_towers(
     tokenizer: CLIPTokenizer, steps: int, batch: int, seed: int, log: Callable[[int, float, str], None]
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
@@ -197,5 +219,5 @@ def train_towers(
         schedule.step()
         log(step + 1, loss.item(), " ".join(f"{right:.2f}" for _, right in readings))
     for tower in towers:
-        tower.eval().requires_grad_(False)
+        unit_scale(tower.eval().requires_grad_(False), tokenize(tokenizer, random_captions(rng, 256)))
     return towers

@@ -1,0 +1,72 @@
+"""The judges: crops at the right scale, and what they read of true renders."""
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+from studio.judge import ATTRIBUTES, HEIGHT, Gallery, Judge, JudgeNet, to_tensor
+from studio.picturebook import SAMPLE_SUBJECTS, Scene, distractors, scenes
+from studio.picturebook_draw import render
+
+
+def test_a_crop_is_cut_at_the_judges_scale():
+    image = Image.new("RGB", (384, 192))
+    image.paste((255, 255, 255), (192, 0, 384, 192))
+    whole, right = to_tensor(image), to_tensor(image, (0.5, 0.0, 1.0, 1.0))
+    assert whole.shape == (3, HEIGHT, 2 * HEIGHT)
+    assert right.shape == (3, HEIGHT, HEIGHT)
+    assert bool((right[:, :, 4:] == 1).all())
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_a_net_takes_any_size_and_its_place_is_inside(which):
+    net = JudgeNet(which).eval()
+    for height, width in ((96, 96), (96, 48), (40, 64)):
+        logits, embedding, place = net(torch.rand(2, 3, height, width))
+        assert {name: tuple(v.shape) for name, v in logits.items()} == {n: (2, len(v)) for n, v in ATTRIBUTES.items()}
+        assert torch.allclose(embedding.norm(dim=-1), torch.ones(2))
+        assert bool(((place > 0) & (place < 1)).all())
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_a_shipped_judge_reads_renders(which):
+    judge = Judge.load(which)
+    chosen = list(scenes(31, 120, held_out=None, subjects=1))
+    readings = judge.read([render(scene) for scene in chosen])
+    for field in ("kind", "colour", "pattern"):
+        right = [getattr(r, field) == getattr(s.subjects[0], field) for r, s in zip(readings, chosen, strict=True)]
+        assert sum(right) / len(right) > 0.9
+    assert sum(r.background == s.background for r, s in zip(readings, chosen, strict=True)) / 120 > 0.95
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_a_shipped_judge_tells_halves_apart(which):
+    judge = Judge.load(which)
+    chosen = list(scenes(32, 80, held_out=None, subjects=2))
+    images = [render(scene) for scene in chosen]
+    for side, box in enumerate(((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))):
+        readings = judge.read(images, [box] * len(images))
+        assert sum(r.shows(s.subjects[side]) for r, s in zip(readings, chosen, strict=True)) / 80 > 0.85
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_sample_subjects_are_told_from_their_nearest_distractors(which):
+    judge, rng = Judge.load(which), random.Random(3)
+    hits = []
+    for subject in SAMPLE_SUBJECTS.values():
+        gallery = Gallery(judge, [subject, *distractors(subject)])
+        shown = [Scene((subject,), ground, "flat", "big", rng.randrange(10**6)) for ground in ("night", "grass", "sky")]
+        hits += gallery.identity(judge.embed([render(scene) for scene in shown]), subject)[0].tolist()
+    assert sum(hits) / len(hits) > 0.85
+
+
+def test_identity_and_margin_are_the_nearest_reference_and_its_lead():
+    gallery = Gallery.__new__(Gallery)
+    gallery.subjects = tuple(SAMPLE_SUBJECTS.values())[:3]
+    gallery.references = torch.eye(3)
+    embeddings = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
+    identity, margin = gallery.identity(embeddings, gallery.subjects[0])
+    assert identity.tolist() == [True, False]
+    assert margin.tolist() == pytest.approx([1.0, -0.2])
