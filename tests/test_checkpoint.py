@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_recipe import GIVEN
 
 from studio.errors import StudioError, UsageError
 from studio.trainers import checkpoint as module
@@ -16,7 +17,6 @@ from studio.trainers.checkpoint import (
     save_checkpoint,
 )
 from studio.trainers.recipe import Recipe, build_recipe
-from test_recipe import GIVEN
 
 
 def at(step: int, recipe: dict[str, Any] | None = None) -> Checkpoint:
