@@ -79,8 +79,12 @@ def score_pairs(judge: Judge, chosen: Sequence[Scene], images: Sequence[Image]) 
     }
 
 
-def bench_base(base: BaseModel, judge: Judge, plan: BaseBench, emit: Emit) -> dict[str, Any]:
-    """A report of shares with intervals; beside each, `on_renders`: the judge on true renders of the same scenes."""
+def bench_base(
+    base: BaseModel, judge: Judge, plan: BaseBench, emit: Emit
+) -> tuple[dict[str, Any], dict[str, list[Image]]]:
+    """(report, pictures by its parts): shares with intervals; beside each, `on_renders`: the judge on true renders of
+    the same scenes."""
+    pictures: dict[str, list[Image]] = {}
     report: dict[str, Any] = {
         "base": base.source.name,
         "judge": "B",
@@ -100,4 +104,5 @@ def bench_base(base: BaseModel, judge: Judge, plan: BaseBench, emit: Emit) -> di
         drawn, true = score(judge, chosen, images), score(judge, chosen, [render(s) for s in chosen])
         report[name] = {k: {**drawn[k].rounded(), "on_renders": true[k].rounded()["value"]} for k in drawn}
         report[name + ", seconds a picture"] = round(seconds, 3)
-    return report
+        pictures[name] = images
+    return report, pictures

@@ -20,6 +20,7 @@ from studio.picturebook import Scene, caption, scenes
 
 FIELDS = ("kind", "colour", "pattern", "background", "style")
 POOLED = "pooled embedding"
+SHOWN = 16  # pictures a row that are handed back
 
 
 def attention_blocks(base: BaseModel) -> list[str]:
@@ -80,8 +81,11 @@ def _draw(base: BaseModel, states: Tensor, pooled: Tensor, seed: int) -> list[Im
     ).images  # fmt: skip
 
 
-def bench_blocks(base: BaseModel, judge: Judge, count: int, seed: int, emit: Emit) -> dict[str, dict[str, float]]:
-    """For each block (and pairs of interest): the share of pictures whose field follows the text given to it alone.
+def bench_blocks(
+    base: BaseModel, judge: Judge, count: int, seed: int, emit: Emit
+) -> tuple[dict[str, dict[str, float]], dict[str, list[Image]]]:
+    """(table, the first pictures of its rows): for each block, and for groups of them, the share of pictures whose
+    field follows the text given to it alone.
 
     The row "none" is chance: how often an unchanged picture shows the other text's value.
     """
@@ -98,13 +102,16 @@ def bench_blocks(base: BaseModel, judge: Judge, count: int, seed: int, emit: Emi
     }
     emit(Phase("swapping prompts by block", len(rows)))
     table: dict[str, dict[str, float]] = {}
+    shown: dict[str, list[Image]] = {}
     for name, paths in rows.items():
         readings: list[Reading] = []
         for start in range(0, count, 30):
             part = slice(start, start + 30)
-            pooled = (other if name == POOLED else own).pooled
+            pooled = other.pooled if name == POOLED else own.pooled
             with swapped_text(base, paths, other.embeds[part]):
-                readings += judge.read(_draw(base, own.embeds[part], pooled[part], seed + start))
+                pictures = _draw(base, own.embeds[part], pooled[part], seed + start)
+            readings += judge.read(pictures)
+            shown.setdefault(name, pictures[:SHOWN])
         table[name] = _followed(readings, pairs)
         emit(Step(len(table), len(rows)))
-    return table
+    return table, shown

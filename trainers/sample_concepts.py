@@ -92,8 +92,7 @@ def _is_ours(recipe: Recipe, home: Home) -> bool:
 
 
 def _train(recipe: Recipe, made_from: str, home: Home, emit: Emit, anew: bool) -> None:
-    interrupted = _interrupted(recipe, home)
-    resume = interrupted is not None and not anew
+    begun = None if anew else _interrupted(recipe, home)
     losses: list[tuple[int, float]] = []
 
     def listen(event: Event) -> None:
@@ -103,10 +102,10 @@ def _train(recipe: Recipe, made_from: str, home: Home, emit: Emit, anew: bool) -
 
     began = time.monotonic()
     try:
-        concept = train_concept(interrupted if resume else recipe, home, listen, resume=resume, overwrite=True)
+        concept = train_concept(begun or recipe, home, listen, resume=begun is not None, overwrite=True)
     except Stopped as stop:
         raise Stopped(stop.problem, "The same command goes on from there.") from None
-    seconds = None if resume else round(time.monotonic() - began, 2)
+    seconds = None if begun else round(time.monotonic() - began, 2)
     text = json.dumps({"made_from": made_from, "seconds": seconds, "losses": losses})
     write_atomic(concept.folder / RECORD_FILE, lambda file: file.write_text(text, encoding="utf-8"))
 

@@ -53,8 +53,8 @@ class _Clock:
     times: list[tuple[str, float]] = field(default_factory=list)
 
     @contextmanager
-    def part(self, name: str, total: int | None = None) -> Iterator[None]:
-        self.emit(Phase(name, total))
+    def part(self, name: str, phase: Phase | None = None) -> Iterator[None]:
+        self.emit(phase or Phase(name))
         began = time.monotonic()
         yield
         self.times.append((name, time.monotonic() - began))
@@ -110,7 +110,7 @@ def _learn(plan: DemoPlan, sample: str, home: Home, clock: _Clock) -> Learned:
             case _:
                 clock.emit(event)
 
-    with clock.part(f"Learn {sample}"):
+    with clock.part(f"Learn {sample}", Phase(f"Learn {sample}: look at what there is")):
         return learn_sample(sample, plan.preset, home, listen, anew=plan.fresh)
 
 
@@ -171,7 +171,7 @@ def _draw_all(
     total = 2 * len(prompts) * desk.plan.count
     before: list[Image.Image] = []
     after: list[Image.Image] = []
-    with clock.part(f"Draw {title}", total):
+    with clock.part(f"Draw {title}", Phase(f"Draw {title}", total)):
         for prompt in prompts:
             for made, text, acting in (
                 (before, expand_prompt(prompt, concepts), []),

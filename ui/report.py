@@ -65,7 +65,7 @@ def tally(share: Share) -> str:
 def loss_chart(losses: tuple[tuple[int, float], ...]) -> LossChart:
     """The loss of every step, and its running mean over a tenth of the training."""
     values = [loss for _, loss in losses]
-    window = max(1, len(values) // 10)
+    window = min(len(values), max(2, len(values) // 10))
     means = [sum(values[n - window : n]) / window for n in range(window, len(values) + 1)]
     last, top = losses[-1][0], max(values)
 

@@ -1,0 +1,79 @@
+"""Marks, with a judge that is told what it sees."""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from studio.judge import Reading
+from studio.picturebook import SAMPLE_SUBJECTS, Subject
+from studio.pipelines.scores import draw_truth, mark_pairs, mark_singles
+
+MILO, REX = SAMPLE_SUBJECTS["milo"], SAMPLE_SUBJECTS["rex"]
+BLANK = Image.new("RGB", (96, 96))
+
+
+def reading(subject: Subject, background: str = "night", style: str = "flat") -> Reading:
+    return Reading(
+        subject.kind, subject.colour, subject.second, subject.pattern, subject.accessory, subject.accent,
+        background, style, (0.5, 0.5),
+    )  # fmt: skip
+
+
+@dataclass
+class Told:
+    """A judge whose answers are laid out: subjects of the whole picture, of the left and of the right half."""
+
+    whole: list[Subject]
+    halves: list[list[Subject]]
+    background: str = "night"
+
+    def look(self, images, boxes=None) -> tuple[list[Reading], Tensor]:
+        seen = self.whole if boxes is None else self.halves.pop(0)
+        return [reading(subject, self.background) for subject in seen], torch.stack([one_hot(s) for s in seen])
+
+    def read(self, images, boxes=None) -> list[Reading]:
+        return self.look(images, boxes)[0]
+
+
+def one_hot(subject: Subject) -> Tensor:
+    return torch.eye(3)[[MILO, REX].index(subject) if subject in (MILO, REX) else 2]
+
+
+class TwoKnown:
+    """A gallery of Milo and Rex, each its own axis."""
+
+    subjects = (MILO, REX)
+
+    def similarities(self, embeddings: Tensor) -> Tensor:
+        return embeddings[:, :2]
+
+    def identity(self, embeddings: Tensor, subject: Subject) -> tuple[Tensor, Tensor]:
+        own = embeddings[:, self.subjects.index(subject)]
+        return own > 0, own
+
+
+def test_single_marks_ask_for_the_subject_the_background_and_the_style():
+    judge = Told([MILO, REX], [])
+    marks = mark_singles(judge, TwoKnown(), MILO, [BLANK] * 2, [("night", "flat"), ("sand", "pixel")])
+    assert [(m.identity, m.background, m.style) for m in marks] == [(True, True, True), (False, False, False)]
+
+
+def test_pair_marks_look_at_each_half_for_its_own():
+    stained = Subject("dog", "green", "dotted", "yellow", "crown", "orange")  # Rex with Milo's pattern
+    judge = Told([MILO] * 3, [[MILO, REX, MILO], [REX, MILO, stained]])
+    gallery = TwoKnown()
+    marks = mark_pairs(judge, (gallery, gallery), (MILO, REX), [BLANK] * 3, [("night", "flat")] * 3)
+    assert [(m.left, m.right, m.both, m.leak) for m in marks] == [
+        (True, True, True, False),
+        (False, False, False, True),
+        (True, False, False, True),
+    ]
+    assert all(mark.background for mark in marks)
+
+
+def test_true_drawings_show_the_subjects_in_their_settings():
+    night, sand = draw_truth([MILO], [("night", "flat"), ("sand", "flat")], seed=3)
+    assert sum(night.getpixel((1, 1))) < sum(sand.getpixel((1, 1)))
+    assert night.size == (96, 96)
