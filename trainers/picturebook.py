@@ -129,12 +129,17 @@ def prior_prompts() -> list[str]:
 def export(out: Path, vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> None:
     """Write the pipeline as fp16 safetensors in the diffusers layout, and what the studio knows of it."""
     assemble(vae, text, unet).to(torch.float16).save_pretrained(out, safe_serialization=True)
-    config = out / "vae" / "config.json"
-    known = json.loads(config.read_text())
-    known.pop("block_out_channels", None)  # diffusers writes it, and warns of it when it reads
-    config.write_text(json.dumps(known, indent=2) + "\n")
+    _edit(out / "vae" / "config.json", drop="block_out_channels")  # diffusers writes it, and warns of it when it reads
+    for tower in ("text_encoder", "text_encoder_2"):  # else they load in fp16 beside a UNet in fp32
+        _edit(out / tower / "config.json", dtype="float32")
     facts = {"identifiers": IDENTIFIERS, "native_size": 96, "prior_prompts": prior_prompts()}
     (out / "studio_base.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _edit(config: Path, drop: str = "", dtype: str = "") -> None:
+    known = json.loads(config.read_text())
+    known.pop(drop, None)
+    config.write_text(json.dumps(known | ({"dtype": dtype} if dtype else {}), indent=2) + "\n")
 
 
 def main() -> None:
