@@ -89,3 +89,11 @@ def test_nothing_to_resume_is_said(home: Home) -> None:
 def test_planning_needs_no_torch() -> None:
     code = "import sys, studio.trainers.planning, studio.ui.cmd_train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_base_in_a_relative_folder_is_kept_as_an_absolute_path(
+    own_base: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(own_base).parent)
+    recipe = plan_recipe(GIVEN | {"base": Path(own_base).name}, None, home)
+    assert recipe.base == own_base

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from studio.bases import EMBEDDED, find_base
+from studio.bases import EMBEDDED, BaseSource, find_base
 from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
@@ -34,8 +34,15 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger)
     if "rank" in chosen:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
-    pictures = Path(chosen["pictures"]).expanduser().absolute()
-    return build_recipe([preset, {"base": base, "trigger": trigger}, chosen, {"pictures": pictures}])
+    lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
+    return build_recipe([preset, {"trigger": trigger}, chosen, lasting])
+
+
+def _lasting_name(source: BaseSource) -> str:
+    """The base's name as it holds from every working directory."""
+    if source.layout == "hub" or source.name == EMBEDDED:
+        return source.name
+    return str(Path(source.location).absolute())
 
 
 def resumed_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
