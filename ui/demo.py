@@ -241,7 +241,8 @@ def _open(path: Path) -> Image.Image:
 
 def _machine(base: BaseModel) -> str:
     software = f"{platform.system()}, Python {platform.python_version()}, torch {version('torch')}"
-    return f"{os.cpu_count()} CPU cores, computing on {base.device.type}; {software}"
+    device = "" if base.device.type == "cpu" else f" and a {base.device.type.upper()} device"
+    return f"{os.cpu_count()} CPU cores{device}; {software}"
 
 
 def _describe_settings(desk: _Desk) -> str:
