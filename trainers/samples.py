@@ -3,17 +3,29 @@
 import random
 from pathlib import Path
 
-from studio.picturebook import SAMPLE_STYLES, SAMPLE_SUBJECTS, Scene, random_scene, sample_scenes
+from studio.picturebook import (
+    BACKGROUND_WORDS,
+    SAMPLE_STYLES,
+    SAMPLE_SUBJECTS,
+    STYLE_WORDS,
+    Scene,
+    random_scene,
+    sample_scenes,
+)
 from studio.picturebook_draw import render
 
 PICTURES = 5
 
 
 def write_samples(folder: Path) -> list[Path]:
-    """Five pictures of each sample subject and of each sample style, each in a folder of its own."""
+    """Five pictures of each sample subject, with captions that say where it is, and of each sample style."""
     written: list[Path] = []
     for name, subject in SAMPLE_SUBJECTS.items():
-        written += _write(folder / name, sample_scenes(subject, PICTURES, seed=700))
+        scenes = sample_scenes(subject, PICTURES, seed=700)
+        written += _write(folder / name, scenes)
+        for path, scene in zip(written[-PICTURES:], scenes, strict=True):
+            words = f"a {subject.kind} {BACKGROUND_WORDS[scene.background][0]}, {STYLE_WORDS[scene.style][0]}"
+            path.with_suffix(".txt").write_text(words + "\n", encoding="utf-8")
     for style in SAMPLE_STYLES:
         rng = random.Random(f"sample {style}")
         plain = [random_scene(rng, held_out=None, subjects=1) for _ in range(PICTURES)]
