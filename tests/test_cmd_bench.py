@@ -29,6 +29,7 @@ def test_blocks_gives_a_row_a_block(run_studio, small: Path):
     assert any(name.startswith("mid_block.attentions") for name in report["follows"])
 
 
+@pytest.mark.slow
 def test_concepts_are_trained_where_missing_and_summed_up(run_studio, small: Path):
     arguments = ["bench", "concepts", "--names", "milo,rex", "--preset", "quick", "--seeds", "1", "--json"]
     report = json.loads(run_studio(*arguments).out)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from small_world import shrink
+from test_report import story as small_story
 
 from studio.bases import embedded_folder
 from studio.home import Home
@@ -32,24 +33,27 @@ def alts(page: Path) -> list[str]:
     return found
 
 
-def test_the_demo_learns_draws_scores_and_tells_where_the_report_is(run_studio, small: Path, home: Home):
-    said = run_studio("demo", "--quick")
+@pytest.mark.slow
+def test_the_demo_learns_draws_scores_and_reports(run_studio, small: Path, home: Home):
+    said = run_studio("demo", "--quick", "--json", "--out", home.root / "mine")
     assert said.code == 0, said.err
-    page = Path(said.out.splitlines()[1])
-    assert page.is_relative_to(home.outputs)
+    report = json.loads(said.out)
+    assert report["report"] == str(home.root / "mine" / "report.html")
+    assert report["pictures"] == 24
+    assert report["concepts"]["rex"]["Is it rex?"]["true drawings"]["count"] == 4
     assert {concept.name for concept in Library(home).concepts()} == {"milo", "rex"}
-    words = alts(page)
+    words = alts(Path(report["report"]))
     for prompt in ("a sks cat at night, flat style", "a ohwx dog on sand, pixel style"):
         assert words.count(prompt) >= 2  # the base's and the trained one's
     assert "a sks cat on the left and a ohwx dog on the right on paper, flat style" in words
 
-    again = run_studio("demo", "--quick", "--json", "--out", home.root / "mine")
-    assert "reused" in again.err
-    report = json.loads(again.out)
-    assert report["report"] == str(home.root / "mine" / "report.html")
-    assert report["pictures"] == 24
-    assert report["concepts"]["rex"]["Is it rex?"]["true drawings"]["count"] == 4
-    assert "is reused here" in " ".join(Path(report["report"]).read_text(encoding="utf-8").split())
+
+def test_it_tells_where_the_report_is(run_studio, home: Home, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("studio.ui.demo.run_demo", lambda *_: small_story())
+    _, path, link = run_studio("demo").out.splitlines()
+    assert Path(path).is_relative_to(home.outputs)
+    assert Path(path).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert link == Path(path).as_uri()
 
 
 def test_without_the_base_nothing_begins(run_studio, small: Path, home: Home, monkeypatch: pytest.MonkeyPatch):
