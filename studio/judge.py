@@ -53,8 +53,8 @@ class _Plain(nn.Module):
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.GroupNorm(4, outside), nn.ReLU(),
-            nn.Conv2d(outside, outside, 3, padding=1), nn.GroupNorm(4, outside), nn.ReLU(),
+            nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.BatchNorm2d(outside), nn.ReLU(),
+            nn.Conv2d(outside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU(),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.down = nn.Conv2d(inside, outside, 2, stride=2)
         self.mix = nn.Conv2d(outside, outside, 5, padding=2, groups=outside)
-        self.norm = nn.GroupNorm(1, outside)
+        self.norm = nn.BatchNorm2d(outside)
         self.mlp = nn.Sequential(nn.Conv2d(outside, 2 * outside, 1), nn.SiLU(), nn.Conv2d(2 * outside, outside, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,11 +82,11 @@ class JudgeNet(nn.Module):
     def __init__(self, which: Literal["A", "B"]) -> None:
         super().__init__()
         if which == "A":
-            block, widths, self.stem = _Plain, (32, 64, 96, 128), nn.Conv2d(3, 24, 3, padding=1)
+            block, widths, self.stem = _Plain, (64, 96, 128), nn.Conv2d(3, 32, 5, stride=2, padding=2)
         else:
-            block, widths, self.stem = _Residual, (48, 80, 128, 160), nn.Conv2d(3, 32, 5, padding=2)
+            block, widths, self.stem = _Residual, (80, 128, 160), nn.Conv2d(3, 48, 4, stride=2, padding=1)
         sizes = (self.stem.out_channels, *widths)
-        self.blocks = nn.Sequential(*(block(a, b) for a, b in zip(sizes[:-1], widths, strict=True)))
+        self.blocks = nn.Sequential(nn.ReLU(), *(block(a, b) for a, b in zip(sizes[:-1], widths, strict=True)))
         self.where = nn.Conv2d(widths[-1], 1, 1)
         pooled = 3 * widths[-1]
         self.mlp = nn.Sequential(nn.Linear(pooled, 192), nn.ReLU())

@@ -2,8 +2,8 @@
 
 Each step shows pairs of one subject in two scenes, and distractors that differ from it in one attribute. Attributes are
 learned by classification, the embedding by contrast (Khosla et al. 2020, arXiv:2004.11362): two views of one subject
-attract, everything else in the batch repels, the distractors above all. Three in ten pictures pass through the base's
-VAE, so that its blur is not taken for a style.
+attract, everything else in the batch repels, the distractors above all. Late in training many pictures pass through
+the base's VAE, so that its blur is not taken for a style.
 """
 
 import argparse
@@ -113,12 +113,17 @@ def _tensor(images: Sequence[Image.Image]) -> Tensor:
 
 
 def batch_of_views(
-    subjects: Sequence[Subject | None], shape: tuple[int, int], which: Which, vae: AutoencoderTiny, rng: random.Random
+    subjects: Sequence[Subject | None],
+    shape: tuple[int, int],
+    which: Which,
+    vae: AutoencoderTiny,
+    rng: random.Random,
+    blurred: float,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """(pictures [B, 3, H, W], targets by attribute [B], places [B, 2]), three in ten through the VAE."""
+    """(pictures [B, 3, H, W], targets by attribute [B], places [B, 2]), the share `blurred` through the VAE."""
     views = [view(subject, rng, shape) for subject in subjects]
     x = _tensor([disturb(image, which, rng) for image, _, _ in views])
-    through = torch.tensor([rng.random() < 0.3 for _ in views])
+    through = torch.tensor([rng.random() < blurred for _ in views])
     if through.any():
         with torch.no_grad():
             x[through] = vae(x[through]).sample.clamp(-1, 1)
@@ -148,11 +153,11 @@ def loss_of(net: JudgeNet, groups: Sequence[tuple[Tensor, dict[str, Tensor], Ten
     places = torch.cat([o[2] for o in outputs]) - torch.cat([g[2] for g in groups])
     coloured = present & (torch.cat([g[1]["colour"] for g in groups]) != IGNORED)
     embeddings = torch.cat([o[1] for o in outputs])
-    return total + 10 * places[present].square().mean() + 2 * contrast(embeddings[coloured], labels[coloured])
+    return total + 10 * places[present].square().mean() + 0.5 * contrast(embeddings[coloured], labels[coloured])
 
 
 def train_judge(which: Which, vae: AutoencoderTiny, steps: int, seed: int) -> Judge:
-    """Train one judge for `steps` of 96 pictures."""
+    """Train one judge for `steps` of 58 pictures."""
     torch.manual_seed(seed)
     rng = random.Random(f"judge {which} {seed}")
     net = JudgeNet(which)
@@ -161,15 +166,16 @@ def train_judge(which: Which, vae: AutoencoderTiny, steps: int, seed: int) -> Ju
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, steps, pct_start=0.1)
     began = time.monotonic()
     for step in range(steps):
-        subjects: list[Subject | None] = [dressed_subject(rng) for _ in range(24)]
+        subjects: list[Subject | None] = [dressed_subject(rng) for _ in range(14)]
         near = [rng.choice(distractors(s)) for s in subjects if s]
         everyone = [*subjects, *near]
         labels = torch.tensor([hash(s) % 2**40 for s in everyone])
         narrow = rng.choice(CROPS)
+        blurred = 0.4 if step > 0.6 * steps else 0.0
         empty: list[Subject | None] = [None] * 2
         groups = [
-            batch_of_views(everyone, (96, 96), which, vae, rng),
-            batch_of_views([*everyone, *empty], narrow, which, vae, rng),
+            batch_of_views(everyone, (96, 96), which, vae, rng, blurred),
+            batch_of_views([*everyone, *empty], narrow, which, vae, rng, blurred),
         ]
         loss = loss_of(net, groups, torch.cat([labels, labels, torch.tensor([-1, -2])]))
         loss.backward()
@@ -222,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a judge of the picturebook world.")
     parser.add_argument("which", choices=("A", "B"))
     parser.add_argument("--vae", type=Path, default=Path("assets/picturebook/vae"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("assets/judges"))
     args = parser.parse_args()
     vae = AutoencoderTiny.from_pretrained(args.vae).eval().requires_grad_(False)
