@@ -65,13 +65,14 @@ def defaults(source: BaseSource, facts: BaseFacts, preset: str, class_word: str,
 
 def _own(preset: str) -> dict[str, Any]:
     """For picturebook and its like: minutes on two CPU cores."""
-    steps = {"quick": 120, "normal": 250, "best": 600}[preset]
+    steps = {"quick": 150, "normal": 500, "best": 1000}[preset]
     return {
-        "rank": 8,
-        "alpha": 8.0,
+        "rank": 16,
+        "alpha": 16.0,
         "targets": ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
         "steps": steps,
-        "learning_rate": 1.5e-3,
+        "learning_rate": 2e-3,
+        "timesteps": "logit-normal",
         "schedule": "cosine",
         "warmup_steps": 10,
         "batch_size": 4,
