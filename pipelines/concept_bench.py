@@ -87,7 +87,8 @@ def bench_concept(
 
     readings, embeddings = judge.look(trained)
     identity, margin = gallery.identity(embeddings, subject)
-    before = gallery.identity(judge.embed(untrained), subject)[0]
+    readings_before, embeddings_before = judge.look(untrained)
+    before = gallery.identity(embeddings_before, subject)[0]
     obeyed = Share.of([r.background == ground for r, (_, ground) in zip(readings, scenes, strict=True)])
     report = {
         "identity": Share.of(identity.tolist()).rounded(),
@@ -95,6 +96,7 @@ def bench_concept(
         "identity of the untrained base": Share.of(before.tolist()).rounded(),
         "background obeyed": obeyed.rounded(),
         "attributes": {f: _share_of_field(readings, subject, f) for f in FIELDS},
+        "attributes of the untrained base": {f: _share_of_field(readings_before, subject, f) for f in FIELDS},
         "leak": leak(trained_controls).rounded(),
         "leak of the untrained base": leak(plain_controls).rounded(),
     }

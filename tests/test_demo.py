@@ -105,9 +105,11 @@ def test_make_demo_runs_the_demo():
 @pytest.mark.skipif(
     not (WEIGHTS.is_file() and (embedded_folder() / "model_index.json").is_file()), reason="not trained yet"
 )
-def test_the_real_demo_shows_the_concepts(run_studio, home: Home):
+def test_the_real_demo_knows_the_true_drawings(run_studio, home: Home):
     said = run_studio("demo", "--quick", "--json")
     report = json.loads(said.out)
     for name, measures in report["concepts"].items():
         shares = measures[f"Is it {name}?"]
-        assert shares[f"with {name}"]["value"] > shares["untrained base"]["value"]
+        assert shares["true drawings"]["value"] >= 0.75
+        assert shares["untrained base"]["value"] <= 0.25
+        assert shares[f"with {name}"]["value"] >= shares["untrained base"]["value"]
