@@ -1,6 +1,7 @@
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_a_tiny_autoencoder_gives_plain_scaled_latents(tiny_sdxl: Path, tmp_path
     path = drawn(tmp_path / "a.png", 1)
     examples = encode_examples(base, [(path, "a cat")], 32, tmp_path / "cache", true_sizes=True)
     with torch.no_grad():
-        expected = base.vae.encode(square(Image.open(path), 32)[0][None]).latents * base.vae.config.scaling_factor
+        coder: Any = base.vae
+        expected = coder.encode(square(Image.open(path), 32)[0][None]).latents * coder.config.scaling_factor
         states = base.encode(["a cat"])
     assert examples.std is None
     torch.testing.assert_close(examples.mean, expected)
@@ -93,8 +95,9 @@ def test_a_kl_autoencoder_is_sampled_anew_with_the_spread_it_states(tiny_sd15: P
     examples = encode_examples(base, [(path, "a cat")], 16, tmp_path / "cache", true_sizes=True)
     drawn_latents = examples.batch([0] * 4000, torch.Generator().manual_seed(0)).latents
     with torch.no_grad():
-        moments = base.vae.encode(square(Image.open(path), 16)[0][None]).latent_dist
-    scale = base.vae.config.scaling_factor
+        coder: Any = base.vae
+        moments = coder.encode(square(Image.open(path), 16)[0][None]).latent_dist
+    scale = coder.config.scaling_factor
     torch.testing.assert_close(drawn_latents.mean(0), moments.mean[0] * scale, atol=0.02, rtol=0.1)
     torch.testing.assert_close(drawn_latents.std(0), moments.std[0] * scale, atol=0.02, rtol=0.1)
     assert examples.time_ids is None

@@ -23,7 +23,8 @@ def test_signal_levels_are_those_of_the_scheduler():
 
 def test_the_unet_has_sdxls_blocks():
     unet = build_unet()
-    assert len(unet.up_blocks[0].attentions) == 3
+    attentions = unet.get_submodule("up_blocks.0.attentions")
+    assert len(list(attentions.children())) == 3
     assert not hasattr(unet.down_blocks[0], "attentions")
     assert sum(p.numel() for p in unet.parameters()) * 2 < 16 * 2**20
 

@@ -12,6 +12,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -55,14 +56,16 @@ def contact_sheet(pipe: StableDiffusionXLPipeline, size: int, steps: int = 20) -
     """The preview prompts, two seeds each, on one sheet."""
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2 * len(PREVIEW_PROMPTS))]
-    images = pipe(
-        list(PREVIEW_PROMPTS) * 2,
+    prompts: list[str] = [*PREVIEW_PROMPTS, *PREVIEW_PROMPTS]
+    images: Any = pipe(
+        prompts,
         height=size,
         width=size,
         num_inference_steps=steps,
         guidance_scale=4.0,
         generator=generators,
-    ).images
+        return_dict=False,
+    )[0]
     sheet = Image.new("RGB", (size * len(PREVIEW_PROMPTS), size * 2))
     for index, image in enumerate(images):
         sheet.paste(image, (index % len(PREVIEW_PROMPTS) * size, index // len(PREVIEW_PROMPTS) * size))
@@ -171,7 +174,8 @@ def main() -> None:
             return
         unet = build_unet()
     vae, unet = vae.to(args.device), unet.to(args.device)
-    text.first.to(args.device), text.second.to(args.device)
+    for tower in (text.first, text.second):
+        tower.to(args.device)
     if not args.start:
         unet = unet_stage(args.run, "coarse", STAGES["coarse"], vae, text, unet, args.pool).to(args.device)
         if args.until == "coarse":

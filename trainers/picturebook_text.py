@@ -10,6 +10,7 @@ import random
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -58,7 +59,7 @@ def with_every_ending(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     endings = [f"{byte}</w>" for byte in sorted(pre_tokenizers.ByteLevel.alphabet())]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*model["vocab"], *endings]))}
-    merges = [tuple(merge) for merge in model["merges"]]
+    merges: Any = [tuple(merge) for merge in model["merges"]]  # declared as text, wanted as pairs
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 
 
@@ -102,15 +103,20 @@ def _said(text: str, wordings: list[tuple[str, ...]]) -> int:
     return found[0] if found else UNSAID
 
 
+Tower = CLIPTextModel | CLIPTextModelWithProjection
+
+
 def build_towers(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """Untrained towers, 96 and 128 wide, three layers each; the second has the pooled embedding."""
+
+    special: Any = tokenizer  # its ids are declared as anything
 
     def config(width: int, act: str) -> CLIPTextConfig:
         return CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, projection_dim=width,
             num_hidden_layers=3, num_attention_heads=width // 32, max_position_embeddings=LENGTH, hidden_act=act,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=special.bos_token_id, eos_token_id=special.eos_token_id,
+            pad_token_id=special.pad_token_id,
         )  # fmt: skip
 
     return CLIPTextModel(config(96, "quick_gelu")), CLIPTextModelWithProjection(config(128, "gelu"))
@@ -174,7 +180,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def unit_scale(tower: nn.Module, ids: Tensor) -> float:
+def unit_scale(tower: Tower, ids: Tensor) -> float:
     """Rescale `tower` so that the states before its last layer, and the pooled embedding, have deviation 1 on `ids`.
 
     The residual stream shrinks as a whole, and the norms' epsilon with it, so that nothing else changes; returns the
@@ -186,11 +192,11 @@ def unit_scale(tower: nn.Module, ids: Tensor) -> float:
     for name, parameter in tower.named_parameters():
         if "embedding" in name or "out_proj" in name or "fc2" in name:
             parameter *= factor
-    tower.config.layer_norm_eps *= factor**2
+    tower.config.layer_norm_eps = float(tower.config.layer_norm_eps or 1e-5) * factor**2
     for module in tower.modules():
         if isinstance(module, nn.LayerNorm):
-            module.eps = tower.config.layer_norm_eps
-    if hasattr(tower, "text_projection"):
+            module.eps = float(tower.config.layer_norm_eps)  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(tower, CLIPTextModelWithProjection):
         tower.text_projection.weight /= output.text_embeds.std()
     return factor
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from studio.home import write_atomic
 from studio.picturebook import Scene, caption, random_scene
 from studio.picturebook_draw import render
 from studio.trainers.picturebook_text import tokenize
+from studio.trainers.picturebook_vae import encode
 
 SAVE_SECONDS = 300
 
@@ -66,11 +68,12 @@ def build_scheduler() -> EulerDiscreteScheduler:
 
 def build_unet() -> UNet2DConditionModel:
     """SDXL's blocks (three attentions in `up_blocks.0`) at widths 32, 64, 128; cross-attention at 1/2 and 1/4."""
+    heads: Any = (1, 2, 4)  # of 32 channels each; declared as one number
     return UNet2DConditionModel(
         sample_size=24, in_channels=4, out_channels=4, block_out_channels=(32, 64, 128), layers_per_block=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 1), attention_head_dim=(1, 2, 4), cross_attention_dim=224,
+        transformer_layers_per_block=1, attention_head_dim=heads, cross_attention_dim=224,
         norm_num_groups=8, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=6 * 32 + 128,
     )  # fmt: skip
@@ -93,7 +96,7 @@ def draw_pool(vae: AutoencoderTiny, size: int, count: int, seed: int, device: st
     for start in range(0, count, 128):
         arrays = np.stack([np.asarray(render(scene, size, size)) for scene in scenes[start : start + 128]])
         x = torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        latents[start : start + 128] = (vae.encode(x).latents * vae.config["scaling_factor"]).half().cpu()
+        latents[start : start + 128] = (encode(vae, x) * vae.config["scaling_factor"]).half().cpu()
     return scenes, latents
 
 
@@ -128,14 +131,17 @@ def training_loss(
     return (prediction - (level.sqrt() * noise - (1 - level).sqrt() * x0)).square().mean()
 
 
-class Averaged:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Averaged(Generic[Model]):
     """An exponential moving average of a model's weights, quick to follow at first."""
 
-    def __init__(self, model: nn.Module, decay: float = 0.9995) -> None:
+    def __init__(self, model: Model, decay: float = 0.9995) -> None:
         self.model, self.decay, self.steps = deepcopy(model).eval().requires_grad_(False), decay, 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: Model) -> None:
         """Take one step towards `model`."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))

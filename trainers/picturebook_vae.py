@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,16 @@ def pictures(rng: random.Random, count: int, size: int = 96) -> Tensor:
     """Random renders in [-1, 1]: [count, 3, size, size]."""
     arrays = [np.asarray(render(random_scene(rng, held_out=None), size, size)) for _ in range(count)]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def encode(vae: AutoencoderTiny, x: Tensor) -> Tensor:
+    """Latents [B, 4, H/4, W/4] of pictures [B, 3, H, W] in [-1, 1]."""
+    return vae.encode(x, return_dict=False)[0]
+
+
+def decode(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] of `latents`."""
+    return vae.decode(latents, return_dict=False)[0]
 
 
 def build_vae(sample: Tensor) -> AutoencoderTiny:
@@ -59,13 +70,20 @@ def _pass_colour(layers: nn.Sequential, matrix: Tensor, shift: Tensor, decode: b
             layer.weight[:3] = identity
             if layer.bias is not None:
                 layer.bias[:3] = 0
-        elif hasattr(layer, "conv"):  # a residual block: nothing is added to the colours yet
-            layer.conv[-1].weight[:3] = 0
-            layer.conv[-1].bias[:3] = 0
-    mixing = convs[0] if decode else convs[-1]
-    mixing.weight[:3] = 0
-    mixing.weight[:3, :3, 1, 1] = matrix
-    mixing.bias[:3] = shift
+        elif isinstance(layer, AutoencoderTinyBlock):  # nothing is added to the colours yet
+            for parameter in layer.conv[-1].parameters():
+                parameter[:3] = 0
+    mixing = _biased(convs[0] if decode else convs[-1])
+    mixing[0][:3] = 0
+    mixing[0][:3, :3, 1, 1] = matrix
+    mixing[1][:3] = shift
+
+
+def _biased(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that has both."""
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    return layer.weight, layer.bias
 
 
 @torch.no_grad()
@@ -74,13 +92,14 @@ def standardise(vae: AutoencoderTiny, sample: Tensor) -> None:
 
     The detail channel otherwise stays a tenth as large as colour, and a diffusion model would lose it in the noise.
     """
-    latents = vae.encode(sample).latents
+    latents = encode(vae, sample)
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    last, first = vae.encoder.layers[-1], vae.decoder.layers[0]
-    last.weight /= deviation.view(-1, 1, 1, 1)
-    last.bias.sub_(mean).div_(deviation)
-    first.bias += (first.weight.sum((2, 3)) * mean).sum(1)
-    first.weight *= deviation.view(1, -1, 1, 1)
+    last_weight, last_bias = _biased(vae.encoder.layers[-1])
+    first_weight, first_bias = _biased(vae.decoder.layers[0])
+    last_weight /= deviation.view(-1, 1, 1, 1)
+    last_bias.sub_(mean).div_(deviation)
+    first_bias += (first_weight.sum((2, 3)) * mean).sum(1)
+    first_weight *= deviation.view(1, -1, 1, 1)
 
 
 def deviation_penalty(latents: Tensor) -> Tensor:
@@ -109,8 +128,8 @@ def train_vae(steps: int, batch: int, seed: int, log: Callable[[int, float], Non
         x = pictures(rng, batch)
         top, left = rng.randrange(0, 96 - CROP + 1, 4), rng.randrange(0, 96 - CROP + 1, 4)
         x = x[:, :, top : top + CROP, left : left + CROP]
-        latents = vae.encode(x).latents
-        loss = reconstruction_loss(vae.decode(latents).sample, x)
+        latents = encode(vae, x)
+        loss = reconstruction_loss(decode(vae, latents), x)
         if step >= steps // 2:
             loss = loss + 1e-3 * deviation_penalty(latents)
         loss.backward()
@@ -120,7 +139,7 @@ def train_vae(steps: int, batch: int, seed: int, log: Callable[[int, float], Non
         schedule.step()
         log(step + 1, loss.item())
     vae.eval().requires_grad_(False)
-    vae.register_to_config(scaling_factor=1.0 / float(vae.encode(pictures(rng, 256)).latents.std()))
+    vae.register_to_config(scaling_factor=1.0 / float(encode(vae, pictures(rng, 256)).std()))
     return vae
 
 
@@ -128,4 +147,4 @@ def train_vae(steps: int, batch: int, seed: int, log: Callable[[int, float], Non
 def psnr(vae: AutoencoderTiny, seed: int = 10_000, count: int = 128) -> float:
     """Peak signal to noise of reconstructions of fresh renders, in dB."""
     x = pictures(random.Random(seed), count)
-    return float(10 * torch.log10(4 / F.mse_loss(vae(x).sample.clamp(-1, 1), x)))
+    return float(10 * torch.log10(4 / F.mse_loss(decode(vae, encode(vae, x)).clamp(-1, 1), x)))
