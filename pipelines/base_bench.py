@@ -85,12 +85,7 @@ def bench_base(
     """(report, pictures by its parts): shares with intervals; beside each, `on_renders`: the judge on true renders of
     the same scenes."""
     pictures: dict[str, list[Image]] = {}
-    report: dict[str, Any] = {
-        "base": base.source.name,
-        "judge": "B",
-        "plan": vars(plan),
-        "captions": "held-out subjects",
-    }
+    report: dict[str, Any] = {"base": base.source.name, "plan": vars(plan), "captions": "held-out subjects"}
     for name, count, subjects, score in (
         ("one subject", plan.singles, 1, score_singles),
         ("two subjects", plan.pairs, 2, score_pairs),

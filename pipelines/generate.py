@@ -12,7 +12,8 @@ from PIL.Image import Image
 from studio.adapters import attach
 from studio.concepts import Concept, expand_prompt
 from studio.errors import StudioError
-from studio.events import Emit, Phase, Step
+from studio.events import Emit, Notice, Phase, Step
+from studio.hush import hushed
 from studio.models import BaseModel
 from studio.pipelines.schedulers import make_scheduler
 from studio.pipelines.settings import GenerateSettings
@@ -41,8 +42,12 @@ def generate(
         width=width,
         height=height,
     )
+    for text in (settings.prompt, settings.negative_prompt):
+        if unread := base.unread(text):
+            limit = base.text_limit
+            emit(Notice(f"The base reads {limit} tokens of a text; the rest has no effect: {unread!r}."))
     adapters = [(concept.adapter_file, strength) for concept, strength in concepts]
-    with _prepared(base, settings), attach(base, adapters):
+    with _prepared(base, settings), attach(base, adapters), hushed():
         return _draw_all(base, settings, emit)
 
 

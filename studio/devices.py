@@ -31,3 +31,10 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float16
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 faster than float32; most CPUs emulate it, hundreds of times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -82,12 +82,25 @@ class BaseModel:
         """Width and height in pixels of the pictures that the base was trained on."""
         return self.sizes.native
 
+    @property
+    def text_limit(self) -> int:
+        """How many tokens of a text the base reads, its beginning and end marks among them."""
+        return min(tokenizer.model_max_length for tokenizer in self.tokenizers)
+
+    def unread(self, prompt: str) -> str:
+        """The words of `prompt` beyond the limit of the first tokenizer, which have no effect; mostly none."""
+        tokenizer = self.tokenizers[0]
+        with hushed():
+            tokens = tokenizer(prompt).input_ids
+        return tokenizer.decode(tokens[self.text_limit - 1 : -1]).strip()
+
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextStates:
         """Exactly what the diffusers pipeline makes of `prompts`, without the unconditional half."""
-        encoded = self.pipe.encode_prompt(
-            prompt=prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        with hushed():  # what is cut off, `unread` tells
+            encoded = self.pipe.encode_prompt(
+                prompt=prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         return TextStates(encoded[0], encoded[2] if self.family == "sdxl" else None)
 
     def time_ids(

@@ -261,6 +261,14 @@ def test_a_failed_start_leaves_nothing(tiny_sdxl: Path, home: Home) -> None:
     assert list(home.library.iterdir()) == []
 
 
+def test_a_caption_longer_than_the_base_reads_is_named(tiny_sdxl: Path, home: Home) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home, {"steps": 1, "prior_preservation": False})
+    (recipe.pictures / "1.txt").write_text("a sks cat " * 7 + "a blue dog")  # 24 tokens are read
+    said: list[Event] = []
+    train_concept(recipe, home, said.append)
+    assert any("1.png" in e.message and "'blue dog'" in e.message for e in said if isinstance(e, Notice))
+
+
 def test_pictures_are_judged_before_the_base_is_loaded(
     tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

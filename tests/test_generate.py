@@ -8,7 +8,7 @@ from PIL.Image import Image
 
 from studio.concepts import Concept
 from studio.errors import StudioError, UsageError
-from studio.events import Phase, Step, silent
+from studio.events import Notice, Phase, Step, silent
 from studio.models import find_base, load_base
 from studio.pipelines.generate import PICTURES_AT_ONCE, GenerateSettings, generate
 from studio.pipelines.schedulers import SCHEDULERS, make_scheduler
@@ -76,6 +76,14 @@ def test_every_step_of_every_batch_is_told(base):
     events = []
     generate(base, GenerateSettings("a cat", steps=3, count=PICTURES_AT_ONCE + 1), [], events.append)
     assert events == [Phase("Drawing"), *(Step(n, 6) for n in range(1, 7))]
+
+
+def test_words_that_the_base_does_not_read_are_named(base):
+    said = []
+    generate(base, GenerateSettings("cat " * 22 + "dog robot", steps=1), [], said.append)
+    assert [event.message for event in said if isinstance(event, Notice)] == [
+        "The base reads 24 tokens of a text; the rest has no effect: 'dog robot'."
+    ]
 
 
 def test_ctrl_c_leaves_the_base_as_it_was(base, concepts):

@@ -129,3 +129,9 @@ def test_a_device_that_is_not_there_is_refused(device, tiny_sd15):
 def test_offloading_from_a_cpu_is_refused(tiny_sd15):
     with pytest.raises(UsageError, match="Offloading"):
         load_base(find_base(str(tiny_sd15)), "cpu", offload=True)
+
+
+def test_words_beyond_the_limit_are_named(tiny_sdxl):
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")  # 24 tokens: begin, 22 words, end
+    assert base.unread("cat " * 22) == ""
+    assert base.unread("cat " * 22 + "dog robot") == "dog robot"

@@ -1,18 +1,27 @@
 """The UNet's training: the schedule, the noising, and stages that go on where they were cut off."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from diffusers.models.attention_processor import Attention
 
+from studio.trainers.picturebook_text import build_towers, train_tokenizer
 from studio.trainers.picturebook_unet import (
     Averaged,
     Stage,
+    TextSide,
+    WideAttention,
     build_scheduler,
     build_unet,
     draw_timesteps,
     learning_rate,
     signal_levels,
+    train_unet,
 )  # fmt: skip
+from studio.trainers.picturebook_vae import build_vae
 
 
 def test_signal_levels_are_those_of_the_scheduler():
@@ -48,3 +57,42 @@ def test_an_average_of_a_constant_is_that_constant():
     for _ in range(5):
         average.update(model)
     assert torch.equal(average.model.weight, model.weight)
+
+
+@pytest.mark.parametrize("context", [None, 5])
+def test_wide_attention_is_softmax_of_scaled_products(context: int | None):
+    torch.manual_seed(0)
+    attention: Any = Attention(query_dim=8, cross_attention_dim=6 if context else None, heads=2, dim_head=4)
+    attention.set_processor(WideAttention())
+    x = torch.randn(3, 7, 8)
+    words = torch.randn(3, context, 6) if context else None
+    read = x if words is None else words
+
+    def heads(layer: torch.nn.Linear, values: torch.Tensor) -> torch.Tensor:  # [B, heads, N, 4]
+        return (values.double() @ layer.weight.double().T).reshape(3, -1, 2, 4).permute(0, 2, 1, 3)
+
+    scores = heads(attention.to_q, x) @ heads(attention.to_k, read).transpose(-1, -2) / 2
+    mixed = (scores.softmax(-1) @ heads(attention.to_v, read)).permute(0, 2, 1, 3).reshape(3, 7, 8)
+    expected = mixed @ attention.to_out[0].weight.double().T + attention.to_out[0].bias.double()
+    assert torch.allclose(attention(x, encoder_hidden_states=words).double(), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_stage_goes_on_from_its_state(tmp_path: Path):
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(0)
+    first, second = build_towers(tokenizer)
+    text = TextSide(tokenizer, first.eval(), second.eval())
+    vae = build_vae(torch.rand(4, 3, 32, 32)).eval()
+
+    def train(samples: int) -> Any:
+        stage = Stage(size=32, samples=samples, batch=2, peak=1e-3, last=1e-4)
+        return train_unet(stage, build_unet(), vae, text, tmp_path, 4, lambda unet, done: seen.append(done))
+
+    seen: list[int] = []
+    once = train(4)
+    again = train(4)  # nothing is left to do: the average comes back as it was saved
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), again.parameters(), strict=True))
+    further = train(6)
+    assert seen == [4, 6]
+    assert not all(torch.equal(a, b) for a, b in zip(once.parameters(), further.parameters(), strict=True))

@@ -82,6 +82,10 @@ def _prepare(
     """The training at step 0, and the fingerprint of all it is made from."""
     cache = home.cache / "examples"
     own = [(picture.path, prompt_for(picture, recipe)) for picture in pictures]
+    for path, prompt in own:
+        if unread := base.unread(prompt):
+            limit = base.text_limit
+            emit(Notice(f"The base reads {limit} tokens of a text; of the caption of {path.name} not: {unread!r}."))
     prior = class_pictures(base, recipe, home.cache / "class-pictures", emit) if recipe.prior_preservation else []
     identity = [module_id(base.unet), module_id(base.vae), [(file_id(path), prompt) for path, prompt in own + prior]]
     emit(Phase("encode pictures"))

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from studio.devices import multiplies_bfloat16
 from studio.home import write_atomic
 from studio.judge import ATTRIBUTES, Gallery, Judge, JudgeNet
 from studio.picturebook import (
@@ -144,15 +145,16 @@ def contrast(embeddings: Tensor, labels: Tensor, temperature: float = 0.1) -> Te
 
 def loss_of(net: JudgeNet, groups: Sequence[tuple[Tensor, dict[str, Tensor], Tensor]], labels: Tensor) -> Tensor:
     """Attribute, place and contrastive losses of two or more groups of views of the same subjects' `labels`."""
-    outputs = [net(x) for x, _, _ in groups]
+    with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu"))):
+        outputs = [net(x) for x, _, _ in groups]
     total = torch.zeros(())
     for name in ATTRIBUTES:
-        logits = torch.cat([o[0][name] for o in outputs])
+        logits = torch.cat([o[0][name].float() for o in outputs])
         total = total + F.cross_entropy(logits, torch.cat([g[1][name] for g in groups]), ignore_index=IGNORED)
     present = torch.cat([g[1]["kind"] for g in groups]) != ATTRIBUTES["kind"].index("none")
-    places = torch.cat([o[2] for o in outputs]) - torch.cat([g[2] for g in groups])
+    places = torch.cat([o[2].float() for o in outputs]) - torch.cat([g[2] for g in groups])
     coloured = present & (torch.cat([g[1]["colour"] for g in groups]) != IGNORED)
-    embeddings = torch.cat([o[1] for o in outputs])
+    embeddings = torch.cat([o[1].float() for o in outputs])
     return total + 10 * places[present].square().mean() + 0.5 * contrast(embeddings[coloured], labels[coloured])
 
 

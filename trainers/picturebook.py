@@ -7,7 +7,6 @@ from the weights of an exported model instead, e.g. the shipped one.
 
 import argparse
 import json
-import os
 import random
 import time
 from dataclasses import replace
@@ -158,7 +157,6 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=60_000, help="pictures drawn for a stage")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     args.run.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()

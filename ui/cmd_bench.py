@@ -47,7 +47,8 @@ def base(
         model, judge = _tools(emit)
         from studio.pipelines.base_bench import BaseBench, bench_base
 
-        report, pictures = bench_base(model, judge, BaseBench(singles, pairs, seed, steps, guidance), emit)
+        found, pictures = bench_base(model, judge, BaseBench(singles, pairs, seed, steps, guidance), emit)
+    report = {"judge": "B"} | found
     rows = [
         (part, question, _share(found), f"{found['on_renders']:.2f}", str(found["count"]))
         for part in pictures
