@@ -18,6 +18,12 @@ from studio.home import Home  # noqa: E402
 pytest_plugins = ["fixtures_models"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Everything but what is marked `gpu` is tested on the CPU, where results are exact."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended, and what it said on its two streams."""
@@ -33,6 +39,16 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     root = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("STUDIO_HOME", str(root))
     return Home(root)
+
+
+@pytest.fixture
+def cuda() -> str:
+    """The device of a test marked `gpu`, which is skipped where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return "cuda"
 
 
 @pytest.fixture

@@ -54,12 +54,15 @@ def test_what_cannot_be_measured_is_refused_at_once(run_studio, small: Path, arg
     assert (said.code, words in said.err) == (2, True)
 
 
-def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, tmp_path: Path, monkeypatch):
+def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, small: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "judges").mkdir()
     monkeypatch.setattr("studio.ui.cmd_bench.files", lambda package: tmp_path)
     assert run_studio("bench", "judges").code == 1
     for which, share in (("A", 0.75), ("B", 0.5)):
         (tmp_path / "judges" / f"{which}.json").write_text(json.dumps({"steps": 9, "renders": {"whole_kind": share}}))
-    assert json.loads(run_studio("bench", "judges", "--json").out)["B"]["renders"]["whole_kind"] == 0.5
-    row = next(line for line in run_studio("bench", "judges").out.splitlines() if "whole_kind" in line)
+    few = ("bench", "judges", "--count", "2")
+    assert json.loads(run_studio(*few, "--json").out)["B"]["renders"]["whole_kind"] == 0.5
+    lines = run_studio(*few).out.splitlines()
+    assert any("they agree: kind" in line for line in lines)
+    row = next(line for line in lines if "whole_kind" in line)
     assert row.split()[-2:] == ["0.750", "0.500"]

@@ -280,6 +280,27 @@ def test_pictures_are_judged_before_the_base_is_loaded(
         train_concept(recipe, home, silent)
 
 
+@pytest.mark.gpu
+def test_a_gpu_learns_noise_that_repeats_and_resumes(
+    tiny_sdxl: Path, home: Home, cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = Training.draw
+    monkeypatch.setattr(Training, "draw", lambda self, step: draw(self, 0))
+    losses: list[float] = []
+
+    def stop_at_twelve(event: Event) -> None:
+        losses.extend([event.loss] if isinstance(event, Loss) else [])
+        if len(losses) == 12:
+            raise KeyboardInterrupt
+
+    recipe = tiny_recipe(tiny_sdxl, home, {"steps": 25, "rank": 8, "learning_rate": 1e-2, "save_every": 5})
+    with pytest.raises(KeyboardInterrupt):
+        train_concept(recipe, home, stop_at_twelve)
+    train_concept(recipe, home, lambda event: losses.extend([event.loss] if isinstance(event, Loss) else []), resume=True)
+    assert len(losses) == 12 + 15
+    assert losses[-1] < 0.9 * losses[0]
+
+
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_weights(tiny_sdxl: Path, homes: list[Home]) -> None:
     changes = {"steps": 30, "save_every": 4}

@@ -160,3 +160,12 @@ def test_sizes_and_names_are_checked_before_drawing(base, concepts):
     ):
         with pytest.raises(UsageError, match=said):
             generate(base, settings, [(concepts[0], 1.0)], silent)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_gpu_draws_nearly_the_cpus_picture(base, concepts, tiny_sdxl, cuda, offload):
+    settings = GenerateSettings("a <milo> on the grass", steps=4, seed=7, offload=offload)
+    on_gpu = load_base(find_base(str(tiny_sdxl)), cuda, torch.float32, offload=offload)
+    drawn, expected = (generate(b, settings, [(concepts[0], 1.0)], silent)[0] for b in (on_gpu, base))
+    assert difference(drawn, expected) <= 3

@@ -30,8 +30,6 @@ def test_xformers_is_of_no_use_without_cuda(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.gpu
-def test_flash_attention_is_usable_on_a_gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    paths = kernel_paths(torch.device("cuda"), torch.bfloat16)
+def test_flash_attention_is_usable_on_a_gpu(cuda: str):
+    paths = kernel_paths(torch.device(cuda), torch.bfloat16)
     assert next(path for path in paths if path.name == "sdpa flash").usable

@@ -1,5 +1,6 @@
 """The UNet's training: the schedule, the noising, and stages that go on where they were cut off."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.models.attention_processor import Attention
+from torch.multiprocessing.spawn import spawn
 
 from studio.trainers.picturebook_text import build_towers, train_tokenizer
 from studio.trainers.picturebook_unet import (
     Averaged,
     Stage,
+    Team,
     TextSide,
     WideAttention,
     build_scheduler,
@@ -87,7 +90,7 @@ def test_a_stage_goes_on_from_its_state(tmp_path: Path):
 
     def train(samples: int) -> Any:
         stage = Stage(size=32, samples=samples, batch=2, peak=1e-3, last=1e-4)
-        return train_unet(stage, build_unet(), vae, text, tmp_path, 4, lambda unet, done: seen.append(done))
+        return train_unet(stage, build_unet(), vae, text, tmp_path, 4, lambda unet, done: seen.append(done), Team())
 
     seen: list[int] = []
     once = train(4)
@@ -96,3 +99,21 @@ def test_a_stage_goes_on_from_its_state(tmp_path: Path):
     further = train(6)
     assert seen == [4, 6]
     assert not all(torch.equal(a, b) for a, b in zip(once.parameters(), further.parameters(), strict=True))
+
+
+def _meet(rank: int, size: int, meeting: str, found: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    layer = torch.nn.Linear(2, 1)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, float(rank))
+    Team(rank, size).average_gradients(list(layer.parameters()))
+    found[rank] = [parameter.grad.flatten().tolist() for parameter in layer.parameters()]
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_team_takes_the_mean_of_its_gradients(tmp_path: Path):
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        found = manager.dict()
+        spawn(_meet, (3, (tmp_path / "meeting").as_uri(), found), nprocs=3)
+        assert dict(found) == dict.fromkeys(range(3), [[1.0, 1.0], [1.0]])

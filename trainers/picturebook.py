@@ -7,6 +7,7 @@ from the weights of an exported model instead, e.g. the shipped one.
 
 import argparse
 import json
+import os
 import random
 import time
 from dataclasses import replace
@@ -14,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
+from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from studio.picturebook import IDENTIFIERS, caption, random_scene
 from studio.trainers.picturebook_text import train_tokenizer, train_towers
-from studio.trainers.picturebook_unet import Stage, TextSide, build_scheduler, build_unet, train_unet
+from studio.trainers.picturebook_unet import Stage, Team, TextSide, build_scheduler, build_unet, train_unet
 from studio.trainers.picturebook_vae import psnr, train_vae
 
 STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
     "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1),
 }
+MEETING = "meeting"  # the file by which the processes of a team find each other
 PREVIEW_PROMPTS = (
     "a red cat on grass, flat style",
     "a blue striped dog on sand, outline style",
@@ -105,16 +109,37 @@ def text_stage(run: Path, steps: int) -> TextSide:
 def unet_stage(
     run: Path, name: str, stage: Stage, vae: AutoencoderTiny, text: TextSide, start: UNet2DConditionModel, pool: int
 ) -> UNet2DConditionModel:
-    """Train or load the UNet of one stage, beginning at `start`."""
+    """Train or load the UNet of one stage, beginning at `start`; on a CPU by one process a core."""
     folder = run / name
     if not (folder / "unet").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def preview(unet: UNet2DConditionModel, done: int) -> None:
-            contact_sheet(assemble(vae, text, unet), stage.size).save(folder / f"preview-{done:07d}.png")
-
-        train_unet(stage, start, vae, text, folder, pool, preview).save_pretrained(folder / "unet")
+        assemble(vae, text, start).save_pretrained(folder / "start")
+        size = (os.cpu_count() or 1) if start.device.type == "cpu" else 1
+        if size == 1:
+            _train_share(Team(), stage, folder, pool, str(start.device))
+        else:
+            (folder / MEETING).unlink(missing_ok=True)
+            spawn(_train_in_team, (size, stage, folder, pool), nprocs=size)
     return UNet2DConditionModel.from_pretrained(folder / "unet")
+
+
+def _train_in_team(rank: int, size: int, stage: Stage, folder: Path, pool: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", (folder / MEETING).absolute().as_uri(), rank=rank, world_size=size)
+    _train_share(Team(rank, size), stage, folder, pool, "cpu")
+    dist.destroy_process_group()
+
+
+def _train_share(team: Team, stage: Stage, folder: Path, pool: int, device: str) -> None:
+    """This process's part of a stage that begins at the model in `folder`; the first of the team writes the result."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder / "start", add_watermarker=False).to(device)
+    vae, text = pipe.vae, TextSide(pipe.tokenizer, pipe.text_encoder, pipe.text_encoder_2)
+
+    def preview(unet: UNet2DConditionModel, done: int) -> None:
+        contact_sheet(assemble(vae, text, unet), stage.size).save(folder / f"preview-{done:07d}.png")
+
+    average = train_unet(stage, pipe.unet, vae, text, folder, pool, preview, team)
+    if team.rank == 0:
+        average.save_pretrained(folder / "unet")
 
 
 def prior_prompts() -> list[str]:

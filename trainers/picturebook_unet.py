@@ -8,6 +8,7 @@ import json
 import math
 import random
 import time
+import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,15 +92,16 @@ def signal_levels() -> Tensor:
 
 
 @torch.no_grad()
-def draw_pool(vae: AutoencoderTiny, size: int, count: int, seed: int, device: str) -> tuple[list[Scene], Tensor]:
+def draw_pool(vae: AutoencoderTiny, size: int, count: int, seed: str, device: str) -> tuple[list[Scene], Tensor]:
     """`count` scenes without held-out subjects, and their scaled latents [count, 4, size/4, size/4] in fp16."""
     rng = random.Random(f"pool {size} {seed}")
     scenes = [random_scene(rng) for _ in range(count)]
     latents = torch.empty(count, 4, size // 4, size // 4, dtype=torch.float16)
-    for start in range(0, count, 128):
-        arrays = np.stack([np.asarray(render(scene, size, size)) for scene in scenes[start : start + 128]])
+    few = 16 if device == "cpu" else 128  # what a CPU's cache holds
+    for start in range(0, count, few):
+        arrays = np.stack([np.asarray(render(scene, size, size)) for scene in scenes[start : start + few]])
         x = torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        latents[start : start + 128] = (encode(vae, x) * vae.config["scaling_factor"]).half().cpu()
+        latents[start : start + few] = (encode(vae, x) * vae.config["scaling_factor"]).half().cpu()
     return scenes, latents
 
 
@@ -176,6 +179,27 @@ def learning_rate(stage: Stage, done: int) -> float:
     return rate * min(1.0, (done / stage.batch + 1) / stage.warmup)
 
 
+@dataclass(frozen=True)
+class Team:
+    """Which of how many processes this one is; each takes its share of every batch, and gradients are averaged.
+
+    On a CPU two processes of one thread do half as much again as one of two threads.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Give every process the mean of the gradients of all, in one message."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / self.size).split([g.numel() for g in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+
 def train_unet(
     stage: Stage,
     unet: UNet2DConditionModel,
@@ -184,6 +208,7 @@ def train_unet(
     folder: Path,
     pool: int,
     preview: Callable[[UNet2DConditionModel, int], None],
+    team: Team,
 ) -> UNet2DConditionModel:
     """Train `unet` for a stage and return its average; `folder` gets log.jsonl and a state to go on from."""
     device = str(unet.device)
@@ -195,17 +220,19 @@ def train_unet(
     parts = {"unet": unet, "average": average.model, "optimizer": optimizer}
     done = _restore(state_file, parts, device)
     average.steps = done // stage.batch
-    scenes, latents = draw_pool(vae, stage.size, pool, stage.seed, device)
-    rng = torch.Generator().manual_seed(stage.seed * 1_000_003 + done)
-    words = random.Random(f"captions {stage.seed} {done}")
+    share, key = stage.batch // team.size, f"{stage.seed} {done} {team.rank}"
+    scenes, latents = draw_pool(vae, stage.size, pool // team.size, f"{stage.seed} {team.rank}", device)
+    rng = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    words = random.Random(f"captions {key}")
     window: list[float] = []
     began = saved = time.monotonic()
     while done < stage.samples:
-        index = torch.randint(pool, (stage.batch,), generator=rng)
+        index = torch.randint(len(scenes), (share,), generator=rng)
         captions = [caption(scenes[i], words) for i in index.tolist()]
         with torch.autocast(unet.device.type, torch.bfloat16, enabled=half):
             loss = training_loss(unet, text, latents[index].float().to(device), captions, stage.size, rng)
         loss.backward()
+        team.average_gradients(list(unet.parameters()))
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.param_groups[0]["lr"] = learning_rate(stage, done)
         optimizer.step()
@@ -213,6 +240,8 @@ def train_unet(
         average.update(unet)
         done += stage.batch
         window.append(loss.item())
+        if team.rank > 0:
+            continue
         if len(window) == 100:
             _log(folder / "log.jsonl", done, sum(window) / 100, time.monotonic() - began)
             window.clear()

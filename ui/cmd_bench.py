@@ -116,12 +116,27 @@ def concepts(
 
 
 @app.command("judges")
-def judges(as_json: JsonOption = False) -> None:
-    """How often the judges are right on drawings they were not trained on, as measured when they were trained."""
-    report = {which: _judge_report(which) for which in ("A", "B")}
+def judges(
+    count: Annotated[int, typer.Option(min=1, help="Pictures that the base draws for both.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 8_000_000,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How often the judges are right on true drawings, as measured after their training, and how often they agree."""
+    _prepare(out)
+    report: dict[str, Any] = {which: _judge_report(which) for which in ("A", "B")}
     flat = {which: _flat(found) for which, found in report.items()}
+    with progress() as emit:
+        model, judge = _tools(emit)
+        from studio.judge import Judge
+        from studio.pipelines.judge_bench import bench_agreement
+
+        agreed, pictures = bench_agreement(model, (Judge.load("A"), judge), count, seed, emit)
+    report["agreement on pictures of the base"] = agreed
     rows = [(name, *(_number(found.get(name)) for found in flat.values())) for name in flat["A"]]
+    rows += [(f"they agree: {field}", _share(found), "") for field, found in agreed.items()]
     _show(report, ("", "judge A", "judge B"), rows, as_json)
+    _keep(out, "judges", report, {"pictures": pictures})
 
 
 def _tools(emit: Any) -> "tuple[BaseModel, Judge]":
