@@ -11,7 +11,7 @@ from PIL import Image
 from studio.bases import find_base
 from studio.images import Picture
 from studio.models import load_base
-from studio.trainers.captions import prompt_for
+from studio.trainers.captions import class_prompt_for, prompt_for
 from studio.trainers.data import chosen_at, encode_examples, generator_for, square
 from studio.trainers.recipe import Recipe
 
@@ -38,6 +38,20 @@ def recipe() -> Recipe:
 )
 def test_every_prompt_names_the_trigger(caption: str | None, prompt: str) -> None:
     assert prompt_for(Picture(Path("a.png"), 8, 8, caption), recipe()) == prompt
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompt"),
+    [
+        (None, "a cat"),
+        ("a cat on grass", "a cat on grass"),
+        ("a photo of a sks cat, sks", "a photo of a cat,"),
+        ("a photo of sks at night", "a photo of cat at night"),
+        ("at the beach", "a cat, at the beach"),
+    ],
+)
+def test_class_prompts_are_the_captions_without_the_trigger(caption: str | None, prompt: str) -> None:
+    assert class_prompt_for(Picture(Path("a.png"), 8, 8, caption), recipe()) == prompt
 
 
 def test_the_square_is_cut_from_the_centre() -> None:

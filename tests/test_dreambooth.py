@@ -20,7 +20,7 @@ from studio.library import Library
 from studio.trainers import checkpoint, lora
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.stopping import Stopped
-from studio.trainers.training import Training
+from studio.trainers.training import Drawn, Training
 from studio.trainers.workplace import workplace_of
 
 
@@ -117,6 +117,43 @@ def test_previews_and_the_global_generator_do_not_touch_the_training(tiny_sdxl: 
     torch.manual_seed(2)
     watched = train_concept(tiny_recipe(tiny_sdxl, homes[1], {"steps": 3, "sample_every": 1}), homes[1])
     assert same(plain, watched)
+
+
+def test_the_bases_own_prediction_is_the_target_of_class_pictures(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = diffusers.UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
+    loss, off = Training.loss, []
+
+    def compare(self: Training, drawn: Drawn) -> torch.Tensor:
+        batch, rows = drawn.batch, slice(len(drawn.noise) // 2, None)
+        noisy = self.schedule.noisy(batch.latents, drawn.noise, drawn.timesteps)
+        added = {"text_embeds": batch.pooled[rows], "time_ids": batch.time_ids[rows]}
+        with torch.no_grad():
+            expected = plain(noisy[rows], drawn.timesteps[rows], batch.embeds[rows], added_cond_kwargs=added).sample
+        off.append(float((self._untrained(noisy, drawn, rows) - expected).abs().max()))
+        return loss(self, drawn)
+
+    monkeypatch.setattr(Training, "loss", compare)
+    train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 3, "prior_target": "base"}), home)
+    assert max(off) < 1e-5
+
+
+def test_an_untrained_concept_pays_nothing_for_its_class(tiny_sdxl: Path, homes: list[Home]) -> None:
+    losses: list[float] = []
+    for home, target in zip(homes, ("base", "picture"), strict=True):
+        recipe = tiny_recipe(tiny_sdxl, home, {"steps": 1, "prior_target": target, "prior_weight": 100.0})
+        train_concept(recipe, home, lambda event: losses.append(event.loss) if isinstance(event, Loss) else None)
+    assert losses[0] < 5 < 10 < losses[1]
+
+
+def test_class_pictures_share_the_captions_words(tiny_sdxl: Path, home: Home) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home, {"steps": 1, "prior_count": 4})
+    for number, words in enumerate(("a cat on paper", "a sks cat on paper", "a cat at night")):
+        (recipe.pictures / f"{number}.txt").write_text(words)
+    train_concept(recipe, home)
+    (settings,) = home.cache.glob("class-pictures/*/settings.json")
+    assert json.loads(settings.read_text())["prompts"] == ["a cat on paper", "a cat at night", "a cat", "a dog"]
 
 
 def test_class_pictures_are_made_once(tiny_sdxl: Path, home: Home) -> None:

@@ -19,3 +19,12 @@ def prompt_for(picture: Picture, recipe: Recipe) -> str:
     phrase = f"{recipe.trigger} {recipe.class_word}"
     marked, found = re.subn(rf"\b{re.escape(recipe.class_word)}\b", lambda _: phrase, caption, count=1)
     return marked if found else f"{recipe.instance_prompt}, {caption}"
+
+
+def class_prompt_for(picture: Picture, recipe: Recipe) -> str:
+    """The same words without the trigger: what a class picture shows, so that only the trigger tells the two apart."""
+    prompt = prompt_for(picture, recipe)
+    trigger = rf"\b{re.escape(recipe.trigger)}\b"
+    if re.search(rf"\b{re.escape(recipe.class_word)}\b", prompt):
+        return re.sub(rf"{trigger}\s*", "", prompt).strip()
+    return re.sub(trigger, lambda _: recipe.class_word, prompt)

@@ -13,7 +13,7 @@ from studio.home import Home, ensure_free, write_atomic
 from studio.images import Picture, check_decodable, dataset_notices, find_pictures
 from studio.models import BaseModel, load_base
 from studio.trainers.cache import file_id, module_id
-from studio.trainers.captions import prompt_for
+from studio.trainers.captions import class_prompt_for, prompt_for
 from studio.trainers.checkpoint import (
     Checkpoint,
     check_same_data,
@@ -86,7 +86,10 @@ def _prepare(
         if unread := base.unread(prompt):
             limit = base.text_limit
             emit(Notice(f"The base reads {limit} tokens of a text; of the caption of {path.name} not: {unread!r}."))
-    prior = class_pictures(base, recipe, home.cache / "class-pictures", emit) if recipe.prior_preservation else []
+    prior: list[tuple[Path, str]] = []
+    if recipe.prior_preservation:
+        captions = [class_prompt_for(picture, recipe) for picture in pictures]
+        prior = class_pictures(base, recipe, captions, home.cache / "class-pictures", emit)
     identity = [module_id(base.unet), module_id(base.vae), [(file_id(path), prompt) for path, prompt in own + prior]]
     emit(Phase("encode pictures"))
     instances = encode_examples(base, own, recipe.resolution, cache, true_sizes)

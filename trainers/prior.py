@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from studio.events import Emit, Phase, Step
@@ -12,12 +14,16 @@ from studio.trainers.recipe import Recipe
 from studio.trainers.sampling import batch_size, draw
 
 
-def class_pictures(base: BaseModel, recipe: Recipe, cache: Path, emit: Emit) -> list[tuple[Path, str]]:
+def class_pictures(
+    base: BaseModel, recipe: Recipe, captions: Sequence[str], cache: Path, emit: Emit
+) -> list[tuple[Path, str]]:
     """The recipe's class pictures with their prompts, made by `base` with fixed seeds, or found in `cache`.
 
-    Every batch is made whole or taken whole, so that pictures do not depend on where an earlier run stopped.
+    Up to half of the prompts are `captions` (the concept's own, without its trigger): what else those say must not
+    come to mean the concept. Every batch is made whole or taken whole, so that pictures do not depend on where an earlier run stopped.
     """
-    prompts = [recipe.prior_prompts[n % len(recipe.prior_prompts)] for n in range(recipe.prior_count)]
+    own = list(dict.fromkeys(captions))[: recipe.prior_count // 2]
+    prompts = list(islice(cycle([*own, *recipe.prior_prompts]), recipe.prior_count))
     settings = {
         "base": module_id(base.unet),
         "prompts": prompts,

@@ -48,6 +48,7 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     prior_preservation: bool = True
+    prior_target: Literal["picture", "base"] = "picture"
     prior_weight: Annotated[float, Field(ge=0)] = 1.0
     prior_count: Count
     prior_prompts: Annotated[tuple[Words, ...], Field(min_length=1)]

@@ -116,12 +116,32 @@ class Training:
         batch, half = drawn.batch, len(drawn.noise) // (1 if self.classes is None else 2)
         noisy = self.schedule.noisy(batch.latents, drawn.noise, drawn.timesteps)
         target = self.schedule.target(batch.latents, drawn.noise, drawn.timesteps)
-        added = None if batch.pooled is None else {"text_embeds": batch.pooled, "time_ids": batch.time_ids}
+        if self.classes is not None and self.recipe.prior_target == "base":
+            target = torch.cat([target[:half], self._untrained(noisy, drawn, slice(half, None))])
+        return prior_preserving_loss(self._predict(noisy, drawn, slice(None)), target, half, self.recipe.prior_weight)
+
+    def _predict(self, noisy: torch.Tensor, drawn: Drawn, rows: slice) -> torch.Tensor:
+        batch = drawn.batch
+        added = None
+        if batch.pooled is not None and batch.time_ids is not None:
+            added = {"text_embeds": batch.pooled[rows], "time_ids": batch.time_ids[rows]}
         with self.accelerator.autocast():
-            prediction = self.base.unet(
-                noisy, drawn.timesteps, encoder_hidden_states=batch.embeds, added_cond_kwargs=added, return_dict=False
+            return self.base.unet(
+                noisy[rows],
+                drawn.timesteps[rows],
+                encoder_hidden_states=batch.embeds[rows],
+                added_cond_kwargs=added,
+                return_dict=False,
             )[0]
-        return prior_preserving_loss(prediction, target, half, self.recipe.prior_weight)
+
+    @torch.no_grad()
+    def _untrained(self, noisy: torch.Tensor, drawn: Drawn, rows: slice) -> torch.Tensor:
+        """What the base predicts without what is being trained."""
+        self.base.unet.disable_adapters()
+        try:
+            return self._predict(noisy, drawn, rows).float()
+        finally:
+            self.base.unet.enable_adapters()
 
     def state(self) -> Tensors:
         """Weights, AdamW's moments and the losses so far, as tensors on the CPU."""
