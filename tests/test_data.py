@@ -11,7 +11,7 @@ from PIL import Image
 from studio.bases import find_base
 from studio.images import Picture
 from studio.models import load_base
-from studio.trainers.captions import class_prompt_for, prompt_for
+from studio.trainers.captions import class_prompt_for, prompt_for, prompts_for
 from studio.trainers.data import chosen_at, encode_examples, generator_for, square
 from studio.trainers.recipe import Recipe
 
@@ -38,6 +38,14 @@ def recipe() -> Recipe:
 )
 def test_every_prompt_names_the_trigger(caption: str | None, prompt: str) -> None:
     assert prompt_for(Picture(Path("a.png"), 8, 8, caption), recipe()) == prompt
+
+
+def test_a_captioned_picture_can_be_shown_under_the_instance_prompt_too() -> None:
+    captioned, bare = (Picture(Path("a.png"), 8, 8, caption) for caption in ("a cat on grass", None))
+    mixed = recipe().model_copy(update={"mix_instance_prompt": True})
+    assert prompts_for(captioned, mixed) == ["a sks cat on grass", "a sks cat"]
+    assert prompts_for(bare, mixed) == ["a sks cat"]
+    assert prompts_for(captioned, recipe()) == ["a sks cat on grass"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,13 @@ def prompt_for(picture: Picture, recipe: Recipe) -> str:
     return marked if found else f"{recipe.instance_prompt}, {caption}"
 
 
+def prompts_for(picture: Picture, recipe: Recipe) -> list[str]:
+    """Its prompt, and with `mix_instance_prompt` the instance prompt too, lest the caption's other words become part
+    of what is learned."""
+    mixed = [recipe.instance_prompt] if recipe.mix_instance_prompt else []
+    return list(dict.fromkeys([prompt_for(picture, recipe), *mixed]))
+
+
 def class_prompt_for(picture: Picture, recipe: Recipe) -> str:
     """The same words without the trigger: what a class picture shows, so that only the trigger tells the two apart."""
     prompt = prompt_for(picture, recipe)

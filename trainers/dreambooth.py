@@ -13,7 +13,7 @@ from studio.home import Home, ensure_free, write_atomic
 from studio.images import Picture, check_decodable, dataset_notices, find_pictures
 from studio.models import BaseModel, load_base
 from studio.trainers.cache import file_id, module_id
-from studio.trainers.captions import class_prompt_for, prompt_for
+from studio.trainers.captions import class_prompt_for, prompts_for
 from studio.trainers.checkpoint import (
     Checkpoint,
     check_same_data,
@@ -81,7 +81,7 @@ def _prepare(
 ) -> tuple[Training, str]:
     """The training at step 0, and the fingerprint of all it is made from."""
     cache = home.cache / "examples"
-    own = [(picture.path, prompt_for(picture, recipe)) for picture in pictures]
+    own = [(picture.path, prompt) for picture in pictures for prompt in prompts_for(picture, recipe)]
     for path, prompt in own:
         if unread := base.unread(prompt):
             limit = base.text_limit

@@ -47,6 +47,7 @@ class Recipe(BaseModel):
     resolution: Annotated[int, Field(ge=16, le=4096)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    mix_instance_prompt: bool = False
     prior_preservation: bool = True
     prior_target: Literal["picture", "base"] = "picture"
     prior_weight: Annotated[float, Field(ge=0)] = 1.0
