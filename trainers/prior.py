@@ -20,7 +20,8 @@ def class_pictures(
     """The recipe's class pictures with their prompts, made by `base` with fixed seeds, or found in `cache`.
 
     Up to half of the prompts are `captions` (the concept's own, without its trigger): what else those say must not
-    come to mean the concept. Every batch is made whole or taken whole, so that pictures do not depend on where an earlier run stopped.
+    come to mean the concept. Every batch is made whole or taken whole, so that pictures do not depend on where an
+    earlier run stopped.
     """
     own = list(dict.fromkeys(captions))[: recipe.prior_count // 2]
     prompts = list(islice(cycle([*own, *recipe.prior_prompts]), recipe.prior_count))

@@ -48,7 +48,7 @@ def base(
         from studio.pipelines.base_bench import BaseBench, bench_base
 
         found, pictures = bench_base(model, judge, BaseBench(singles, pairs, seed, steps, guidance), emit)
-    report = {"judge": "B"} | found
+    report: dict[str, Any] = {"judge": "B", **found}
     rows = [
         (part, question, _share(found), f"{found['on_renders']:.2f}", str(found["count"]))
         for part in pictures
