@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python python3.13 python3.12 python3.11; d
 BIN := .venv/bin
 MAPPED := pipelines trainers kernels ui assets
 
-.PHONY: demo test lint gpu soak base clean
+.PHONY: demo test lint gpu soak base tables clean
 
 demo: .venv/installed
 	$(BIN)/studio demo
@@ -36,6 +36,10 @@ soak: .venv/installed-test
 # Train the embedded base anew (hours on two CPU cores).
 base: .venv/installed
 	$(BIN)/python -m studio.trainers.picturebook --run runs/picturebook --out assets/picturebook
+
+# Write the measured figures of docs/benchmarks into the documents.
+tables: .venv/installed
+	$(BIN)/python docs/tables.py
 
 clean:
 	rm -rf .venv build out .pytest_cache .ruff_cache

@@ -1,0 +1,100 @@
+"""Writes the tables of measured figures into the documents, from docs/benchmarks: `make tables`.
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; whoever changes a figure by hand fails a test.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "docs/picturebook.md", "docs/judge.md", "docs/training.md", "assets/picturebook/README.md")
+TARGETS = {
+    "class": 0.95, "colour": 0.95, "background": 0.98, "style": 0.9, "both classes and colours in place": 0.8,
+}  # fmt: skip
+
+
+def interval(found: dict[str, float]) -> str:
+    """A share with its interval."""
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ("---",) * len(heads), *rows])
+
+
+def base(report: dict[str, Any]) -> str:
+    """How good the embedded base is."""
+    plan = report["plan"]
+    rows = [
+        (
+            name,
+            interval(one),
+            f"{one['on_renders']:.2f}",
+            f"{TARGETS[name]:.2f}" if name in TARGETS else "",
+            str(one["count"]),
+        )
+        for part in ("one subject", "two subjects")
+        for name, one in report[part].items()
+    ]
+    heads = (f"read by judge {report['judge']}", "drawn by the base", "true drawings", "target", "pictures")
+    return table(heads, rows) + (
+        f"\n\nCaptions of subjects that training never showed, {plan['steps']} steps, guidance {plan['guidance']:g},"
+        f" seeds from {plan['seed']:,}; 95 % Wilson intervals. `studio bench base` measures it again."
+    )
+
+
+def concepts(report: dict[str, Any]) -> str:
+    """How well the sample concepts are learned."""
+    asked = ("identity", "identity of the untrained base", "background obeyed", "leak", "leak of the untrained base")
+    every = {**report["concepts"], "all": report["overall"]}
+    rows = [(name, *(interval(one[key]) for key in asked)) for name, one in every.items()]
+    return table(("concept", *asked), rows) + (
+        f"\n\nPreset {report['preset']!r}, four new scenes and four control prompts, {report['seeds']} seeds each, read"
+        f" by judge {report['judge']}; targets: identity and background 0.85 or more, leak below 0.10."
+        " `studio bench concepts` measures it again."
+    )
+
+
+def blocks(report: dict[str, Any]) -> str:
+    """What each attention block carries."""
+    fields = tuple(next(iter(report["follows"].values())))
+    rows = [(name, *(f"{shares[field]:.2f}" for field in fields)) for name, shares in report["follows"].items()]
+    return table(("text swapped in", *fields), rows) + (
+        f"\n\nShare of {report['pairs']} pictures that show what the swapped-in text says, read by judge"
+        f" {report['judge']}; the row `none` is chance. `studio bench blocks` measures it again."
+    )
+
+
+def judges(report: dict[str, Any]) -> str:
+    """How good the judges are, and how often they agree."""
+    named = {"kind": "class"}
+    agreed = report["agreement on pictures of the base"]
+    parts = ("renders", "reconstructions")
+    rows = []
+    for field in (key.removeprefix("whole_") for key in report["A"]["renders"] if key.startswith("whole_")):
+        shares = [f"{report[which][part][f'whole_{field}']:.2f}" for part in parts for which in ("A", "B")]
+        rows.append((named.get(field, field), *shares, interval(agreed[field]) if field in agreed else ""))
+    identity = [f"{report[which]['identity_of_sample_concepts']:.2f}" for which in ("A", "B")]
+    rows.append(("identity of the sample concepts", *identity, "", "", ""))
+    heads = ("", "A on true drawings", "B", "A after the VAE", "B", "they agree on the base's pictures")
+    return table(heads, rows)
+
+
+def filled(text: str) -> str:
+    """`text` with every marked table made anew."""
+    for make in (base, concepts, blocks, judges):
+        file = ROOT / "docs" / "benchmarks" / f"{make.__name__}.json"
+        marks = f"<!-- {make.__name__} -->", f"<!-- /{make.__name__} -->"
+        if marks[0] in text:
+            made = f"{marks[0]}\n{make(json.loads(file.read_text(encoding='utf-8')))}\n{marks[1]}"
+            text = re.sub(f"{marks[0]}.*?{marks[1]}", lambda _, made=made: made, text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        document = ROOT / name
+        document.write_text(filled(document.read_text(encoding="utf-8")), encoding="utf-8")
