@@ -75,6 +75,7 @@ def _own(preset: str) -> dict[str, Any]:
         "timesteps": "logit-normal",
         "mix_instance_prompt": True,
         "prior_target": "base",
+        "prior_weight": 3.0,
         "schedule": "cosine",
         "warmup_steps": 10,
         "batch_size": 4,
