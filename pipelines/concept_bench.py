@@ -26,7 +26,7 @@ class ConceptBench:
     seeds: int = 8
     seed: int = 6_000_000
     steps: int = 25
-    guidance: float = 4.0
+    guidance: float = 2.5
 
 
 def scene_prompts(subject_words: str) -> list[tuple[str, str]]:

@@ -66,5 +66,5 @@ class GenerateSettings:
 def usual_guidance(source: BaseSource) -> float:
     """The classifier-free scale that suits most pictures of `source`."""
     if source.name == EMBEDDED:
-        return 4.0
+        return 2.5
     return 5.0 if source.family == "sdxl" else 7.5

@@ -215,6 +215,7 @@ def test_an_interrupted_training_is_neither_forgotten_nor_mixed_up(tiny_sdxl: Pa
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny_sdxl: Path, homes: list[Home]) -> None:
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0]), homes[0])
     recipe = tiny_recipe(tiny_sdxl, homes[1])
+    usual = signal.getsignal(signal.SIGINT)
 
     def interrupt(event: Event) -> None:
         if isinstance(event, Loss) and event.step == 2:
@@ -224,7 +225,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny_sdxl: Path, h
         train_concept(recipe, homes[1], interrupt)
     assert stop.value.exit_code == 130
     assert "--name milo --resume" in stop.value.remedy
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is usual
     assert same(straight, train_concept(recipe, homes[1], resume=True))
 
 

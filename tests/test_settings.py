@@ -45,6 +45,6 @@ def test_a_size_between_the_steps_gets_its_neighbours(width, remedy):
 
 
 def test_the_usual_guidance_goes_by_the_base():
-    assert usual_guidance(BaseSource("picturebook", "", "folder", "sdxl")) == 4.0
+    assert usual_guidance(BaseSource("picturebook", "", "folder", "sdxl")) == 2.5
     assert usual_guidance(BaseSource("sdxl", "", "hub", "sdxl")) == 5.0
     assert usual_guidance(BaseSource("sd15", "", "hub", "sd15")) == 7.5

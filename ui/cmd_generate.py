@@ -42,7 +42,7 @@ def generate(
     height: Annotated[int | None, typer.Option(help="In pixels. Default: the base's own.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance: Annotated[
-        float | None, typer.Option(help="How closely to follow the prompt. Default: by base, 4 to 7.5.")
+        float | None, typer.Option(help="How closely to follow the prompt. Default: by base, 2.5 to 7.5.")
     ] = None,
     negative: Annotated[str, typer.Option(help="What not to draw.")] = "",
     scheduler: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.")] = DEFAULT,
