@@ -28,7 +28,7 @@ class BaseBench:
     pairs: int = 200
     seed: int = 5_000_000
     steps: int = 25
-    guidance: float = 4.0
+    guidance: float = 2.5
 
 
 def draw_prompts(

@@ -34,6 +34,6 @@ def bench_agreement(
     emit(Phase("drawing pictures for both judges", count))
     chosen = scenes(seed, count, held_out=True, subjects=1)
     prompts = [caption(scene, random.Random(f"agree {n}"), 0, 0) for n, scene in enumerate(chosen)]
-    pictures = draw_prompts(base, prompts, range(seed, seed + count), steps=25, guidance=4.0, emit=emit)
+    pictures = draw_prompts(base, prompts, range(seed, seed + count), steps=25, guidance=2.5, emit=emit)
     first, second = (judge.read(pictures) for judge in judges)
     return {field: share.rounded() for field, share in agreement(first, second).items()}, pictures

@@ -15,7 +15,7 @@ def test_base_gives_shares_with_counts_seeds_and_the_judges_own(run_studio, smal
     arguments = ["bench", "base", "--singles", "3", "--pairs", "2", "--steps", "1", "--out", tmp_path / "out"]
     said = run_studio(*arguments, "--json")
     report = json.loads(said.out)
-    assert report["plan"] == {"singles": 3, "pairs": 2, "seed": 5_000_000, "steps": 1, "guidance": 4.0}
+    assert report["plan"] == {"singles": 3, "pairs": 2, "seed": 5_000_000, "steps": 1, "guidance": 2.5}
     assert report["one subject"]["class"]["count"] == 3
     assert set(report["two subjects"]["class left"]) == {"value", "low", "high", "count", "on_renders"}
     assert json.loads((tmp_path / "out" / "base.json").read_text())["plan"] == report["plan"]

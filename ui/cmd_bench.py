@@ -37,7 +37,7 @@ def base(
     pairs: Annotated[int, typer.Option(min=1, help="Pictures of two subjects.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 5_000_000,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
-    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free scale.")] = 4.0,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free scale.")] = 2.5,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
