@@ -113,7 +113,8 @@ def unet_stage(
     folder = run / name
     if not (folder / "unet").exists():
         assemble(vae, text, start).save_pretrained(folder / "start")
-        size = (os.cpu_count() or 1) if start.device.type == "cpu" else 1
+        cores = (os.cpu_count() or 1) if start.device.type == "cpu" else 1
+        size = max(n for n in range(1, cores + 1) if stage.batch % n == 0)  # equal shares of each batch
         if size == 1:
             _train_share(Team(), stage, folder, pool, str(start.device))
         else:
