@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from studio.adapters import attach
+from studio.attaching import attach
 from studio.concepts import Concept
 from studio.events import Emit, Phase
 from studio.judge import Gallery, Judge, Reading

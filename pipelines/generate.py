@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from studio.adapters import attach
+from studio.attaching import attach
 from studio.concepts import Concept, expand_prompt
 from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
@@ -47,7 +47,9 @@ def generate(
             limit = base.text_limit
             emit(Notice(f"The base reads {limit} tokens of a text; the rest has no effect: {unread!r}."))
     adapters = [(concept.adapter_file, strength) for concept, strength in concepts]
-    with _prepared(base, settings), attach(base, adapters), hushed():
+    with _prepared(base, settings), attach(base, adapters) as receipts, hushed():
+        for warning in filter(None, (receipt.warning() for receipt in receipts)):
+            emit(Notice(warning))
         return _draw_all(base, settings, emit)
 
 

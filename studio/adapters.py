@@ -1,159 +1,167 @@
-"""Adapter files: what one holds, whether it is sound, and its use on a base, without a trace afterwards."""
+"""Adapter files of every common convention, read into one form that no model has a part in."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from studio.bases import FAMILY_NAMES
+import torch
+from safetensors import SafetensorError, safe_open
+
+from studio.adapter_family import NAMES, family_of
+from studio.adapter_parts import METADATA_KEY, make_factors, take_embeddings
 from studio.errors import StudioError, UsageError
-from studio.tensorfile import read_header
+from studio.factors import Dora, Factor, Full, tensors_of
+from studio.tensorfile import Limits, is_pickle, read_header
 
-if TYPE_CHECKING:
-    import torch
-
-    from studio.models import BaseModel
-
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-FAMILY_KEY = "studio.family"
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-_FAMILY_BY_TEXT_WIDTH = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
-_OTHER_FAMILIES = {"sd2": "Stable Diffusion 2"}
+LIMITS = Limits(header_bytes=8_000_000, tensors=20_000)
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class AdapterFile:
-    """A LoRA file in diffusers layout, as its header tells.
+class Adapter:
+    """What a file changes: factors and biases by "component.path.of.layer", in the names of diffusers.
 
-    `modules` maps "component.module.path" to (inputs, outputs) of the layer that the pair of factors changes.
+    `embeddings` are new words: token -> {"clip_l" or "clip_g" or "*": [n, width]}. `unread` are keys that nothing
+    explains. `family` is None where the file does not tell.
     """
 
-    path: Path
-    modules: dict[str, tuple[int, int]]
+    name: str
+    format: str
     family: str | None
-    metadata: dict[str, str]
+    factors: dict[str, Factor]
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[str]:
+        """Every layer that is changed."""
+        return list(self.factors | self.biases)
+
+    def delta(self, layer: str, weight: Tensor | None = None) -> Tensor:
+        """The change of the weight of `layer` at strength 1, float32; `weight` is needed for DoRA alone."""
+        return self.factors[layer].delta(weight)
 
 
-def read_adapter(path: Path) -> AdapterFile:
-    """Read the header of `path`; raises UsageError for a file that is missing or no LoRA in diffusers layout."""
+def load_adapter(path: Path, *, values: bool = True, allow_pickle: bool = False) -> Adapter:
+    """Read `path`: a .safetensors file, a PEFT folder, or with `allow_pickle` a .pth of tensors (weights only).
+
+    Without `values` only the header and the scalars are read, and the tensors have shapes and no content (device
+    "meta"). Raises UsageError for what is no adapter, StudioError for content that cannot be used.
+    """
+    if path.is_dir():
+        return _read_folder(path, values)
     if not path.is_file():
-        raise UsageError(f"There is no adapter file {path}.", "Train the concept again, or give another file.")
-    header = read_header(path)
-    modules: dict[str, tuple[int, int]] = {}
-    for key, shape in header.shapes.items():
-        if 0 in shape:
-            raise UsageError(f"{path}: the tensor {key} is empty, {list(shape)}.", "Export the adapter again.")
-        if key.split(".")[0] not in COMPONENTS or not key.endswith((_DOWN, _UP)):
-            raise UsageError(
-                f"{path} is no LoRA in diffusers layout: it holds {key!r}.",
-                "Save it with save_lora_weights of diffusers.",
-            )
-        if key.endswith(_DOWN):
-            up = header.shapes.get(key.removesuffix(_DOWN) + _UP)
-            if up is None or up[1] != shape[0]:
-                raise UsageError(
-                    f"{path}: {key} {list(shape)} has no partner of its rank.", "Export the adapter again."
-                )
-            modules[key.removesuffix(_DOWN)] = (shape[1], up[0])
-    if not modules or len(header.shapes) != 2 * len(modules):
-        raise UsageError(f"{path} holds no complete pairs of LoRA factors.", "Export the adapter again.")
-    return AdapterFile(path, modules, _family(modules, header.metadata), header.metadata)
+        raise UsageError(f"There is no adapter file {path}.", "Check the path, or train the concept again.")
+    if is_pickle(path) and allow_pickle:
+        return assemble(path.stem, _flatten(_unpickle(path)), {}, "ED-LoRA (pickle)")
+    tensors, metadata = _read_tensors(path, values)
+    return assemble(path.stem, tensors, metadata)
 
 
-def check_family(adapter: AdapterFile, family: str, base_name: str) -> None:
+def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str], origin: str = "") -> Adapter:
+    """The adapter of `tensors` by their keys in the file; raises UsageError where none of them belongs to one.
+
+    `origin` names the format where the keys alone do not.
+    """
+    embeddings, others = take_embeddings(name, tensors)
+    made = make_factors(others, metadata)
+    if not made.factors and not made.biases and not embeddings:
+        examples = ", ".join(repr(key[:80]) for key in list(tensors)[:3]) or "no tensors"
+        raise UsageError(
+            f"{name} is no adapter that the studio knows: it holds {examples}.", "Give a LoRA or LyCORIS file."
+        )
+    label = origin or made.format or "embedding"
+    family = family_of(made.factors, metadata, embeddings)
+    return Adapter(name, label, family, made.factors, made.biases, embeddings, made.unread, metadata)
+
+
+def check_family(adapter: Adapter, family: str, base_name: str) -> None:
     """Raise UsageError where the adapter is known to be made for another family than the base's."""
     if adapter.family is not None and adapter.family != family:
-        made_for = FAMILY_NAMES.get(adapter.family) or _OTHER_FAMILIES.get(adapter.family, adapter.family)
         raise UsageError(
-            f"{adapter.path} was made for {made_for}; the base {base_name!r} is {FAMILY_NAMES[family]}.",
+            f"{adapter.name} was made for {NAMES[adapter.family]}; the base {base_name!r} is {NAMES[family]}.",
             "Give a base of the adapter's family with --base.",
         )
 
 
-@contextmanager
-def attach(base: "BaseModel", adapters: Sequence[tuple[Path, float]]) -> Iterator[None]:
-    """Let the LoRA files act on `base`, each with its strength, while the block runs; their changes add up.
-
-    Every module of every file must take effect and the base be as before at the end, also after an exception.
-    Raises UsageError for files that do not fit the base, StudioError for files with no or unusable content.
-    """
-    files = [read_adapter(path) for path, _ in adapters]
-    for file in files:
-        check_family(file, base.family, base.source.name)
-        _check_fits(file, base)
-        _check_values(file)
-    if not files:
-        yield
-        return
-    from studio.hush import hushed
-
-    names = [f"adapter_{n}" for n in range(len(files))]
-    try:
-        with hushed():
-            for name, file in zip(names, files, strict=True):
-                base.pipe.load_lora_weights(file.path.parent, weight_name=file.path.name, adapter_name=name)
-                _check_attached(name, file, base)
-            base.pipe.set_adapters(names, [strength for _, strength in adapters])
-        yield
-    finally:
-        base.pipe.unload_lora_weights()
-
-
-def _family(modules: dict[str, tuple[int, int]], metadata: dict[str, str]) -> str | None:
-    if FAMILY_KEY in metadata:
-        return metadata[FAMILY_KEY]
-    if any(path.startswith("text_encoder_2.") for path in modules):
-        return "sdxl"
-    widths = {inputs for path, (inputs, _) in modules.items() if path.endswith("attn2.to_k")}
-    return _FAMILY_BY_TEXT_WIDTH.get(widths.pop()) if len(widths) == 1 else None
-
-
-def _check_fits(file: AdapterFile, base: "BaseModel") -> None:
-    for path, (inputs, outputs) in file.modules.items():
-        weight = _weight(base, path)
-        shape = None if weight is None else tuple(weight.shape[1::-1])
-        if shape != (inputs, outputs):
-            found = "has no such layer" if shape is None else f"has {shape[0]} to {shape[1]} there"
-            raise UsageError(
-                f"{file.path} does not fit the base {base.source.name!r}: it changes {path} ({inputs} to {outputs}),"
-                f" and the base {found}.",
-                "Give the base that the adapter was trained on with --base.",
-            )
-
-
-def _weight(base: "BaseModel", path: str) -> "torch.Tensor | None":
-    component, _, inner = path.partition(".")
-    try:
-        layer = getattr(base.pipe, component).get_submodule(inner)
-    except AttributeError:
-        return None
-    return getattr(layer, "weight", None)
-
-
-def _check_values(file: AdapterFile) -> None:
-    from safetensors.torch import load_file
-
-    tensors = load_file(file.path)
-    for key, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise StudioError(f"{file.path}: {key} holds values that are not numbers.", "Train or export it again.")
-    if not any(tensors[path + _DOWN].any() and tensors[path + _UP].any() for path in file.modules):
-        raise StudioError(f"{file.path} changes nothing: one factor of every pair is zero.", "Train it again.")
-
-
-def _check_attached(name: str, file: AdapterFile, base: "BaseModel") -> None:
-    """Compare the modules that hold the adapter with those in the file: loaders drop keys without a word."""
-    held = {
-        f"{component}.{path}"
-        for component in COMPONENTS
-        if (part := getattr(base.pipe, component, None)) is not None
-        for path, module in part.named_modules()
-        if name in getattr(module, "lora_A", ())
-    }
-    if held != set(file.modules):
-        missing = sorted(set(file.modules) - held)
+def check_values(adapter: Adapter) -> None:
+    """Raise StudioError where a number is not finite, a tensor has no size, or nothing at all would change."""
+    found = False
+    pieces = {**adapter.factors, **{layer: Full(bias) for layer, bias in adapter.biases.items()}}
+    for layer, factor in pieces.items():
+        for tensor in tensors_of(factor):
+            if not tensor.isfinite().all():
+                raise StudioError(
+                    f"{adapter.name}: {layer} holds values that are not finite numbers.", "Train or export it again."
+                )
+        found = found or isinstance(factor, Dora) or bool(factor.delta().any())
+    if not found and not any(one.any() for made in adapter.embeddings.values() for one in made.values()):
         raise StudioError(
-            f"{file.path}: {len(held)} of {len(file.modules)} modules took effect; {missing[:1]} did not.",
-            "The file and the installed diffusers disagree on names: export it again, or update both.",
+            f"{adapter.name} changes nothing: every change in it is zero.",
+            "It was saved before it was trained, or its strength is zero: train or export it again.",
         )
+
+
+def _read_tensors(path: Path, values: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    header = read_header(path, LIMITS)
+    for key, shape in header.shapes.items():
+        if 0 in shape:
+            raise UsageError(f"{path}: the tensor {key} is empty, {list(shape)}.", "Export the adapter again.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {
+                key: file.get_tensor(key) if values or not shape else torch.empty(shape, device="meta")
+                for key, shape in header.shapes.items()
+            }, header.metadata
+    except (SafetensorError, RuntimeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}.", "Download or export it again.") from error
+
+
+def _read_folder(folder: Path, values: bool) -> Adapter:
+    """A PEFT folder: the configuration beside the weights says what diffusers keeps in the metadata."""
+    file, config = folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
+    if not file.is_file() or not config.is_file():
+        raise UsageError(
+            f"{folder} is no PEFT adapter: it needs {PEFT_CONFIG} and {PEFT_WEIGHTS}.", "Give the adapter's own file."
+        )
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{config} cannot be read as JSON: {error}.", "Export the adapter again.") from error
+    tensors, metadata = _read_tensors(file, values)
+    return assemble(folder.name, tensors, metadata | {METADATA_KEY: json.dumps(settings)})
+
+
+def _unpickle(path: Path) -> Any:
+    """Tensors and plain containers only, by torch's restricted unpickler."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile file provokes; nothing of it has run
+        raise UsageError(
+            f"{path} holds more than tensors, or is damaged: {str(error).splitlines()[0][:200]}",
+            "Only plain tensors are read from pickled files.",
+        ) from error
+
+
+def _flatten(content: Any) -> dict[str, Tensor]:
+    """Keys as in a flat file, of Mix-of-Show's ED-LoRA, of A1111's embeddings, or of a plain dictionary."""
+    if not isinstance(content, dict):
+        return {}
+    if isinstance(content.get("string_to_param"), dict):
+        name = str(content.get("name", "embedding"))
+        return {f"bundle_emb.{name}.string_to_param.*": content["string_to_param"].get("*")}
+    content = content.get("params", content)
+    flat: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            flat[str(key)] = value
+        elif isinstance(value, dict) and key == "new_concept_embedding":
+            flat |= {f"bundle_emb.{token}.string_to_param.*": one for token, one in value.items()}
+        elif isinstance(value, dict):
+            flat |= {f"{key}.{inner}": one for inner, one in value.items()}
+    return {key: value for key, value in flat.items() if isinstance(value, Tensor)}

@@ -1,11 +1,22 @@
 """The header of a safetensors file: names, shapes and metadata, without reading a tensor and without torch."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from studio.errors import UsageError
+
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a header may ask for before it is refused unread."""
+
+    header_bytes: int = 100_000_000
+    tensors: int = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -16,18 +27,57 @@ class Header:
     metadata: dict[str, str]
 
 
-def read_header(path: Path) -> Header:
-    """The header of `path`; raises UsageError where it is no whole safetensors file."""
-    if path.suffix != ".safetensors":
-        raise UsageError(
-            f"{path} is not a .safetensors file.",
-            "Pickled weights (.ckpt, .pt, .bin) can run code when opened and are not read: convert them first.",
-        )
+def read_header(path: Path, limits: Limits | None = None) -> Header:
+    """The header of `path`, judged by its content and not by its name.
+
+    Raises UsageError where it is no whole safetensors file, or asks for more than `limits`.
+    """
+    limits = limits or Limits()
+    _check_start(path, limits)
     try:
         with safe_open(path, framework="np") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+            names = list(file.keys())
+            if len(names) > limits.tensors:
+                raise UsageError(f"{path} lists {len(names):,} tensors; {limits.tensors:,} are the limit.", _DAMAGED)
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in names}
             return Header(shapes, dict(file.metadata() or {}))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise UsageError(f"{path} cannot be read as safetensors: {error}.", _DAMAGED) from error
+
+
+_DAMAGED = "Download or export it again; it may be cut short or damaged."
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether `path` begins like what torch.save writes."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == _ZIP or start[:1] == _PICKLE
+
+
+def _check_start(path: Path, limits: Limits) -> None:
+    """The first 8 bytes are the header's length: look at it before anything is allocated for it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        size = path.stat().st_size
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path given.") from error
+    if start[:4] == _ZIP or (start[:1] == _PICKLE and start[8:] != b"{"):
         raise UsageError(
-            f"{path} cannot be read as safetensors: {error}.", "Download or export it again; it may be cut short."
-        ) from error
+            f"{path} holds pickled weights, which can run code when opened.",
+            "Take the .safetensors of the same weights, or convert it where you trust its maker.",
+        )
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or length > size - 8:
+        said = "is empty" if not start else f"is no safetensors file: {_words(length, size)}"
+        raise UsageError(f"{path} {said}.", _DAMAGED)
+    if length > limits.header_bytes:
+        raise UsageError(
+            f"{path} has a header of {length / 1e6:.1f} MB; {limits.header_bytes / 1e6:.0f} MB are the limit.", _DAMAGED
+        )
+
+
+def _words(length: int, size: int) -> str:
+    digits = f"{length:,} bytes" if math.log2(length + 1) < 50 else "an absurd number of bytes"
+    return f"it announces a header of {digits} and has {size:,} bytes in all"

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from studio.adapters import check_family, read_adapter
 from studio.bases import EMBEDDED, BaseSource, find_base, source_sizes
 from studio.concepts import Concept, expand_prompt, placeholders
 from studio.errors import UsageError
@@ -141,8 +140,10 @@ def _choose_base(given: str | None, concepts: Sequence[Concept]) -> BaseSource:
 
 def _check(settings: GenerateSettings, source: BaseSource, concepts: Strengths) -> None:
     """Refuse now what would otherwise fail after the base is loaded."""
+    from studio.adapters import check_family, load_adapter
+
     settings.size_for(source_sizes(source))
     for text in (settings.prompt, settings.negative_prompt):
         expand_prompt(text, [concept for concept, _ in concepts])
     for concept, _ in concepts:
-        check_family(read_adapter(concept.adapter_file), source.family, source.name)
+        check_family(load_adapter(concept.adapter_file, values=False), source.family, source.name)

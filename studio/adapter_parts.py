@@ -1,0 +1,219 @@
+"""From the tensors of a file to factors: parts gathered by layer, and each layer's kind told by the parts it has."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from studio.adapter_keys import Place, embedding_key, parse_key
+from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
+from studio.flux_names import from_flux
+
+METADATA_KEY = "lora_adapter_metadata"  # diffusers' own, a JSON object: ranks and alphas as PEFT keeps them
+Tensor = torch.Tensor
+Parts = dict[str, Tensor]
+_SECOND_TEXT_WIDTH = 1280  # of SDXL's second text encoder, where a file does not say which of the two it means
+_EMBEDDING_WIDTHS = (768, 1024, 1280)
+
+
+@dataclass
+class Made:
+    """What a file's tensors amount to; `unread` are the keys that are part of nothing."""
+
+    factors: dict[str, Factor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    format: str = ""
+
+
+def make_factors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Made:
+    """The factors and biases of `tensors` by "component.layer"; never raises for what it cannot explain."""
+    places = {key: place for key in tensors if (place := parse_key(key)) is not None}
+    text = _text_encoder(places, tensors)
+    layers: dict[str, Parts] = {}
+    keys: dict[str, list[str]] = {}
+    for key, place in places.items():
+        layer = f"{place.component or text}.{place.path}"
+        layers.setdefault(layer, {})[place.part] = tensors[key]
+        keys.setdefault(layer, []).append(key)
+    settings, ibm = Settings(metadata), _is_ibm(layers)
+    made = Made(unread=tuple(key for key in tensors if key not in places))
+    for layer, parts in layers.items():
+        bias = parts.pop("bias", None)
+        factor = _factor(layer, parts, settings, ibm)
+        if factor is None and (parts or bias is None):
+            made.unread += tuple(keys[layer])
+        elif bias is not None:
+            made.biases[layer] = bias
+        if factor is not None:
+            made.factors |= _unfused(layer, factor)
+    formats = Counter(place.format for place in places.values() if place.part != "alpha")
+    made.format = "DiffuseKronA (ibm)" if ibm else formats.most_common(1)[0][0] if formats else ""
+    return made
+
+
+def take_embeddings(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """(embeddings by token, the other tensors): those a LoRA brings along, or a textual-inversion file as a whole."""
+    found: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if (known := embedding_key(key)) is not None:
+            found.setdefault(known[0], {})[_tower(known[1])] = _rows(tensor)
+        else:
+            others[key] = tensor
+    if others and set(others) <= {"emb_params", "clip_l", "clip_g"}:
+        found[name] = {_tower(key): _rows(tensor) for key, tensor in others.items()}
+        return found, {}
+    plain = all(t.dim() in (1, 2) and t.shape[-1] in _EMBEDDING_WIDTHS and "." not in k for k, t in others.items())
+    if others and plain and len(others) <= 16:  # as diffusers saves one: {token: tensor}
+        return {key: {"*": _rows(tensor)} for key, tensor in others.items()}, {}
+    return found, others
+
+
+class Settings:
+    """Ranks and alphas that stand beside the tensors: PEFT's configuration, with or without a component's prefix."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        try:
+            content = json.loads(metadata.get(METADATA_KEY, "{}"))
+        except (ValueError, RecursionError):
+            content = {}
+        self._known: dict[str, Any] = content if isinstance(content, dict) else {}
+
+    def alpha(self, layer: str) -> float | None:
+        """The alpha of "component.path", None where nothing is said."""
+        component, _, path = layer.partition(".")
+        patterns = self._get(component, "alpha_pattern")
+        if isinstance(patterns, dict):
+            for pattern, value in patterns.items():  # as literal names: they come from strangers
+                plain = str(pattern).removeprefix("^").removesuffix("$")
+                if (path == plain or path.endswith(f".{plain}")) and _is_number(value):
+                    return float(value)
+        for key in ("lora_alpha", "alpha"):
+            if _is_number(value := self._get(component, key)):
+                return float(value)
+        return None
+
+    def says(self, layer: str, key: str) -> Any:
+        """The setting `key` for the component of `layer`."""
+        return self._get(layer.partition(".")[0], key)
+
+    def _get(self, component: str, key: str) -> Any:
+        return self._known.get(f"{component}.{key}", self._known.get(key))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _factor(layer: str, parts: Parts, settings: Settings, ibm: bool) -> Factor | None:
+    """The factor that `parts` are, if they are one, whole and of fitting shapes."""
+    parts = dict(parts)
+    scalar = parts.pop("alpha", None)
+    if scalar is not None and scalar.numel() != 1:
+        return None
+    alpha = settings.alpha(layer) if scalar is None else float(scalar)
+    per_output, dora_scale = parts.pop("magnitude", None), parts.pop("dora_scale", None)
+    if ibm and set(parts) == {"down", "up"} and scalar is None:
+        return Kronecker(parts["down"].T, parts["up"], layout="ibm")
+    inner = _plain_factor(parts, alpha, settings, layer)
+    if inner is None or (per_output is None and dora_scale is None):
+        return inner
+    if per_output is not None:
+        return Dora(inner, per_output)
+    assert dora_scale is not None
+    per_input = dora_scale.dim() > 1 and dora_scale.shape[0] == 1 and dora_scale.shape[1] > 1
+    return Dora(inner, dora_scale, per_input)
+
+
+def _plain_factor(parts: Parts, alpha: float | None, settings: Settings, layer: str) -> Factor | None:
+    names = set(parts)
+    if names in ({"down", "up"}, {"down", "up", "mid"}):
+        stable = settings.says(layer, "use_rslora") is True
+        made = LowRank(parts["down"], parts["up"], alpha, parts.get("mid"), stable)
+        return made if _is_pair(made) else None
+    if names == {"weight"}:
+        return Full(parts["weight"])
+    loha = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+    if names in (loha, loha | {"hada_t1", "hada_t2"}):
+        first, second = (_pair(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
+        return None if first is None or second is None else Hadamard(first, second, alpha)
+    return _lokr(parts, alpha, settings, layer)
+
+
+def _lokr(parts: Parts, alpha: float | None, settings: Settings, layer: str) -> Kronecker | None:
+    a = parts.get("lokr_w1", _pair(parts, "lokr_w1", ""))
+    b = parts.get("lokr_w2", _pair(parts, "lokr_w2", "lokr_t2"))
+    used = {name for one, whole, low in ((a, "lokr_w1", {"lokr_w1_a", "lokr_w1_b"}),
+                                         (b, "lokr_w2", {"lokr_w2_a", "lokr_w2_b", "lokr_t2"}))
+            for name in ({whole} if isinstance(one, Tensor) else low)}  # fmt: skip
+    if a is None or b is None or not set(parts) <= used or (isinstance(a, Tensor) and a.dim() != 2):
+        return None
+    if isinstance(b, Tensor) and b.dim() < 2:
+        return None
+    made = Kronecker(a, b, alpha)
+    rank = settings.says(layer, "r")
+    if made.rank is None and alpha is not None and _is_number(rank) and rank and isinstance(a, Tensor):
+        return Kronecker(a * (alpha / rank), b)  # PEFT scales even two whole matrices, LyCORIS does not
+    return made
+
+
+def _pair(parts: Parts, start: str, mid: str) -> LowRank | None:
+    """LyCORIS's own low-rank matrix a @ b, or with a core tensor a.T, core, b."""
+    up, down, core = parts.get(f"{start}_a"), parts.get(f"{start}_b"), parts.get(mid)
+    if up is None or down is None or up.dim() != 2 or down.dim() != 2:
+        return None
+    made = LowRank(down, up if core is None else up.T, None, core)
+    return made if _is_pair(made) else None
+
+
+def _is_pair(made: LowRank) -> bool:
+    down, up, mid = made.down, made.up, made.mid
+    if down.dim() not in (2, 4) or up.dim() not in (2, 4):
+        return False
+    if mid is not None:
+        return mid.dim() == 4 and tuple(mid.shape[:2]) == (up.shape[1], down.shape[0])
+    return down.shape[0] == up.shape[1] and up.shape[2:].numel() == 1
+
+
+def _unfused(layer: str, factor: Factor) -> dict[str, Factor]:
+    """Flux's fused projections cut into the layers of diffusers; everything else as it is."""
+    component, _, path = layer.partition(".")
+    pieces = from_flux(path) if component == "transformer" else None
+    if pieces is None or (len(pieces) > 1 and not isinstance(factor, LowRank)):
+        return {layer: factor}
+    if not isinstance(factor, LowRank) or len(pieces) == 1:
+        return {f"{component}.{pieces[0][0]}": factor}
+    cuts = factor.up.split([int(share * factor.up.shape[0]) for _, share in pieces])
+    return {
+        f"{component}.{target}": LowRank(factor.down, up, factor.alpha, rank_stabilised=factor.rank_stabilised)
+        for (target, _), up in zip(pieces, cuts, strict=True)
+    }
+
+
+def _is_ibm(layers: Mapping[str, Parts]) -> bool:
+    """Whether the pairs are DiffuseKronA's: its keys are LoRA's, but its factors share no rank."""
+    pairs = [(p["down"], p["up"]) for p in layers.values() if set(p) == {"down", "up"}]
+    plain = [(down, up) for down, up in pairs if down.dim() == up.dim() == 2]
+    return len(plain) == len(layers) > 0 and any(down.shape[0] != up.shape[1] for down, up in plain)
+
+
+def _text_encoder(places: Mapping[str, Place], tensors: Mapping[str, Tensor]) -> str:
+    """Which text encoder a file means that does not say so: SDXL's second is wider."""
+    widths = {
+        tensors[key].shape[-1]
+        for key, place in places.items()
+        if place.component is None and place.part == "down" and place.path.endswith(("q_proj", "k_proj", "v_proj"))
+    }
+    return "text_encoder_2" if widths == {_SECOND_TEXT_WIDTH} else "text_encoder"
+
+
+def _tower(part: str) -> str:
+    return part if part in ("clip_l", "clip_g") else "*"
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() > 1 else tensor[None]
