@@ -141,7 +141,7 @@ def test_a_file_of_which_nothing_fits_is_refused(base, tmp_path):
 
 
 def test_the_receipt_tells_effect_and_what_is_left_alone(base, tiny_loras):
-    with attach(base, [(tiny_loras[0], 0.5), (tiny_loras[0], 1.0)]) as (half, whole):
+    with attach(base, [(tiny_loras[1], 0.5), (tiny_loras[1], 1.0)]) as (half, whole):
         pass
     assert 0 < half.effect == pytest.approx(whole.effect / 2)
     assert whole.missing == {}
