@@ -12,13 +12,16 @@ import torch
 from safetensors import safe_open
 from training_helpers import TINY, draw_pictures, same, tiny_recipe, weights
 
+from studio.bases import find_base
 from studio.concepts import read_concept
 from studio.errors import StudioError, UsageError
 from studio.events import Done, Event, Loss, Notice, Phase, Preview, Step, silent
 from studio.home import Home
+from studio.images import find_pictures
 from studio.library import Library
+from studio.models import load_base
 from studio.trainers import checkpoint, lora
-from studio.trainers.dreambooth import train_concept
+from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.stopping import Stopped
 from studio.trainers.training import Drawn, Training
 from studio.trainers.workplace import workplace_of
@@ -227,6 +230,27 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny_sdxl: Path, h
     assert "--name milo --resume" in stop.value.remedy
     assert signal.getsignal(signal.SIGINT) is usual
     assert same(straight, train_concept(recipe, homes[1], resume=True))
+
+
+def test_the_loss_scale_of_float16_is_part_of_the_state(tiny_sdxl: Path, homes: list[Home]) -> None:
+    states = []
+    for home, scale in zip(homes[:2], (512.0, 4.0), strict=True):
+        training, _ = _prepare(
+            load_base(find_base(str(tiny_sdxl)), "cpu"),
+            recipe := tiny_recipe(tiny_sdxl, home, {"prior_preservation": False}),
+            find_pictures(recipe.pictures), home, silent, true_sizes=True,
+        )  # fmt: skip
+        training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        training.take_step()
+        states.append(training)
+    states[1].restore(states[0].state())
+    assert states[1].accelerator.scaler.state_dict() == states[0].accelerator.scaler.state_dict()
+    assert states[1].accelerator.scaler.state_dict()["scale"] == 512.0
+
+
+def test_a_device_that_is_not_there_is_refused(tiny_sdxl: Path, home: Home) -> None:
+    with pytest.raises(UsageError, match="no device 'cuda:9'"):
+        train_concept(tiny_recipe(tiny_sdxl, home), home, device="cuda:9")
 
 
 def test_a_broken_loss_stops_before_the_weights_are_touched(

@@ -34,9 +34,16 @@ from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim
 
 
 def train_concept(
-    recipe: Recipe, home: Home, emit: Emit = silent, *, resume: bool = False, overwrite: bool = False
+    recipe: Recipe,
+    home: Home,
+    emit: Emit = silent,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str | None = None,
 ) -> Concept:
     """Train `recipe` and put the concept into the library; `resume` goes on from the newest good checkpoint.
+    `device` is torch's name of one; by default the best there is.
 
     Raises UsageError before the base is loaded for what cannot be trained, Stopped after Ctrl-C (resumable),
     StudioError where the loss is not finite or the disk refuses.
@@ -55,7 +62,7 @@ def train_concept(
             check_same_training(found, recipe)
         write_toml(recipe, workplace.folder / RECIPE_FILE)
         emit(Phase("load base"))
-        base = load_base(source)
+        base = load_base(source, device)
         training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not facts.own)
         ensure_free(workplace.folder, 16 * _size(training) * (recipe.keep_checkpoints + 1))
         if found is not None:

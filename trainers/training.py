@@ -144,8 +144,11 @@ class Training:
             self.base.unet.enable_adapters()
 
     def state(self) -> Tensors:
-        """Weights, AdamW's moments and the losses so far, as tensors on the CPU."""
+        """Weights, AdamW's moments, float16's loss scale and the losses so far, as tensors on the CPU."""
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        if self.accelerator.scaler is not None:
+            scaling = self.accelerator.scaler.state_dict()
+            tensors |= {f"scaler/{key}": torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()}
         for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter.detach()
             for moment in _MOMENTS:
@@ -155,6 +158,9 @@ class Training:
     def restore(self, tensors: Tensors) -> None:
         """Go back to what `state` returned, bit for bit."""
         self.losses = tensors["losses"].tolist()
+        if self.accelerator.scaler is not None:
+            own = self.accelerator.scaler.state_dict()
+            self.accelerator.scaler.load_state_dict({k: type(v)(tensors[f"scaler/{k}"].item()) for k, v in own.items()})
         moments = {
             place: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
             for place, name in enumerate(self.parameters)

@@ -4,12 +4,12 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from studio.concepts import Concept, write_concept
+from studio.concepts import Concept, file_hash, write_concept
 from studio.errors import UsageError
 from studio.home import Home, ensure_writable, safe_name
 from studio.library import Library
@@ -87,7 +87,7 @@ def claim(home: Home, name: str, resume: bool) -> Iterator[Workplace]:
 
 def move_in(home: Home, workplace: Workplace, concept: Concept, overwrite: bool) -> Concept:
     """Make a finished workplace a concept of the library; one of the same name is replaced only now, if `overwrite`."""
-    write_concept(concept)
+    write_concept(replace(concept, sha256=file_hash(concept.adapter_file)))
     library = Library(home)
     present = home.library / concept.name
     aside = home.library / f".{concept.name}.{uuid.uuid4().hex[:8]}.tmp"

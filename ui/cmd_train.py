@@ -37,6 +37,7 @@ def train_concept(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
     ] = False,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
@@ -66,10 +67,10 @@ def train_concept(
     given = {key: value for key, value in options.items() if value is not None}
     place = Home.resolve(home)
     recipe = (resumed_recipe if resume else plan_recipe)(given, config, place)
-    _train(recipe, place, resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(recipe, place, resume=resume, overwrite=overwrite, device=device, as_json=as_json)
 
 
-def _train(recipe: "Recipe", home: Home, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+def _train(recipe: "Recipe", home: Home, *, resume: bool, overwrite: bool, device: str | None, as_json: bool) -> None:
     from studio.images import find_pictures
     from studio.trainers.workplace import check_start
     from studio.ui.progress import progress
@@ -79,7 +80,7 @@ def _train(recipe: "Recipe", home: Home, *, resume: bool, overwrite: bool, as_js
     with progress() as emit:
         from studio.trainers.dreambooth import train_concept as train  # torch: only now that the request is sound
 
-        concept = train(recipe, home, emit, resume=resume, overwrite=overwrite)
+        concept = train(recipe, home, emit, resume=resume, overwrite=overwrite, device=device)
     if as_json:
         print_json(asdict(concept) | {"phrase": concept.phrase, "recipe": recipe.model_dump(mode="json")})
     else:
