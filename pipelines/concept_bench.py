@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from studio.adapters import load_concept
 from studio.attaching import attach
 from studio.concepts import Concept
 from studio.events import Emit, Phase
@@ -79,7 +80,7 @@ def bench_concept(
     emit(Phase(f"{concept.name}: without its adapter", total))
     untrained, plain_controls = draw([p for p, _ in scenes]), draw(control_prompts)
     emit(Phase(f"{concept.name}: with it", total))
-    with attach(base, [(concept.adapter_file, 1.0)]):
+    with attach(base, [(load_concept(concept), 1.0)]):
         trained, trained_controls = draw([p for p, _ in scenes]), draw(control_prompts)
 
     def leak(images: Sequence[Image]) -> Share:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
+from studio.adapters import load_concept
 from studio.attaching import attach
 from studio.concepts import Concept, expand_prompt
 from studio.errors import StudioError
@@ -46,7 +47,7 @@ def generate(
         if unread := base.unread(text):
             limit = base.text_limit
             emit(Notice(f"The base reads {limit} tokens of a text; the rest has no effect: {unread!r}."))
-    adapters = [(concept.adapter_file, strength) for concept, strength in concepts]
+    adapters = [(load_concept(concept), strength) for concept, strength in concepts]
     with _prepared(base, settings), attach(base, adapters) as receipts, hushed():
         for warning in filter(None, (receipt.warning() for receipt in receipts)):
             emit(Notice(warning))

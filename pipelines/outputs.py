@@ -1,6 +1,5 @@
 """Pictures as files: where they go, what they are called, and what they tell about themselves."""
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -14,7 +13,7 @@ from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
 from studio.bases import BaseSource
-from studio.concepts import Concept
+from studio.concepts import Concept, file_hash
 from studio.errors import UsageError
 from studio.home import Home, ensure_writable, write_atomic
 from studio.pipelines.settings import GenerateSettings
@@ -61,7 +60,7 @@ def describe(
                 "name": concept.name,
                 "phrase": concept.phrase,
                 "strength": strength,
-                "sha256": _sha256(concept.adapter_file),
+                "sha256": file_hash(concept.adapter_file),
             }
             for concept, strength in concepts
         ],
@@ -95,7 +94,3 @@ def _unused(folder: Path, stem: str) -> Path:
         path = folder / f"{stem}-{n}.png"
     return path
 
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

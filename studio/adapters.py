@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from studio.adapter_family import NAMES, family_of
 from studio.adapter_parts import METADATA_KEY, make_factors, take_embeddings
+from studio.concepts import Concept, check_hash
 from studio.errors import StudioError, UsageError
 from studio.factors import Dora, Factor, Full, tensors_of
 from studio.tensorfile import Limits, is_pickle, read_header
@@ -61,6 +62,15 @@ def load_adapter(path: Path, *, values: bool = True, allow_pickle: bool = False)
         return assemble(path.stem, _flatten(_unpickle(path)), {}, "ED-LoRA (pickle)")
     tensors, metadata = _read_tensors(path, values)
     return assemble(path.stem, tensors, metadata)
+
+
+def load_concept(concept: Concept, *, values: bool = True) -> Adapter:
+    """The adapter of a concept, under the concept's name, from the very bytes that the library took in.
+
+    Raises StudioError where the file has changed since, and all that `load_adapter` raises.
+    """
+    check_hash(concept)
+    return replace(load_adapter(concept.adapter_file, values=values), name=concept.name)
 
 
 def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str], origin: str = "") -> Adapter:

@@ -1,11 +1,14 @@
 """A concept: what was learned, and the words that call it."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from studio.errors import StudioError, UsageError
 from studio.home import write_atomic
@@ -14,11 +17,16 @@ SCHEMA = 1
 CONCEPT_FILE = "concept.json"
 ADAPTER_FILE = "adapter.safetensors"
 _PLACEHOLDER = re.compile(r"<([^<>\s]+)>")
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A trained subject or style: its adapter's folder, the base it was made for, and its words."""
+    """A trained subject or style: its adapter's folder, the base it was made for, and its words.
+
+    `sha256` is that of the adapter's file when it entered the library, None where an older studio kept none; `source`
+    is the file that an imported one came from; `tags` are the user's.
+    """
 
     name: str
     trigger: str
@@ -27,6 +35,9 @@ class Concept:
     family: str
     method: str
     folder: Path
+    sha256: str | None = None
+    source: str | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def phrase(self) -> str:
@@ -40,12 +51,14 @@ class Concept:
 
 
 _WORDS = ("name", "trigger", "class_word", "base", "family", "method")
+_LATER = ("sha256", "source", "tags")  # written where known, so that older records stay readable
 
 
 def write_concept(concept: Concept) -> Path:
     """Write `concept.json` into the concept's folder; returns its path."""
     fields = asdict(concept)
     record = {"schema": SCHEMA} | {word: fields[word] for word in _WORDS}
+    record |= {key: fields[key] for key in _LATER if fields[key]}
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     return write_atomic(concept.folder / CONCEPT_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
@@ -57,6 +70,7 @@ def read_concept(folder: Path) -> Concept:
         record = json.loads(path.read_text(encoding="utf-8"))
         schema = record["schema"]
         words = {word: record[word] for word in _WORDS}
+        later = {key: record[key] for key in _LATER if key in record}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise StudioError(
             f"{path} cannot be read as a concept: {error!r}.", f"Train it again, or remove the folder {folder}."
@@ -65,12 +79,44 @@ def read_concept(folder: Path) -> Concept:
         raise StudioError(
             f"{path} has schema {schema!r}; this studio knows {SCHEMA}.", "Update concept-studio, or train it again."
         )
-    if not all(isinstance(word, str) for word in words.values()):
-        raise StudioError(f"{path} holds something else than text: {words}.", "Train the concept again.")
-    concept = Concept(**words, folder=folder)
+    if not all(isinstance(word, str) for word in words.values()) or not _are_sound(later):
+        raise StudioError(f"{path} holds something else than text: {words | later}.", "Train the concept again.")
+    later["tags"] = tuple(later.get("tags", ()))
+    concept = Concept(**words, folder=folder, **later)
     if not concept.adapter_file.is_file():
         raise StudioError(f"{concept.adapter_file} is missing.", "Train the concept again.")
     return concept
+
+
+def _are_sound(later: dict[str, Any]) -> bool:
+    tags, sha256 = later.get("tags", []), later.get("sha256", "0" * 64)
+    texts = [later.get("source", ""), sha256, *(tags if isinstance(tags, list) else [None])]
+    return all(isinstance(text, str) for text in texts) and _HASH.fullmatch(sha256) is not None
+
+
+def file_hash(file: Path) -> str:
+    """The SHA-256 of `file` in hex; computed once in a process for as long as size and time of change stay."""
+    about = file.stat()
+    return _hash(file, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache
+def _hash(file: Path, size: int, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_hash(concept: Concept) -> None:
+    """Raise StudioError where the adapter's file is not the one that the library took in."""
+    if concept.sha256 is None or (now := file_hash(concept.adapter_file)) == concept.sha256:
+        return
+    again = f"studio library import {concept.source}" if concept.source else "studio train-concept"
+    raise StudioError(
+        f"{concept.adapter_file} has changed since it entered the library: its SHA-256 was {concept.sha256[:12]}..."
+        f" and is {now[:12]}...",
+        f"Put the file back from a copy, or remove the concept (studio library remove {concept.name})"
+        f" and make it again ({again} ...).",
+    )
 
 
 def placeholders(prompt: str) -> list[str]:

@@ -140,10 +140,10 @@ def _choose_base(given: str | None, concepts: Sequence[Concept]) -> BaseSource:
 
 def _check(settings: GenerateSettings, source: BaseSource, concepts: Strengths) -> None:
     """Refuse now what would otherwise fail after the base is loaded."""
-    from studio.adapters import check_family, load_adapter
+    from studio.adapters import check_family, load_concept
 
     settings.size_for(source_sizes(source))
     for text in (settings.prompt, settings.negative_prompt):
         expand_prompt(text, [concept for concept, _ in concepts])
     for concept, _ in concepts:
-        check_family(load_adapter(concept.adapter_file, values=False), source.family, source.name)
+        check_family(load_concept(concept, values=False), source.family, source.name)
