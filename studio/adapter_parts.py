@@ -13,9 +13,11 @@ from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
 from studio.flux_names import from_flux
 
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' own, a JSON object: ranks and alphas as PEFT keeps them
+COMPONENT_KEY = "studio.component"  # which part of the pipeline a PEFT folder is for, whose keys do not say
 Tensor = torch.Tensor
 Parts = dict[str, Tensor]
 _SECOND_TEXT_WIDTH = 1280  # of SDXL's second text encoder, where a file does not say which of the two it means
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
 
 
@@ -32,7 +34,8 @@ class Made:
 def make_factors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Made:
     """The factors and biases of `tensors` by "component.layer"; never raises for what it cannot explain."""
     places = {key: place for key in tensors if (place := parse_key(key)) is not None}
-    text = _text_encoder(places, tensors)
+    text = metadata.get(COMPONENT_KEY)
+    text = text if text in _TEXT_ENCODERS else _text_encoder(places, tensors)
     layers: dict[str, Parts] = {}
     keys: dict[str, list[str]] = {}
     for key, place in places.items():
@@ -90,7 +93,8 @@ class Settings:
         if isinstance(patterns, dict):
             for pattern, value in patterns.items():  # as literal names: they come from strangers
                 plain = str(pattern).removeprefix("^").removesuffix("$")
-                if (path == plain or path.endswith(f".{plain}")) and _is_number(value):
+                behind = not str(pattern).startswith("^") and path.endswith(f".{plain}")
+                if (path == plain or behind) and _is_number(value):
                     return float(value)
         for key in ("lora_alpha", "alpha"):
             if _is_number(value := self._get(component, key)):

@@ -18,6 +18,7 @@ from studio.tensorfile import Limits, is_pickle, read_header
 
 LIMITS = Limits(header_bytes=8_000_000, tensors=20_000)
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")  # folders within one
 Tensor = torch.Tensor
 
 
@@ -133,8 +134,14 @@ def _read_tensors(path: Path, values: bool) -> tuple[dict[str, Tensor], dict[str
 
 
 def _read_folder(folder: Path, values: bool) -> Adapter:
-    """A PEFT folder: the configuration beside the weights says what diffusers keeps in the metadata."""
+    """A PEFT folder: the configuration beside the weights says what diffusers keeps in the metadata.
+
+    Or a folder of such folders, one a component.
+    """
     file, config = folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
+    parts = [folder / one for one in PEFT_PARTS if (folder / one / PEFT_CONFIG).is_file()]
+    if parts and not config.exists():
+        return _joined(folder.name, [_read_folder(part, values) for part in parts])
     if not file.is_file() or not config.is_file():
         raise UsageError(
             f"{folder} is no PEFT adapter: it needs {PEFT_CONFIG} and {PEFT_WEIGHTS}.", "Give the adapter's own file."
@@ -145,6 +152,16 @@ def _read_folder(folder: Path, values: bool) -> Adapter:
         raise UsageError(f"{config} cannot be read as JSON: {error}.", "Export the adapter again.") from error
     tensors, metadata = _read_tensors(file, values)
     return assemble(folder.name, tensors, metadata | {METADATA_KEY: json.dumps(settings)})
+
+
+def _joined(name: str, parts: list[Adapter]) -> Adapter:
+    """The components of one adapter, each from a folder of its own."""
+    made = Adapter(name, parts[0].format, next((part.family for part in parts if part.family), None), {})
+    for part in parts:
+        made.factors.update(part.factors)
+        made.biases.update(part.biases)
+        made.metadata.update({key: value for key, value in part.metadata.items() if key != METADATA_KEY})
+    return replace(made, unread=tuple(key for part in parts for key in part.unread))
 
 
 def _unpickle(path: Path) -> Any:

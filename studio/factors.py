@@ -209,27 +209,29 @@ def fitted(change: Tensor, weight: Tensor) -> Tensor:
 
 
 def low_rank_form(factor: Factor) -> LowRank | None:
-    """The same change as one pair of matrices [r, in] and [out, r] of scale 1, exactly, without an SVD; else None.
+    """The same change as one pair down [r, in, ...] and up [out, r, ...] of scale 1, exactly, without an SVD; else None.
 
-    A Kronecker product splits over the columns of its factors: rank a2 b1 or a1 b2, whichever is smaller.
+    Tucker's core goes into down. A Kronecker product splits over the columns of its factors: rank a2 b1 or a1 b2,
+    whichever is smaller; over a convolution's kernel only the first.
     """
     match factor:
         case LowRank(mid=None):
             return LowRank(factor.down.float(), factor.scale * factor.up.float())
+        case LowRank():
+            down = torch.einsum("pqhw,qi->pihw", factor.mid.float(), factor.down.float().flatten(1))
+            return LowRank(down, factor.scale * factor.up.float())
         case Kronecker():
             return _split_kronecker(factor)
     return None
 
 
-def _split_kronecker(factor: Kronecker) -> LowRank | None:
+def _split_kronecker(factor: Kronecker) -> LowRank:
     a, b = factor.matrices()
-    if b.dim() != 2:
-        return None
-    (a1, a2), (b1, b2) = a.shape, b.shape
+    (a1, a2), (b1, b2), kernel = a.shape, b.shape[:2], b.shape[2:]
     rows = "qp" if factor.layout == "kron" else "pq"
-    if a2 * b1 <= a1 * b2:  # inner index (i, r): down = [i = i'] b[r, j], up = a[q, i] [p = r]
-        down = torch.einsum("ik,rj->irkj", torch.eye(a2), b).reshape(a2 * b1, a2 * b2)
-        up = torch.einsum(f"qi,pr->{rows}ir", a, torch.eye(b1)).reshape(a1 * b1, a2 * b1)
+    if kernel or a2 * b1 <= a1 * b2:  # inner index (i, r): down = [i = i'] b[r, j], up = a[q, i] [p = r]
+        down = torch.einsum("ik,rj...->irkj...", torch.eye(a2), b).reshape(a2 * b1, a2 * b2, *kernel)
+        up = torch.einsum(f"qi,pr->{rows}ir", a, torch.eye(b1)).reshape(a1 * b1, a2 * b1, *(1 for _ in kernel))
     else:  # inner index (r, j): down = a[r, i] [j = j'], up = [q = r] b[p, j]
         down = torch.einsum("ri,jk->rjik", a, torch.eye(b2)).reshape(a1 * b2, a2 * b2)
         up = torch.einsum(f"qr,pj->{rows}rj", torch.eye(a1), b).reshape(a1 * b1, a1 * b2)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from studio.errors import StudioError
-from studio.ui import cmd_bench, cmd_demo, cmd_doctor, cmd_generate, cmd_library, cmd_train
+from studio.ui import cmd_bench, cmd_convert, cmd_demo, cmd_doctor, cmd_generate, cmd_inspect, cmd_library, cmd_train
 
 app = typer.Typer(
     name="studio",
@@ -25,8 +25,10 @@ app = typer.Typer(
 app.command("demo")(cmd_demo.demo)
 app.command("train-concept")(cmd_train.train_concept)
 app.command("generate")(cmd_generate.generate)
+app.command("convert")(cmd_convert.convert)
 app.add_typer(cmd_library.app, name="library")
 app.add_typer(cmd_bench.app, name="bench")
+app.command("inspect")(cmd_inspect.inspect)
 app.command("doctor")(cmd_doctor.doctor)
 
 
