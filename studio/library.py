@@ -3,12 +3,12 @@
 import errno
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from studio.concepts import CONCEPT_FILE, Concept, read_concept
+from studio.concepts import CONCEPT_FILE, Concept, read_concept, write_concept
 from studio.errors import StudioError, UsageError
 from studio.home import Home, resolve_inside, safe_name
 
@@ -56,6 +56,20 @@ class Library:
                 f"Cannot keep {name!r} in {self.root}: {error.strerror or error}.",
                 f"Free some space or mend the folder's permissions; {folder} is still there.",
             ) from error
+        return self.find(name)
+
+    def tag(self, name: str, add: Collection[str], take: Collection[str]) -> Concept:
+        """Give the concept called `name` some tags and take others away.
+
+        Raises UsageError for a tag that is no safe name, or that is to be taken and is not there.
+        """
+        concept = self.find(name)
+        for tag in (*add, *take):
+            safe_name(tag, "tag")
+        if absent := [tag for tag in take if tag not in concept.tags]:
+            raise UsageError(f"{name} has no tag {absent[0]!r}.", f"It has: {', '.join(concept.tags) or 'none'}.")
+        tags = sorted({*concept.tags, *add} - {*take})
+        write_concept(replace(concept, tags=tuple(tags)))
         return self.find(name)
 
     def remove(self, name: str) -> None:

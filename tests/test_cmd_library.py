@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from adapter_files import write_kohya
 
 from studio.concepts import Concept, write_concept
 from studio.home import Home
@@ -69,3 +71,82 @@ def test_without_an_answer_nothing_is_removed(run_studio, milo: Path, monkeypatc
 def test_yes_does_not_ask(run_studio, milo: Path):
     assert json.loads(run_studio("library", "remove", "milo", "--yes", "--json").out)["removed"] == "milo"
     assert not milo.exists()
+
+
+def imported(run_studio, tmp_path: Path, *arguments: object, **given):
+    file = write_kohya(tmp_path / "Cat.safetensors", **given)
+    return run_studio("library", "import", file, "--name", "cleo", "--class", "cat", *arguments)
+
+
+def test_an_import_tells_what_came(run_studio, home: Home, tmp_path: Path):
+    said = imported(run_studio, tmp_path, "--trigger", "sks", "--json")
+    report = json.loads(said.out)
+    assert said.code == 0
+    assert (report["method"], report["base"], report["layers"], report["source"]) == (
+        "LoRA",
+        "sd15",
+        1,
+        "Cat.safetensors",
+    )
+    assert report["unread"] == {"count": 0, "examples": []}
+    shown = run_studio("library", "show", "cleo").out
+    assert report["sha256"] in shown
+    assert "Cat.safetensors" in shown
+
+
+def test_what_is_not_understood_is_a_warning_with_count_and_examples(run_studio, tmp_path: Path):
+    more = {f"\x1b[31mstrange.{n}": torch.ones(1) for n in range(5)}
+    said = imported(run_studio, tmp_path, "--trigger", "sks", more=more)
+    assert said.code == 0
+    assert "5 entries" in said.err
+    assert "strange.0, strange.1, strange.2." in said.err
+    assert "\x1b" not in said.err
+
+
+def test_the_words_of_the_file_are_offered(run_studio, tmp_path: Path):
+    said = imported(run_studio, tmp_path, metadata={"studio.trigger": "zwx", "modelspec.trigger_phrase": "zwx \x07cat"})
+    assert "zwx cat" in said.out
+    assert "\x07" not in said.out
+
+
+def test_a_damaged_concept_is_not_drawn(run_studio, home: Home, tmp_path: Path, tiny_sd15: Path):
+    imported(run_studio, tmp_path, "--trigger", "sks")
+    file = home.library / "cleo/adapter.safetensors"
+    content = bytearray(file.read_bytes())
+    content[2000:4000] = bytes(2000)  # a valid file still
+    file.write_bytes(content)
+    said = run_studio("generate", "<cleo>", "--base", tiny_sd15, "--device", "cpu")
+    assert said.code == 1
+    assert "has changed since" in said.err
+    said = run_studio("library", "export", "cleo", "--to", tmp_path / "out")
+    assert said.code == 1
+
+
+def test_export_prints_what_it_wrote(run_studio, tmp_path: Path):
+    imported(run_studio, tmp_path, "--trigger", "sks")
+    said = run_studio("library", "export", "cleo", "--to", tmp_path / "out", "--as", "kohya")
+    assert [Path(line).name for line in said.out.split()] == ["cleo.safetensors", "cleo.md"]
+    assert run_studio("library", "export", "cleo", "--to", tmp_path / "out").code == 2
+
+
+def test_tags_are_changed_shown_and_listed_by(run_studio, milo: Path):
+    assert run_studio("library", "tag", "milo", "+pets", "+old").out.strip() == "old, pets"
+    assert json.loads(run_studio("library", "tag", "milo", "-old", "--json").out) == {"name": "milo", "tags": ["pets"]}
+    assert run_studio("library", "tag", "milo").out.strip() == "pets"
+    assert "<milo>" in run_studio("library", "list", "--tag", "pets").out
+    assert "in use: pets" in run_studio("library", "list", "--tag", "old").out
+    assert json.loads(run_studio("library", "list", "--tag", "old", "--json").out)["concepts"] == []
+    assert "pets" in run_studio("library", "show", "milo").out
+
+
+@pytest.mark.parametrize("change", ["pets", "-absent", "+../x", "+"])
+def test_a_tag_that_cannot_be_is_wrong_usage(run_studio, milo: Path, change: str):
+    assert run_studio("library", "tag", "milo", change).code == 2
+
+
+def test_what_a_record_says_is_safe_to_show(run_studio, milo: Path, home: Home):
+    write_concept(Concept("milo", "s\x1b]0;title\x07ks", "cat[red]", "base", "sdxl", "lora", milo, source="a\x1b[2J"))
+    for command in (["list"], ["show", "milo"]):
+        said = run_studio("library", *command)
+        assert "sks cat[red]" in said.out
+        assert not {"\x1b", "\x07"} & set(said.out)

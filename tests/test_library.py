@@ -138,3 +138,19 @@ def test_a_file_in_the_place_of_the_library_is_an_error_of_the_studio(library: L
     library.root.touch()
     with pytest.raises(StudioError, match="Cannot keep"):
         library.add(finished(tmp_path / "work"), "milo")
+
+
+def test_tags_are_added_and_taken(library: Library, tmp_path: Path):
+    library.add(finished(tmp_path / "work"), "milo")
+    assert library.tag("milo", ["pets", "v2"], []).tags == ("pets", "v2")
+    assert library.tag("milo", ["new", "pets"], ["v2"]).tags == ("new", "pets")
+    assert library.find("milo").tags == ("new", "pets")
+
+
+@pytest.mark.parametrize(("add", "take"), [(["../x"], []), ([""], []), (["a b"], []), ([], ["v2"])])
+def test_bad_and_absent_tags_are_refused(library: Library, tmp_path: Path, add: list[str], take: list[str]):
+    library.add(finished(tmp_path / "work"), "milo")
+    library.tag("milo", ["pets"], [])
+    with pytest.raises(UsageError):
+        library.tag("milo", add, take)
+    assert library.find("milo").tags == ("pets",)

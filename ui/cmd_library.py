@@ -1,53 +1,153 @@
-"""`studio library`: what has been trained, and taking it away again."""
+"""`studio library`: what has been trained or brought in, and taking it out or away again."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from studio.concepts import Concept
+from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
 from studio.ui.options import HomeOption, JsonOption, print_json
+from studio.untrusted import shown
 
-app = typer.Typer(no_args_is_help=True, help="List, show and remove trained concepts.")
+app = typer.Typer(no_args_is_help=True, help="List, show, tag, remove, import and export concepts.")
 NameArgument = Annotated[str, typer.Argument(help="The concept's name.", show_default=False)]
 
 
 @app.command("list")
-def list_concepts(home: HomeOption = None, as_json: JsonOption = False) -> None:
+def list_concepts(
+    tag: Annotated[str | None, typer.Option(help="Only those with this tag.", show_default=False)] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the concepts of the library."""
     library = Library(Home.resolve(home))
-    concepts, damaged = library.concepts(), library.damaged()
+    everything, damaged = library.concepts(), library.damaged()
+    concepts = [one for one in everything if tag is None or tag in one.tags]
     if as_json:
         print_json({"library": library.root, "concepts": [_record(one) for one in concepts], "damaged": damaged})
+        return
+    if everything and not concepts:
+        known = sorted({one for concept in everything for one in concept.tags})
+        typer.echo(f"No concept has the tag {tag!r}. Tags in use: {', '.join(known) or 'none'}.")
         return
     if not concepts and not damaged:
         typer.echo(
             f"{library.root} holds no concept yet. Train one: studio train-concept FOLDER --name NAME --class CLASS"
         )
         return
-    table = Table("name", "in a prompt", "stands for", "method", "base")
+    table = Table("name", "in a prompt", "stands for", "method", "base", "tags")
     for one in concepts:
-        table.add_row(one.name, f"<{one.name}>", one.phrase, one.method, one.base)
+        cells = (one.name, f"<{one.name}>", one.phrase, one.method, one.base, ", ".join(one.tags))
+        table.add_row(*(Text(shown(cell)) for cell in cells))
     Console().print(table)
     for name, problem in damaged.items():
-        typer.echo(f"{name} is damaged: {problem}", err=True)
+        typer.echo(f"{name} is damaged: {shown(problem, limit=1000)}", err=True)
 
 
 @app.command("show")
 def show(name: NameArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show one concept: its words, its base and its files."""
+    """Show one concept: its words, its base, its tags, its hash and its files."""
     concept = Library(Home.resolve(home)).find(name)
     files = sorted(path.relative_to(concept.folder).as_posix() for path in concept.folder.rglob("*") if path.is_file())
     record = _record(concept) | {"adapter_bytes": concept.adapter_file.stat().st_size, "files": files}
     if as_json:
         print_json(record)
         return
-    record["files"] = ", ".join(files)
+    record |= {"files": ", ".join(files), "tags": ", ".join(concept.tags)}
     for key, value in record.items():
-        typer.echo(f"{key.replace('_', ' '):>14}  {value}")
+        if value not in (None, ""):
+            typer.echo(f"{key.replace('_', ' '):>14}  {shown(str(value), limit=1000)}")
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder of PEFT.", show_default=False)],
+    name: Annotated[str, typer.Option(help="What to call the concept.", show_default=False)],
+    class_word: Annotated[str, typer.Option("--class", help="What it is, e.g. cat.", show_default=False)],
+    trigger: Annotated[str | None, typer.Option(help="The word that calls it. Default: as the file says.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base that it was made for. Default: as the file says.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Refuse the file if its SHA-256 is another.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also read a .pt or .pth of plain tensors, such as ED-LoRA's.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an adapter from elsewhere a concept of the library."""
+    from studio.importing import Arrival, import_adapter
+    from studio.trigger_words import trigger_words
+
+    arrival = Arrival(path, name, class_word, trigger, base, sha256, allow_pickle)
+    concept, adapter = import_adapter(Library(Home.resolve(home)), arrival)
+    unread = {"count": len(adapter.unread), "examples": [shown(key, 80) for key in adapter.unread[:3]]}
+    words = trigger_words(adapter.metadata, adapter.embeddings)
+    if as_json:
+        layers = len(adapter.layers)
+        print_json(_record(concept) | {"format": adapter.format, "layers": layers, "unread": unread, "words": words})
+        return
+    typer.echo(
+        f"Imported {name}: {adapter.format}, {concept.method}, {len(adapter.layers)} layers, for {concept.base}."
+    )
+    typer.echo(f"In prompts <{name}> stands for {shown(concept.phrase)!r}.")
+    if trigger is None and len(words) > 1:
+        typer.echo(f"The file also names: {', '.join(words[1:])}. Choose another with --trigger.")
+    if unread["count"]:
+        typer.echo(
+            f"warning: {unread['count']} entries of the file are not understood and have no effect,"
+            f" e.g. {', '.join(unread['examples'])}.",
+            err=True,
+        )
+
+
+@app.command("export")
+def export(
+    name: NameArgument,
+    to: Annotated[Path, typer.Option(help="A folder, or a .safetensors file.", show_default=False)],
+    kind: Annotated[
+        str | None,
+        typer.Option("--as", help="diffusers, kohya, peft or lycoris. Default: a copy of the file as it is."),
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a concept's adapter for others, with a model card."""
+    from studio.exporting import export_concept
+
+    written = export_concept(Library(Home.resolve(home)).find(name), to, kind)
+    if as_json:
+        print_json({"exported": name, "files": written})
+        return
+    for path in written:
+        typer.echo(path)
+
+
+@app.command("tag", context_settings={"ignore_unknown_options": True})  # "-pets" is no option
+def tag(
+    name: NameArgument,
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[+TAG|-TAG]...", help="Tags to add and to take away.")
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a concept's tags, or show them."""
+    add, take = [], []
+    for change in changes or []:
+        if change[:1] not in ("+", "-"):
+            raise UsageError(f"{change!r} is neither +TAG nor -TAG.", f"Add it with +{change}, take it with -{change}.")
+        (add if change[0] == "+" else take).append(change[1:])
+    library = Library(Home.resolve(home))
+    concept = library.tag(name, add, take) if changes else library.find(name)
+    if as_json:
+        print_json({"name": concept.name, "tags": list(concept.tags)})
+    else:
+        typer.echo(", ".join(concept.tags) or f"{name} has no tags.")
 
 
 @app.command("remove")
@@ -78,5 +178,8 @@ def _record(concept: Concept) -> dict[str, Any]:
         "method": concept.method,
         "base": concept.base,
         "family": concept.family,
+        "source": concept.source,
+        "sha256": concept.sha256,
+        "tags": list(concept.tags),
         "folder": concept.folder,
     }
