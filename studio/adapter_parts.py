@@ -89,12 +89,13 @@ class Settings:
     def alpha(self, layer: str) -> float | None:
         """The alpha of "component.path", None where nothing is said."""
         component, _, path = layer.partition(".")
+        whole = (path, path.removeprefix("text_model."))  # a level that only some releases of transformers have
         patterns = self._get(component, "alpha_pattern")
         if isinstance(patterns, dict):
             for pattern, value in patterns.items():  # as literal names: they come from strangers
                 plain = str(pattern).removeprefix("^").removesuffix("$")
                 behind = not str(pattern).startswith("^") and path.endswith(f".{plain}")
-                if (path == plain or behind) and _is_number(value):
+                if (plain in whole or behind) and _is_number(value):
                     return float(value)
         for key in ("lora_alpha", "alpha"):
             if _is_number(value := self._get(component, key)):

@@ -194,7 +194,7 @@ class Dora:
         moved = base + fitted(self.inner.delta(), base)
         kept = 1 if self.per_input else 0
         others = [d for d in range(base.dim()) if d != kept]
-        norm = moved.norm(dim=others, keepdim=True) + torch.finfo(torch.float32).eps
+        norm = torch.linalg.vector_norm(moved, dim=others, keepdim=True) + torch.finfo(torch.float32).eps
         magnitude = self.magnitude.float().to(base.device).reshape(norm.shape)
         return magnitude * moved / norm - base
 

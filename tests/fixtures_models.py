@@ -65,14 +65,14 @@ def _text_config(tokenizer: Any, width: int) -> CLIPTextConfig:
     )
 
 
-def build_sdxl(folder: Path) -> Path:
+def build_sdxl(folder: Path, layers: int = 1) -> Path:
     """Save a random SDXL pipeline of about 100 k weights, native size 32 x 32 px, into `folder`."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16, 16),
-        layers_per_block=1,
+        layers_per_block=layers,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=(1, 2, 2),
@@ -111,14 +111,14 @@ def build_sdxl(folder: Path) -> Path:
     return folder
 
 
-def build_sd15(folder: Path) -> Path:
+def build_sd15(folder: Path, layers: int = 1) -> Path:
     """Save a random SD1.5 pipeline of about 100 k weights, native size 16 x 16 px, into `folder`."""
     torch.manual_seed(1)
     tokenizer = tiny_tokenizer()
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
-        layers_per_block=1,
+        layers_per_block=layers,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         attention_head_dim=2,

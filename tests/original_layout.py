@@ -51,6 +51,11 @@ def sdxl_in_one_file(pipe: Any) -> Tensors:
     return _pictures(pipe) | text | {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
 
 
+def unet_layer(path: str, unet: Any) -> str:
+    """The original name of one layer of the UNet."""
+    return _unet(f"{path}.weight", unet).removesuffix(".weight")
+
+
 def _pictures(pipe: Any) -> Tensors:
     unet = {f"model.diffusion_model.{_unet(key, pipe.unet)}": value for key, value in pipe.unet.state_dict().items()}
     vae = dict(_vae(key, value, pipe.vae) for key, value in pipe.vae.state_dict().items())
