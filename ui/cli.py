@@ -14,7 +14,17 @@ import typer
 from rich.console import Console
 
 from studio.errors import StudioError
-from studio.ui import cmd_bench, cmd_convert, cmd_demo, cmd_doctor, cmd_generate, cmd_inspect, cmd_library, cmd_train
+from studio.ui import (
+    cmd_bench,
+    cmd_combine,
+    cmd_convert,
+    cmd_demo,
+    cmd_doctor,
+    cmd_generate,
+    cmd_inspect,
+    cmd_library,
+    cmd_train,
+)
 
 app = typer.Typer(
     name="studio",
@@ -28,6 +38,9 @@ app.command("generate")(cmd_generate.generate)
 app.command("convert")(cmd_convert.convert)
 app.add_typer(cmd_library.app, name="library")
 app.add_typer(cmd_bench.app, name="bench")
+app.command("merge-adapters")(cmd_combine.merge_adapters)
+app.command("resize")(cmd_combine.resize)
+app.command("split")(cmd_combine.split)
 app.command("inspect")(cmd_inspect.inspect)
 app.command("doctor")(cmd_doctor.doctor)
 
