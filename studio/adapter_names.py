@@ -26,7 +26,7 @@ _ALONE = {
     "label_emb_0_0": "add_embedding.linear_1", "label_emb_0_2": "add_embedding.linear_2", "out_0": "conv_norm_out",
     "out_2": "conv_out",
 }  # fmt: skip
-_SGM = re.compile(r"(?:input_blocks_(\d+)|middle_block|output_blocks_(\d+))_(\d+)_(.+)")
+_SGM = re.compile(r"(?:input_blocks_(\d{1,3})|middle_block|output_blocks_(\d{1,3}))_(\d{1,3})_(.+)")
 _SGM_START = ("input_blocks", "middle_block", "output_blocks", "time_embed_", "label_emb", "out_")
 LAYERS_PER_BLOCK = 2  # of SD1.5 and SDXL
 _STEP = LAYERS_PER_BLOCK + 1

@@ -3,12 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import torch
 
 from studio.adapter_keys import Place, embedding_key, parse_key
+from studio.factor_checks import shape_of
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
 from studio.flux_names import from_flux
 
@@ -18,6 +20,7 @@ Tensor = torch.Tensor
 Parts = dict[str, Tensor]
 _SECOND_TEXT_WIDTH = 1280  # of SDXL's second text encoder, where a file does not say which of the two it means
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_IBM_KEYS = "diffusers attention processors"
 _EMBEDDING_WIDTHS = (768, 1024, 1280)
 
 
@@ -38,12 +41,17 @@ def make_factors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     text = text if text in _TEXT_ENCODERS else _text_encoder(places, tensors)
     layers: dict[str, Parts] = {}
     keys: dict[str, list[str]] = {}
+    again: list[str] = []
     for key, place in places.items():
         layer = f"{place.component or text}.{place.path}"
-        layers.setdefault(layer, {})[place.part] = tensors[key]
+        if place.part in layers.setdefault(layer, {}):  # said twice, in two conventions
+            again.append(key)
+            continue
+        layers[layer][place.part] = tensors[key]
         keys.setdefault(layer, []).append(key)
-    settings, ibm = Settings(metadata), _is_ibm(layers)
-    made = Made(unread=tuple(key for key in tensors if key not in places))
+    settings = Settings(metadata)
+    ibm = _is_ibm(layers) and {place.format for place in places.values()} == {_IBM_KEYS}
+    made = Made(unread=tuple(key for key in tensors if key not in places) + tuple(again))
     for layer, parts in layers.items():
         bias = parts.pop("bias", None)
         factor = _factor(layer, parts, settings, ibm)
@@ -63,7 +71,7 @@ def take_embeddings(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str,
     found: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        if (known := embedding_key(key)) is not None:
+        if (known := embedding_key(key)) is not None and tensor.dim() in (1, 2):
             found.setdefault(known[0], {})[_tower(known[1])] = _rows(tensor)
         else:
             others[key] = tensor
@@ -95,11 +103,11 @@ class Settings:
             for pattern, value in patterns.items():  # as literal names: they come from strangers
                 plain = str(pattern).removeprefix("^").removesuffix("$")
                 behind = not str(pattern).startswith("^") and path.endswith(f".{plain}")
-                if (plain in whole or behind) and _is_number(value):
-                    return float(value)
+                if (plain in whole or behind) and (number := _number(value)) is not None:
+                    return number
         for key in ("lora_alpha", "alpha"):
-            if _is_number(value := self._get(component, key)):
-                return float(value)
+            if (number := _number(self._get(component, key))) is not None:
+                return number
         return None
 
     def says(self, layer: str, key: str) -> Any:
@@ -110,8 +118,13 @@ class Settings:
         return self._known.get(f"{component}.{key}", self._known.get(key))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return inf
 
 
 def _factor(layer: str, parts: Parts, settings: Settings, ibm: bool) -> Factor | None:
@@ -141,11 +154,12 @@ def _plain_factor(parts: Parts, alpha: float | None, settings: Settings, layer: 
         made = LowRank(parts["down"], parts["up"], alpha, parts.get("mid"), stable)
         return made if _is_pair(made) else None
     if names == {"weight"}:
-        return Full(parts["weight"])
+        return Full(parts["weight"]) if parts["weight"].dim() else None
     loha = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
     if names in (loha, loha | {"hada_t1", "hada_t2"}):
         first, second = (_pair(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
-        return None if first is None or second is None else Hadamard(first, second, alpha)
+        whole = first is not None and second is not None and shape_of(first) == shape_of(second)
+        return Hadamard(first, second, alpha) if whole else None
     return _lokr(parts, alpha, settings, layer)
 
 
@@ -160,8 +174,8 @@ def _lokr(parts: Parts, alpha: float | None, settings: Settings, layer: str) -> 
     if isinstance(b, Tensor) and b.dim() < 2:
         return None
     made = Kronecker(a, b, alpha)
-    rank = settings.says(layer, "r")
-    if made.rank is None and alpha is not None and _is_number(rank) and rank and isinstance(a, Tensor):
+    rank = _number(settings.says(layer, "r"))
+    if made.rank is None and alpha is not None and rank and isinstance(a, Tensor):
         return Kronecker(a * (alpha / rank), b)  # PEFT scales even two whole matrices, LyCORIS does not
     return made
 
@@ -180,6 +194,8 @@ def _is_pair(made: LowRank) -> bool:
     if down.dim() not in (2, 4) or up.dim() not in (2, 4):
         return False
     if mid is not None:
+        if down.shape[2:].numel() != 1 or up.shape[2:].numel() != 1:
+            return False
         return mid.dim() == 4 and tuple(mid.shape[:2]) == (up.shape[1], down.shape[0])
     return down.shape[0] == up.shape[1] and up.shape[2:].numel() == 1
 
@@ -188,15 +204,14 @@ def _unfused(layer: str, factor: Factor) -> dict[str, Factor]:
     """Flux's fused projections cut into the layers of diffusers; everything else as it is."""
     component, _, path = layer.partition(".")
     pieces = from_flux(path) if component == "transformer" else None
-    if pieces is None or (len(pieces) > 1 and not isinstance(factor, LowRank)):
+    if pieces is None:
         return {layer: factor}
-    if not isinstance(factor, LowRank) or len(pieces) == 1:
+    if len(pieces) == 1:
         return {f"{component}.{pieces[0][0]}": factor}
+    if not isinstance(factor, LowRank) or any((share * factor.up.shape[0]).denominator > 1 for _, share in pieces):
+        return {layer: factor}
     cuts = factor.up.split([int(share * factor.up.shape[0]) for _, share in pieces])
-    return {
-        f"{component}.{target}": LowRank(factor.down, up, factor.alpha, rank_stabilised=factor.rank_stabilised)
-        for (target, _), up in zip(pieces, cuts, strict=True)
-    }
+    return {f"{component}.{target}": replace(factor, up=up) for (target, _), up in zip(pieces, cuts, strict=True)}
 
 
 def _is_ibm(layers: Mapping[str, Parts]) -> bool:
@@ -211,8 +226,9 @@ def _text_encoder(places: Mapping[str, Place], tensors: Mapping[str, Tensor]) ->
     widths = {
         tensors[key].shape[-1]
         for key, place in places.items()
-        if place.component is None and place.part == "down" and place.path.endswith(("q_proj", "k_proj", "v_proj"))
-    }
+        if place.component is None and place.part == "down" and tensors[key].dim() > 1
+        and place.path.endswith(("q_proj", "k_proj", "v_proj"))
+    }  # fmt: skip
     return "text_encoder_2" if widths == {_SECOND_TEXT_WIDTH} else "text_encoder"
 
 

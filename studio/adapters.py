@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ from studio.adapter_family import NAMES, family_of
 from studio.adapter_parts import METADATA_KEY, make_factors, take_embeddings
 from studio.concepts import Concept, check_hash
 from studio.errors import StudioError, UsageError
-from studio.factors import Dora, Factor, Full, tensors_of
+from studio.factor_checks import alphas_of, is_active
+from studio.factors import Factor, Full, tensors_of
 from studio.tensorfile import Limits, is_pickle, read_header
+from studio.untrusted import shown
 
 LIMITS = Limits(header_bytes=8_000_000, tensors=20_000)
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")  # folders within one
 Tensor = torch.Tensor
+_AGAIN = "Export the adapter again."
+_NUMBERS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def load_adapter(path: Path, *, values: bool = True, allow_pickle: bool = False)
         return _read_folder(path, values)
     if not path.is_file():
         raise UsageError(f"There is no adapter file {path}.", "Check the path, or train the concept again.")
-    if is_pickle(path) and allow_pickle:
+    if allow_pickle and is_pickle(path):
         return assemble(path.stem, _flatten(_unpickle(path)), {}, "ED-LoRA (pickle)")
     tensors, metadata = _read_tensors(path, values)
     return assemble(path.stem, tensors, metadata)
@@ -68,10 +76,14 @@ def load_adapter(path: Path, *, values: bool = True, allow_pickle: bool = False)
 def load_concept(concept: Concept, *, values: bool = True) -> Adapter:
     """The adapter of a concept, under the concept's name, from the very bytes that the library took in.
 
-    Raises StudioError where the file has changed since, and all that `load_adapter` raises.
+    An embedding that is called after its file is called by the trigger. Raises StudioError where the file has changed
+    since, and all that `load_adapter` raises.
     """
     check_hash(concept)
-    return replace(load_adapter(concept.adapter_file, values=values), name=concept.name)
+    adapter = load_adapter(concept.adapter_file, values=values)
+    unnamed = concept.adapter_file.stem
+    words = {concept.trigger if token == unnamed else token: rows for token, rows in adapter.embeddings.items()}
+    return replace(adapter, name=concept.name, embeddings=words)
 
 
 def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str], origin: str = "") -> Adapter:
@@ -79,6 +91,11 @@ def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str],
 
     `origin` names the format where the keys alone do not.
     """
+    for key, tensor in tensors.items():
+        if not tensor.numel():
+            raise UsageError(f"{name}: the tensor {shown(key)} is empty, {list(tensor.shape)}.", _AGAIN)
+        if tensor.dtype not in _NUMBERS:
+            raise UsageError(f"{name}: the tensor {shown(key)} is of the type {tensor.dtype}.", _AGAIN)
     embeddings, others = take_embeddings(name, tensors)
     made = make_factors(others, metadata)
     if not made.factors and not made.biases and not embeddings:
@@ -101,17 +118,20 @@ def check_family(adapter: Adapter, family: str, base_name: str) -> None:
 
 
 def check_values(adapter: Adapter) -> None:
-    """Raise StudioError where a number is not finite, a tensor has no size, or nothing at all would change."""
-    found = False
-    pieces = {**adapter.factors, **{layer: Full(bias) for layer, bias in adapter.biases.items()}}
-    for layer, factor in pieces.items():
-        for tensor in tensors_of(factor):
-            if not tensor.isfinite().all():
-                raise StudioError(
-                    f"{adapter.name}: {layer} holds values that are not finite numbers.", "Train or export it again."
-                )
-        found = found or isinstance(factor, Dora) or bool(factor.delta().any())
-    if not found and not any(one.any() for made in adapter.embeddings.values() for one in made.values()):
+    """Raise StudioError where a number is not finite, or nothing at all would change. Forms no change: a small file
+    can stand for one that fits into no memory.
+    """
+    pieces = {
+        **adapter.factors,
+        **{f"{layer}.bias": Full(bias) for layer, bias in adapter.biases.items()},
+        **{f"the word {token}": Full(one) for token, made in adapter.embeddings.items() for one in made.values()},
+    }
+    for name, factor in pieces.items():
+        if not all(map(isfinite, alphas_of(factor))) or not all(_are_finite(one) for one in tensors_of(factor)):
+            raise StudioError(
+                f"{adapter.name}: {shown(name)} holds values that are not finite numbers.", "Train or export it again."
+            )
+    if not any(map(is_active, pieces.values())):
         raise StudioError(
             f"{adapter.name} changes nothing: every change in it is zero.",
             "It was saved before it was trained, or its strength is zero: train or export it again.",
@@ -120,17 +140,18 @@ def check_values(adapter: Adapter) -> None:
 
 def _read_tensors(path: Path, values: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     header = read_header(path, LIMITS)
-    for key, shape in header.shapes.items():
-        if 0 in shape:
-            raise UsageError(f"{path}: the tensor {key} is empty, {list(shape)}.", "Export the adapter again.")
     try:
         with safe_open(path, framework="pt") as file:
             return {
                 key: file.get_tensor(key) if values or not shape else torch.empty(shape, device="meta")
                 for key, shape in header.shapes.items()
             }, header.metadata
-    except (SafetensorError, RuntimeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}.", "Download or export it again.") from error
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise UsageError(f"{path} cannot be read: {shown(str(error))}.", "Download or export it again.") from error
+
+
+def _are_finite(tensor: Tensor) -> bool:
+    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
 
 
 def _read_folder(folder: Path, values: bool) -> Adapter:
@@ -148,7 +169,7 @@ def _read_folder(folder: Path, values: bool) -> Adapter:
         )
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{config} cannot be read as JSON: {error}.", "Export the adapter again.") from error
     tensors, metadata = _read_tensors(file, values)
     return assemble(folder.name, tensors, metadata | {METADATA_KEY: json.dumps(settings)})
@@ -181,8 +202,10 @@ def _flatten(content: Any) -> dict[str, Tensor]:
         return {}
     if isinstance(content.get("string_to_param"), dict):
         name = str(content.get("name", "embedding"))
-        return {f"bundle_emb.{name}.string_to_param.*": content["string_to_param"].get("*")}
+        content = {f"bundle_emb.{name}.string_to_param.*": content["string_to_param"].get("*")}
     content = content.get("params", content)
+    if not isinstance(content, dict):
+        return {}
     flat: dict[str, Tensor] = {}
     for key, value in content.items():
         if isinstance(value, Tensor):
@@ -191,4 +214,10 @@ def _flatten(content: Any) -> dict[str, Tensor]:
             flat |= {f"bundle_emb.{token}.string_to_param.*": one for token, one in value.items()}
         elif isinstance(value, dict):
             flat |= {f"{key}.{inner}": one for inner, one in value.items()}
-    return {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return {key: value.detach() for key, value in flat.items() if isinstance(value, Tensor) and _is_plain(value)}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether every number of `tensor` was in the file: neither sparse, nor one number spread over a large shape."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return dense and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()

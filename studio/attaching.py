@@ -11,9 +11,11 @@ import torch
 
 from studio.adapters import Adapter, check_family, check_values, load_adapter
 from studio.errors import StudioError, UsageError
-from studio.factors import Factor, fitted, sizes_of
+from studio.factor_checks import fits, shape_of
+from studio.factors import Factor, fitted
 from studio.hush import hushed
 from studio.models import BaseModel
+from studio.untrusted import shown
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 Tensor = torch.Tensor
@@ -42,13 +44,13 @@ class Receipt:
 
     def warning(self) -> str | None:
         """One sentence where something of the file has no effect: counts, and three examples; else None."""
-        lost = [f"{layer}" for layers in self.unmatched.values() for layer in layers] + list(self.unread)
+        lost = [layer for layers in self.unmatched.values() for layer in layers] + list(self.unread)
         if not lost:
             return None
         total = sum(self.matched.values())
         return (
             f"{self.adapter}: {total} layers take effect; {len(lost)} entries of the file do not fit the base"
-            f" {self.base!r} and have none, e.g. {', '.join(lost[:3])}."
+            f" {self.base!r} and have none, e.g. {', '.join(shown(one) for one in lost[:3])}."
         )
 
 
@@ -120,7 +122,7 @@ def _plan(base: BaseModel, adapter: Adapter) -> tuple[list[_Change], list[str]]:
     for layer in adapter.layers:
         module: Any = layer_of(base, layer)
         factor, bias = adapter.factors.get(layer), adapter.biases.get(layer)
-        if module is None or (factor is not None and not _fits(factor, module.weight)):
+        if module is None or (factor is not None and not fits(factor, module.weight)):
             unmatched.append(layer)
             continue
         if factor is not None:
@@ -132,22 +134,16 @@ def _plan(base: BaseModel, adapter: Adapter) -> tuple[list[_Change], list[str]]:
     return changes, unmatched
 
 
-def _fits(factor: Factor, weight: Tensor) -> bool:
-    outputs, inputs = sizes_of(factor)
-    flat = weight.numel() // weight.shape[0]
-    return outputs == weight.shape[0] and inputs in (flat, weight.shape[1] if weight.dim() > 1 else 1)
-
-
 def _refuse_unmatched(adapter: Adapter, changes: list[_Change], unmatched: list[str], base: BaseModel) -> None:
     if changes or (adapter.embeddings and not unmatched):
         return
     examples = [*unmatched, *adapter.unread][:3]
-    found = layer_of(base, examples[0]) if examples else None
+    found = layer_of(base, examples[0]) if examples and examples[0] in adapter.factors else None
     why = f"has {list(found.weight.shape)} there" if found is not None else "has no such layer"  # pyright: ignore
-    size = "" if found is None else " of " + " x ".join(map(str, sizes_of(adapter.factors[examples[0]])))
+    size = "" if found is None else " of " + " x ".join(map(str, shape_of(adapter.factors[examples[0]])))
     raise UsageError(
         f"{adapter.name} does not fit the base {base.source.name!r}: none of its {len(adapter.layers)} layers is there."
-        f" It changes {', '.join(examples)}{size}, and the base {why}.",
+        f" It changes {', '.join(map(shown, examples))}{size}, and the base {why}.",
         "Give the base that the adapter was made for with --base.",
     )
 
@@ -221,8 +217,13 @@ def _teach_words(base: BaseModel, adapter: Adapter, undo: ExitStack) -> None:
             width = encoder.get_input_embeddings().weight.shape[1]  # pyright: ignore
             if rows.shape[-1] != width:
                 raise StudioError(
-                    f"{adapter.name}: the word {token!r} has {rows.shape[-1]} numbers; the base reads {width}.",
+                    f"{adapter.name}: the word {shown(token)!r} has {rows.shape[-1]} numbers; the base reads {width}.",
                     "It was made for another base.",
+                )
+            if token in tokenizer.get_vocab():
+                raise StudioError(
+                    f"{adapter.name}: the base has the word {shown(token)!r} already.",
+                    "Import the file with a rare word as --trigger, or give it such a name.",
                 )
             with hushed():
                 base.pipe.load_textual_inversion(rows, token=token, tokenizer=tokenizer, text_encoder=encoder)

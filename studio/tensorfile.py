@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from studio.errors import UsageError
+from studio.untrusted import shown
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
@@ -42,7 +43,7 @@ def read_header(path: Path, limits: Limits | None = None) -> Header:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in names}
             return Header(shapes, dict(file.metadata() or {}))
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise UsageError(f"{path} cannot be read as safetensors: {error}.", _DAMAGED) from error
+        raise UsageError(f"{path} cannot be read as safetensors: {shown(str(error))}.", _DAMAGED) from error
 
 
 _DAMAGED = "Download or export it again; it may be cut short or damaged."

@@ -149,6 +149,16 @@ def test_a_pickle_is_read_only_on_demand_and_kept_as_safetensors(library, tmp_pa
     assert (adapter.delta(adapter.layers[0]) - up @ down).abs().max() < 1e-4
 
 
+def test_an_embedding_is_called_by_its_file_name_or_the_trigger(library, tmp_path):
+    rows = torch.randn(2, 768)
+    save_file({"emb_params": rows}, tmp_path / "zwx.safetensors")
+    concept, _ = bring(library, tmp_path / "zwx.safetensors", trigger=None)
+    assert (concept.trigger, concept.method, concept.base) == ("zwx", "embedding", "sd15")
+    assert torch.equal(load_concept(concept).embeddings["zwx"]["*"], rows)
+    concept, _ = bring(library, tmp_path / "zwx.safetensors", name="rex", trigger="qqq")
+    assert list(load_concept(concept).embeddings) == ["qqq"]
+
+
 def test_a_full_disk_leaves_nothing(library, tmp_path, monkeypatch):
     def full(_, target):
         target.write_bytes(b"half")
