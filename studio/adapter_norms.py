@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from studio.adapter_report import block_of, examples
 from studio.adapters import Adapter
-from studio.attaching import layer_of
 from studio.events import Emit, Phase, Step, silent
 from studio.factors import Dora, Factor, Kronecker, LowRank, fitted, tensors_of
-from studio.models import BaseModel
+
+if TYPE_CHECKING:
+    from studio.models import BaseModel
 
 TOP, EPSILON = 10, 0.6
 Tensor = torch.Tensor
@@ -29,7 +30,7 @@ def norm_of(factor: Factor) -> float:
     return float(factor.delta().double().norm())
 
 
-def layer_norms(adapter: Adapter, base: BaseModel | None = None) -> dict[str, float]:
+def layer_norms(adapter: Adapter, base: "BaseModel | None" = None) -> dict[str, float]:
     """The norm of the change of every weight; DoRA's is known only where its layer is in `base`."""
     norms: dict[str, float] = {}
     for layer, factor in adapter.factors.items():
@@ -75,7 +76,7 @@ def intruders(weight: Tensor, change: Tensor, top: int = TOP, epsilon: float = E
     return int((nearest < epsilon).sum())
 
 
-def intruder_counts(adapter: Adapter, base: BaseModel, emit: Emit = silent) -> dict[str, int]:
+def intruder_counts(adapter: Adapter, base: "BaseModel", emit: Emit = silent) -> dict[str, int]:
     """Intruder dimensions by layer, for every matrix or convolution of `base` that `adapter` changes."""
     counts: dict[str, int] = {}
     emit(Phase("Intruder dimensions", len(adapter.factors)))
@@ -87,7 +88,7 @@ def intruder_counts(adapter: Adapter, base: BaseModel, emit: Emit = silent) -> d
     return counts
 
 
-def strangers(adapter: Adapter, base: BaseModel) -> list[str]:
+def strangers(adapter: Adapter, base: "BaseModel") -> list[str]:
     """What is wrong between the two: layers that `base` lacks or has in another shape."""
     lost = [layer for layer, factor in adapter.factors.items() if _weight_and_change(base, layer, factor) is None]
     return [f"{len(lost)} layers do not fit the base, e.g. {examples(lost)}"] if lost else []
@@ -101,8 +102,10 @@ def block_sums(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(sums.items()))
 
 
-def _weight_and_change(base: BaseModel, layer: str, factor: Factor) -> tuple[Tensor, Tensor] | None:
+def _weight_and_change(base: "BaseModel", layer: str, factor: Factor) -> tuple[Tensor, Tensor] | None:
     """The weight of `layer` and what happens to it, of one shape; None where the base has none that fits."""
+    from studio.attaching import layer_of  # with diffusers behind it, which takes seconds
+
     module: Any = layer_of(base, layer)
     if module is None:
         return None

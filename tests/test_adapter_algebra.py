@@ -215,7 +215,7 @@ def test_split_takes_the_halves_as_they_are():
 def test_split_names_the_half_that_is_missing(half: str):
     other = {"content": "style", "style": "content"}[half]
     with pytest.raises(UsageError, match=f"no {half} half"):
-        split(adapter(**{other: linear(2, 1)}))
+        split(Adapter("b", "", "sdxl", {{"content": CONTENT, "style": STYLE}[other]: linear(2, 1)}))
 
 
 def test_split_refuses_another_family():

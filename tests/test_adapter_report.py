@@ -224,7 +224,7 @@ def test_dora_is_measured_with_its_base(tiny_sdxl, write):
     assert layer_norms(adapter) == {}
     assert "--base" in suspicious_values(adapter, {})[0]
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
-    weight = base.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q").weight
+    weight = base.unet.get_parameter("mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight")
     moved = (weight + random(16, 2, seed=1) @ random(2, 16)).double()
     change = 3 * moved / moved.norm(dim=1, keepdim=True) - weight.double()
     (norm,) = layer_norms(adapter, base).values()

@@ -89,9 +89,9 @@ def test_json_reads_the_header_of_100_megabytes_and_no_tensor(run_studio, tmp_pa
         began = time.perf_counter()
         said = run_studio("inspect", file, "--json")
         times.append(time.perf_counter() - began)
-    report = json.loads(said.out)
-    assert (report["family"], report["layers"]) == ("sdxl", 560)
-    assert report["parameters"] == 560 * 14 * (2048 + 1280)
+        report = json.loads(said.out)
+        assert (report["family"], report["layers"]) == ("sdxl", 560)
+        assert report["parameters"] == 560 * 14 * (2048 + 1280)
     assert min(times) < 0.3
     with pytest.raises(AssertionError, match="was read"):
         studio.adapters.load_adapter(file)

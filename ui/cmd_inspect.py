@@ -1,7 +1,7 @@
 """`studio inspect`: what an adapter file is, what it changes and how much, and what looks wrong with it."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,28 +12,14 @@ from rich.table import Column, Table
 
 from studio.bases import BaseSource, find_base
 from studio.errors import UsageError
+from studio.ui.inspect_words import Inspection, facts, numbers
 from studio.ui.options import JsonOption, print_json
 from studio.ui.progress import progress
 
 if TYPE_CHECKING:
-    from studio.adapter_report import AdapterReport
     from studio.adapters import Adapter
 
 CHART_WIDTH = 40
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """A report with what was measured beside it, each by layer and by block; `sha256` where the file was read."""
-
-    file: Path
-    report: "AdapterReport"
-    sha256: str | None
-    norms: dict[str, float] | None = None
-    block_norms: dict[str, float] | None = None
-    base: str | None = None
-    intruders: dict[str, int] | None = None
-    block_intruders: dict[str, int] | None = None
 
 
 def inspect(
@@ -124,8 +110,6 @@ def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
 
 
 def _print(found: Inspection) -> None:
-    from studio.ui.inspect_words import facts
-
     console = Console(markup=False, highlight=False, emoji=False)
     for name, text in facts(found).items():
         console.print(f"{name:>16}  {text}", soft_wrap=True)
@@ -137,8 +121,6 @@ def _print(found: Inspection) -> None:
 
 
 def _blocks(found: Inspection) -> Table:
-    from studio.ui.inspect_words import numbers
-
     table = Table(Column("block", no_wrap=True), "layers", "parameters", "rank", "alpha")
     if found.block_intruders is not None:
         table.add_column("intruders")

@@ -6,8 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from studio.home import write_atomic
-from studio.ui.cmd_inspect import Inspection
-from studio.ui.inspect_words import facts, numbers
+from studio.ui.inspect_words import Inspection, facts, numbers
 
 BAR_WIDTH, LABEL_WIDTH, ROW_HEIGHT = 420, 240, 24
 TOP_LAYERS = 40

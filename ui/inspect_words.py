@@ -1,13 +1,29 @@
-"""How an inspection reads in words, on a terminal and on a page. No torch."""
+"""An inspection, and how it reads in words on a terminal and on a page. No torch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from studio.ui.cmd_inspect import Inspection
+    from studio.adapter_report import AdapterReport
 
 
-def facts(found: "Inspection") -> dict[str, str]:
+@dataclass(frozen=True)
+class Inspection:
+    """A report with what was measured beside it, each by layer and by block; `sha256` where the file was read."""
+
+    file: Path
+    report: "AdapterReport"
+    sha256: str | None
+    norms: dict[str, float] | None = None
+    block_norms: dict[str, float] | None = None
+    base: str | None = None
+    intruders: dict[str, int] | None = None
+    block_intruders: dict[str, int] | None = None
+
+
+def facts(found: Inspection) -> dict[str, str]:
     """What is known of a file as a whole, by name; without what the file does not tell."""
     from studio.adapter_family import NAMES
 
