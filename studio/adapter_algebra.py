@@ -22,6 +22,13 @@ from studio.factors import Dora, Factor, LowRank, low_rank_form
 
 Method = Literal["sum", "svd", "lego"]
 Tensor = torch.Tensor
+_STALE_KEYS = (
+    METADATA_KEY,
+    "studio.rank",
+    "studio.alpha",
+    "ss_network_dim",
+    "ss_network_alpha",
+)  # after a change of rank
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def resize(adapter: Adapter, *, rank: int | None = None, energy: float | None = 
         raise UsageError(f"An energy of {energy:g} cannot be kept.", "Give a share above 0 and up to 1, e.g. 0.95.")
     _refuse_other_parts(adapter)
     pairs = {layer: _decomposed(adapter, layer) for layer in adapter.factors}
-    metadata = {key: value for key, value in adapter.metadata.items() if key != METADATA_KEY}
+    metadata = {key: value for key, value in _with_family(adapter).items() if key not in _STALE_KEYS}
 
     def kept(values: Tensor) -> int:
         if rank is not None:
@@ -142,8 +149,13 @@ def _part(adapter: Adapter, role: str, layers: set[str]) -> Adapter:
         biases={layer: bias for layer, bias in adapter.biases.items() if layer in layers},
         embeddings=adapter.embeddings if role == "content" else {},
         unread=(),
-        metadata=adapter.metadata | {"studio.role": role},
+        metadata=_with_family(adapter) | {"studio.role": role},
     )
+
+
+def _with_family(adapter: Adapter) -> dict[str, str]:
+    """The metadata with the family, which the layers that are left may no longer tell."""
+    return adapter.metadata | ({} if adapter.family is None else {FAMILY_KEY: adapter.family})
 
 
 def _by_layer(adapters: Sequence[tuple[Adapter, float]]) -> dict[str, list[Pair]]:

@@ -209,6 +209,13 @@ def test_split_takes_the_halves_as_they_are():
     assert style.factors == {STYLE: one.factors[STYLE]}
     assert set(dropped) == {Q, "unet.up_blocks.0.attentions.10.proj_in"}
     assert [part.metadata["studio.role"] for part in (content, style)] == ["content", "style"]
+    assert [part.metadata["studio.family"] for part in (content, style)] == ["sdxl", "sdxl"]
+
+
+def test_what_was_said_of_the_old_rank_is_not_said_of_the_new():
+    told = {"studio.rank": "6", "ss_network_dim": "6", "ss_network_alpha": "3", "ss_output_name": "milo"}
+    made = resize(Adapter("a", "", "sd15", {Q: linear(6, 1)}, metadata=told), rank=2).adapter
+    assert made.metadata == {"ss_output_name": "milo", "studio.family": "sd15"}
 
 
 @pytest.mark.parametrize("half", ["content", "style"])
