@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python python3.13 python3.12 python3.11; d
 BIN := .venv/bin
 MAPPED := pipelines trainers kernels ui assets
 
-.PHONY: demo test lint gpu soak base tables picture clean
+.PHONY: demo test lint gpu soak base tables formats picture clean
 
 demo: .venv/installed
 	$(BIN)/studio demo
@@ -40,6 +40,10 @@ base: .venv/installed
 # Write the measured figures of docs/benchmarks into the documents.
 tables: .venv/installed
 	$(BIN)/python docs/tables.py
+
+# Write the table of adapter formats, the studio beside plain diffusers.
+formats: .venv/installed-test
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/formats.py
 
 # Draw the README's picture anew.
 picture: .venv/installed

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from studio.adapter_names import to_sgm
+from studio.adapter_names import from_sgm, to_sgm
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
@@ -61,7 +61,7 @@ def kohya_parts(factor: Factor) -> Tensors:
     raise TypeError(factor)
 
 
-def peft_tensors(factors: Mapping[str, Factor], prefix: str) -> Tensors:
+def peft_tensors(factors: Mapping[str, Factor], prefix: str, magnitude_key: str = "lora_magnitude_vector") -> Tensors:
     """Tensors of LoRA and DoRA by PEFT's keys; `factors` by path within one component."""
     made: Tensors = {}
     for path, factor in factors.items():
@@ -70,7 +70,7 @@ def peft_tensors(factors: Mapping[str, Factor], prefix: str) -> Tensors:
         made |= {f"{prefix}{path}.lora_A.weight": pair.down, f"{prefix}{path}.lora_B.weight": pair.up}
         if magnitude is not None:
             shape = (1, -1, 1, 1) if pair.down.dim() == 4 else (-1,)
-            made[f"{prefix}{path}.lora_magnitude_vector"] = magnitude.reshape(shape)
+            made[f"{prefix}{path}.{magnitude_key}"] = magnitude.reshape(shape)
     return made
 
 
@@ -126,10 +126,19 @@ def _kohya_name(layer: str, sgm: bool, numbered: bool) -> str:
         return f"lora_te{number}_{path.replace('.', '_')}"
     if not sgm:
         return f"lora_unet_{path.replace('.', '_')}"
+    name = _sgm_name(path)
+    if name is None:
+        raise UsageError(f"{layer} has no name among Stability's for SDXL.", "Use --to diffusers.")
+    return f"lora_unet_{name}"
+
+
+def _sgm_name(path: str) -> str | None:
+    """None for a layer that SDXL does not have, whose name would be another layer's."""
     try:
-        return f"lora_unet_{to_sgm(path)}"
-    except (KeyError, ValueError, IndexError) as error:
-        raise UsageError(f"{layer} has no name among Stability's for SDXL.", "Use --to diffusers.") from error
+        name = to_sgm(path)
+    except (KeyError, ValueError, IndexError):
+        return None
+    return name if from_sgm(name) == path else None
 
 
 def _alpha(value: float | None, like: Tensor) -> Tensors:

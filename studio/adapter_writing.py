@@ -17,7 +17,7 @@ from studio.adapter_targets import Target, expressed
 from studio.adapter_tensors import kohya_tensors, peft_settings, peft_tensors
 from studio.adapters import PEFT_CONFIG, PEFT_WEIGHTS, Adapter, load_adapter
 from studio.errors import StudioError
-from studio.factors import Dora, Factor, Full
+from studio.factors import Dora, Factor, Full, LowRank
 from studio.home import write_atomic
 
 # Relative errors of a change that may come with the precision: three rounded factors, and the norm of their products.
@@ -68,8 +68,10 @@ def _flat(adapter: Adapter, factors: Mapping[str, Factor], to: Target) -> tuple[
     tensors: Tensors = {}
     settings: dict[str, Any] = {}
     for component, inner in _by_component(factors).items():
-        tensors |= peft_tensors(inner, f"{component}.")
         anchored = not component.startswith("text_encoder")
+        # diffusers hands text encoders to transformers, which drops PEFT's own key of magnitudes with a log line
+        magnitude = "lora_magnitude_vector" if anchored else "lora_magnitude_vector.weight"
+        tensors |= peft_tensors(inner, f"{component}.", magnitude)
         own = {path if anchored else path.removeprefix("text_model."): factor for path, factor in inner.items()}
         settings |= {f"{component}.{key}": value for key, value in peft_settings(own, anchored).items()}
     return tensors, {METADATA_KEY: json.dumps(settings, indent=2)}
@@ -167,6 +169,10 @@ def _difference(wanted: Factor, got: Factor) -> float:
         return max(_difference(wanted.inner, got.inner), _difference(*magnitudes))
     if isinstance(wanted, Dora) or isinstance(got, Dora):
         return float("inf")
+    if isinstance(wanted, LowRank) and isinstance(got, LowRank) and wanted.mid is None is got.mid:
+        same = torch.equal(wanted.down, got.down) and torch.equal(wanted.up, got.up)
+        if same and wanted.scale == got.scale:  # the usual case, without forming the change of a large layer
+            return 0.0
     truth, change = (one.reshape(len(one), -1) for one in (wanted.delta(), got.delta()))
     if truth.shape != change.shape:
         return float("inf")

@@ -209,16 +209,16 @@ def fitted(change: Tensor, weight: Tensor) -> Tensor:
 
 
 def low_rank_form(factor: Factor) -> LowRank | None:
-    """The same change as one pair down [r, in, ...] and up [out, r, ...] of scale 1, exactly, without an SVD; else None.
+    """The same change as one pair, down [r, in, ...] and up [out, r, ...], of scale 1, exactly; None for other kinds.
 
-    Tucker's core goes into down. A Kronecker product splits over the columns of its factors: rank a2 b1 or a1 b2,
-    whichever is smaller; over a convolution's kernel only the first.
+    Tucker's core goes into down. A Kronecker product needs no SVD, but splits over the columns of its factors: rank
+    a2 b1 or a1 b2, whichever is smaller; over a convolution's kernel only the first.
     """
     match factor:
         case LowRank(mid=None):
             return LowRank(factor.down.float(), factor.scale * factor.up.float())
-        case LowRank():
-            down = torch.einsum("pqhw,qi->pihw", factor.mid.float(), factor.down.float().flatten(1))
+        case LowRank(mid=Tensor() as mid):
+            down = torch.einsum("pqhw,qi->pihw", mid.float(), factor.down.float().flatten(1))
             return LowRank(down, factor.scale * factor.up.float())
         case Kronecker():
             return _split_kronecker(factor)

@@ -8,11 +8,12 @@ from pathlib import Path
 import adapter_zoo_lora  # noqa: F401  registers its rows
 import adapter_zoo_others  # noqa: F401
 import torch
-from adapter_zoo import Row, Zoo, save
+from adapter_zoo import ROWS, Row, Zoo, save
 from fixtures_models import build_sd15, build_sdxl
 
 from studio.models import BaseModel, find_base, load_base
 
+__all__ = ["ROWS", "Case", "build_bases", "build_case", "build_file", "far", "loaded_by_diffusers", "outputs"]
 BUILDERS = {"sd15": build_sd15, "sdxl": build_sdxl}
 
 
@@ -59,25 +60,32 @@ def changed(zoo: Zoo) -> Iterator[None]:
     for kind, changes in (("weight", zoo.changes), ("bias", zoo.biases)):
         for layer, change in changes.items():
             component, path = layer.split(".", 1)
-            parameter = getattr(zoo.module(path, component), kind).data
-            kept.append((parameter, parameter.clone()))
-            parameter.copy_(parameter.double() + change)
+            parameter = getattr(zoo.module(path, component), kind)
+            kept.append((parameter, parameter.data.clone()))
+            parameter.data.copy_(parameter.data.double() + change)
     try:
         yield
     finally:
         for parameter, own in kept:
-            parameter.copy_(own)
+            parameter.data.copy_(own)
 
 
 @torch.no_grad()
 def outputs(base: BaseModel) -> list[torch.Tensor]:
-    """What the text encoders and the UNet compute for one fixed input."""
-    states = base.encode(["a red cat on the grass"])
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    added = {}
-    if base.family == "sdxl":
-        added = {"text_embeds": states.pooled, "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]])}
-    drawn = base.pipe.unet(noise, 500, states.embeds, added_cond_kwargs=added).sample
+    """What the text encoders and the UNet compute for one fixed input, in float64 from the weights as they are."""
+    models = [base.pipe.unet, *base.text_encoders]
+    for model in models:
+        model.double()
+    try:
+        states = base.encode(["a red cat on the grass"])
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+        added = {}
+        if states.pooled is not None:
+            added = {"text_embeds": states.pooled, "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]]).double()}
+        drawn = base.pipe.unet(noise, 500, states.embeds.double(), added_cond_kwargs=added).sample
+    finally:
+        for model in models:
+            model.float()
     return [drawn, states.embeds]
 
 

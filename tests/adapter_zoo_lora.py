@@ -108,16 +108,16 @@ def _(zoo: Zoo) -> None:
         zoo.kohya(path, path, 4, 2.0, prefix="lycoris_")
 
 
-def _dora(zoo: Zoo, path: str, change: torch.Tensor, per_input: bool = False) -> torch.Tensor:
+def _dora(zoo: Zoo, path: str, change: torch.Tensor, per_input: bool = False, component: str = "unet") -> torch.Tensor:
     """Replaces the layer's change by DoRA's; gives the magnitudes [out], or [in] where they go by input."""
-    weight = zoo.weight(path)
+    weight = zoo.weight(path, component)
     moved = weight + change.reshape(weight.shape)
     by = moved.transpose(0, 1) if per_input else moved
     norms = by.flatten(1).norm(dim=1)
     magnitude = (norms * (1 + zoo.draw(len(norms), size=0.5).double())).float()
     shape = [1] * moved.dim()
     shape[int(per_input)] = -1
-    zoo.add(path, magnitude.double().reshape(shape) * moved / norms.reshape(shape) - weight)
+    zoo.add(path, magnitude.double().reshape(shape) * moved / norms.reshape(shape) - weight, component)
     return magnitude
 
 
@@ -128,6 +128,15 @@ def _(zoo: Zoo) -> None:
         magnitude = _dora(zoo, path, 2 / 4 * dense(down, up))
         key = "lora_unet_" + zoo.sgm(path).replace(".", "_")
         zoo.tensors[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (down.dim() - 1))
+
+
+@row("DoRA, kohya's, both text encoders", "sdxl")
+def _(zoo: Zoo) -> None:
+    for component, prefix in (("text_encoder", "lora_te1_"), ("text_encoder_2", "lora_te2_")):
+        for path in zoo.layers(*TEXT, component=component):
+            down, up = zoo.kohya(path, path, 4, 4.0, component, prefix)
+            magnitude = _dora(zoo, path, dense(down, up), component=component)
+            zoo.tensors[prefix + path.replace(".", "_") + ".dora_scale"] = magnitude[:, None]
 
 
 @row("DoRA, one magnitude an input (2024)", "sdxl")

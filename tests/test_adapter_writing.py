@@ -108,6 +108,7 @@ def test_kohya_to_kohya_is_the_same_file(files, tmp_path, name):
         "diffusers today, rsLoRA in the metadata",
         "diffusers today, DoRA",
         "DoRA, kohya's dora_scale",
+        "DoRA, kohya's, both text encoders",
         "DiffuseKronA, usual order, as LoKr",
         "DiffuseKronA, IBM's file",
         "PEFT folder",
@@ -121,8 +122,9 @@ def test_plain_diffusers_reads_the_exact_strengths(made, tmp_path, name):
     assert far(got, case.truth) <= 1e-5 * far(case.truth, case.plain)
 
 
-def test_peft_reads_its_folders(made, tmp_path):
-    case, adapter = made("kohya SDXL, both text encoders, alphas differ")
+@pytest.mark.parametrize("name", ["kohya SDXL, both text encoders, alphas differ", "DoRA, kohya's, both text encoders"])
+def test_peft_reads_its_folders(made, tmp_path, name):
+    case, adapter = made(name)
     write_adapter(adapter, tmp_path / "out", "peft")
     pipe = diffusers.DiffusionPipeline.from_pretrained(case.base.source.location)
     for component in ("text_encoder", "text_encoder_2"):
@@ -187,7 +189,8 @@ def test_an_svd_stands_in_where_a_rank_is_given(made, tmp_path):
         got = found.delta(layer).double().reshape(truth.shape)
         assert float((got - truth).norm() / truth.norm()) == pytest.approx(best, abs=1e-5)
         worst = max(worst, best)
-    assert found.factors["unet.mid_block.resnets.0.conv1"].down.dim() == 4
+    kernel: Any = found.factors["unet.mid_block.resnets.0.conv1"]
+    assert kernel.down.dim() == 4
     assert written.error == pytest.approx(worst, abs=1e-5)
     assert written.approximated.keys() == case.zoo.changes.keys()
 
@@ -207,12 +210,20 @@ def test_ibm_order_is_no_lokr_and_says_where_it_could_go(tmp_path):
         write_adapter(adapter, tmp_path / "out", "lycoris")
 
 
+def test_a_layer_that_sdxl_does_not_have_gets_no_other_layers_name(tmp_path):
+    layer = "unet.down_blocks.2.attentions.3.proj_in"  # would be the name of down_blocks.3.attentions.0
+    adapter = replace(small(tmp_path), family="sdxl", factors={layer: LowRank(torch.ones(2, 8), torch.ones(8, 2))})
+    with pytest.raises(UsageError, match=rf"{layer} has no name among Stability's"):
+        write_adapter(adapter, tmp_path / "out", "kohya")
+
+
 def test_an_anchored_pattern_means_one_layer(tmp_path):
     zoo_layers = {"transformer.proj_out": 4.0, "transformer.single_transformer_blocks.0.proj_out": 2.0}
     factors = {layer: LowRank(torch.ones(2, 8), torch.ones(8, 2), alpha) for layer, alpha in zoo_layers.items()}
     adapter = replace(small(tmp_path), factors=factors)
     write_adapter(adapter, tmp_path / "out", "diffusers")
-    assert {layer: one.alpha for layer, one in load_adapter(tmp_path / "out").factors.items()} == zoo_layers
+    found: Any = load_adapter(tmp_path / "out")
+    assert {layer: one.alpha for layer, one in found.factors.items()} == zoo_layers
     with pytest.raises(UsageError, match="no agreed name"):
         write_adapter(adapter, tmp_path / "flux", "kohya")
 
@@ -242,7 +253,7 @@ def test_convert_writes_beside_the_file_and_does_not_overwrite(bases, tmp_path, 
     assert run_studio("convert", file, "--to", "diffusers", "--overwrite", "--half").code == 0
     assert run_studio("convert", file, "--to", "peft").code == 0
     path = next(iter(zoo.changes))
-    pair = load_adapter(tmp_path / "adapter.peft").factors[path]
+    pair: Any = load_adapter(tmp_path / "adapter.peft").factors[path]
     assert torch.allclose(pair.delta().double(), 0.5 * dense(pair.down, pair.up), atol=1e-6)
 
 
