@@ -54,7 +54,7 @@ def test_plain_diffusers_reads_the_file_and_predicts_the_same(
     trained: list[Training] = []
     prepare = Training.__post_init__
     monkeypatch.setattr(Training, "__post_init__", lambda self: (prepare(self), trained.append(self))[0])
-    wide = ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+    wide = ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
     recipe = tiny_recipe(folder, home, {"steps": 2, "alpha": 5.0, "targets": wide})
     concept = train_concept(recipe, home)
 

@@ -7,7 +7,7 @@ import torch
 from studio.bases import find_base
 from studio.errors import UsageError
 from studio.models import BaseModel, load_base
-from studio.trainers.losses import draw_timesteps, noise_schedule, prior_preserving_loss
+from studio.trainers.losses import noise_schedule, prior_preserving_loss
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,3 @@ def test_prior_loss_is_two_means_not_one() -> None:
     found = prior_preserving_loss(prediction, target, 2, 0.7).item()
     assert found == pytest.approx(own + 0.7 * prior, rel=1e-5)
     assert prior_preserving_loss(prediction[:2], target[:2], 2, 0.7).item() == pytest.approx(own, rel=1e-5)
-
-
-@pytest.mark.parametrize("how", ["uniform", "logit-normal"])
-def test_timesteps_stay_in_range_and_are_centred(how: str) -> None:
-    steps = draw_timesteps(20_000, 1000, how, torch.Generator().manual_seed(3))
-    assert 0 <= steps.min() < 60
-    assert 940 < steps.max() <= 999
-    assert steps.double().mean().item() == pytest.approx(500, abs=10)

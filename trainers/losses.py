@@ -43,14 +43,6 @@ def noise_schedule(base: BaseModel) -> NoiseSchedule:
     return NoiseSchedule(scheduler, kind, scheduler.config.num_train_timesteps)
 
 
-def draw_timesteps(count: int, total: int, how: str, generator: torch.Generator) -> torch.Tensor:
-    """`count` timesteps in 0..total-1, "uniform" or "logit-normal" (centred at half the noise; Esser et al. 2024)."""
-    if how == "uniform":
-        return torch.randint(0, total, (count,), generator=generator)
-    place = torch.randn(count, generator=generator).sigmoid()
-    return (place * total).long().clamp(max=total - 1)
-
-
 def prior_preserving_loss(
     prediction: torch.Tensor, target: torch.Tensor, instances: int, prior_weight: float
 ) -> torch.Tensor:

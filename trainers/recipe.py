@@ -43,7 +43,6 @@ class Recipe(BaseModel):
     gradient_checkpointing: bool = False
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    timesteps: Literal["uniform", "logit-normal"] = "uniform"
     resolution: Annotated[int, Field(ge=16, le=4096)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 

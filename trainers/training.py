@@ -11,7 +11,7 @@ from studio.errors import StudioError
 from studio.models import BaseModel
 from studio.trainers.cache import Tensors
 from studio.trainers.data import Batch, Examples, chosen_at, generator_for
-from studio.trainers.losses import draw_timesteps, noise_schedule, prior_preserving_loss
+from studio.trainers.losses import noise_schedule, prior_preserving_loss
 from studio.trainers.recipe import Recipe
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -108,7 +108,7 @@ class Training:
             parts.append(self.classes.batch(chosen, generator))
         batch = _joined(parts)
         noise = torch.randn(batch.latents.shape, generator=generator)
-        timesteps = draw_timesteps(len(noise), self.schedule.total, recipe.timesteps, generator)
+        timesteps = torch.randint(0, self.schedule.total, (len(noise),), generator=generator)
         return Drawn(batch, noise, timesteps)
 
     def loss(self, drawn: Drawn) -> torch.Tensor:
