@@ -28,10 +28,10 @@ gpu: .venv/installed-test
 	$(BIN)/studio doctor --json > out/gpu/doctor.json
 	$(BIN)/pytest -m gpu --junit-xml out/gpu/tests.xml || { [ $$? -eq 5 ] && echo "There are no GPU tests yet."; }
 
-# Everything again and again, to find what fails one time in many; ROUNDS=20 chooses how often.
+# Everything again and again, random tests at length and anew each time; ROUNDS=20 chooses how often.
 soak: ROUNDS ?= 5
 soak: .venv/installed-test
-	for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; $(BIN)/pytest -q || exit 1; done
+	for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; STUDIO_SOAK=1 $(BIN)/pytest -q || exit 1; done
 
 # Train the embedded base anew (hours on two CPU cores).
 base: .venv/installed

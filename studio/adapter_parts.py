@@ -75,10 +75,11 @@ def take_embeddings(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str,
             found.setdefault(known[0], {})[_tower(known[1])] = _rows(tensor)
         else:
             others[key] = tensor
-    if others and set(others) <= {"emb_params", "clip_l", "clip_g"}:
+    rows = all(tensor.dim() in (1, 2) for tensor in others.values())
+    if others and rows and set(others) <= {"emb_params", "clip_l", "clip_g"}:
         found[name] = {_tower(key): _rows(tensor) for key, tensor in others.items()}
         return found, {}
-    plain = all(t.dim() in (1, 2) and t.shape[-1] in _EMBEDDING_WIDTHS and "." not in k for k, t in others.items())
+    plain = rows and all(t.shape[-1] in _EMBEDDING_WIDTHS and "." not in k for k, t in others.items())
     if others and plain and len(others) <= 16:  # as diffusers saves one: {token: tensor}
         return {key: {"*": _rows(tensor)} for key, tensor in others.items()}, {}
     return found, others
@@ -158,8 +159,9 @@ def _plain_factor(parts: Parts, alpha: float | None, settings: Settings, layer: 
     loha = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
     if names in (loha, loha | {"hada_t1", "hada_t2"}):
         first, second = (_pair(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
-        whole = first is not None and second is not None and shape_of(first) == shape_of(second)
-        return Hadamard(first, second, alpha) if whole else None
+        if first is None or second is None or shape_of(first) != shape_of(second):
+            return None
+        return Hadamard(first, second, alpha)
     return _lokr(parts, alpha, settings, layer)
 
 

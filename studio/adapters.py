@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def _read_tensors(path: Path, values: bool) -> tuple[dict[str, Tensor], dict[str
     try:
         with safe_open(path, framework="pt") as file:
             return {
-                key: file.get_tensor(key) if values or not shape else torch.empty(shape, device="meta")
+                key: file.get_tensor(key) if values or prod(shape) == 1 else torch.empty(shape, device="meta")
                 for key, shape in header.shapes.items()
             }, header.metadata
     except (SafetensorError, RuntimeError, OSError) as error:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from studio.adapters import Adapter, check_family, check_values, load_adapter
 from studio.errors import StudioError, UsageError
 from studio.factor_checks import fits, shape_of
 from studio.factors import Factor, fitted
-from studio.hush import hushed
 from studio.models import BaseModel
 from studio.untrusted import shown
 
@@ -199,8 +199,14 @@ def _merge(planned: list[tuple[list[_Change], float]], kept: dict[torch.nn.Param
                 by_parameter.setdefault(change.parameter, []).append((change, strength))
     for parameter, changes in by_parameter.items():
         total = sum(strength * change.amount() for change, strength in changes)
+        moved = (parameter.data.float() + total).to(parameter.dtype)
+        if not moved.isfinite().all():
+            raise StudioError(
+                f"The change of {shown(changes[0][0].layer)} is more than {parameter.dtype} holds.",
+                "Lower the strength, or train or export the adapter again.",
+            )
         kept[parameter] = parameter.data.to("cpu", copy=True)
-        parameter.data.copy_(parameter.data.float() + total)
+        parameter.data.copy_(moved)
 
 
 def _put_back(kept: dict[torch.nn.Parameter, Tensor]) -> None:
@@ -220,11 +226,27 @@ def _teach_words(base: BaseModel, adapter: Adapter, undo: ExitStack) -> None:
                     f"{adapter.name}: the word {shown(token)!r} has {rows.shape[-1]} numbers; the base reads {width}.",
                     "It was made for another base.",
                 )
-            if token in tokenizer.get_vocab():
+            names = [token, *(f"{token}_{n}" for n in range(1, len(rows)))]  # as diffusers expands it in a prompt
+            if known := [name for name in names if name in tokenizer.get_vocab()]:
                 raise StudioError(
-                    f"{adapter.name}: the base has the word {shown(token)!r} already.",
+                    f"{adapter.name}: the base has the word {shown(known[0])!r} already.",
                     "Import the file with a rare word as --trigger, or give it such a name.",
                 )
-            with hushed():
-                base.pipe.load_textual_inversion(rows, token=token, tokenizer=tokenizer, text_encoder=encoder)
-            undo.callback(base.pipe.unload_textual_inversion, token, tokenizer, encoder)
+            _teach(encoder, tokenizer, names, rows, undo)
+
+
+def _teach(encoder: Any, tokenizer: Any, names: list[str], rows: Tensor, undo: ExitStack) -> None:
+    """Add words with their rows of the table; diffusers' own way back leaves all but the first word behind."""
+    own, state = encoder.get_input_embeddings(), tokenizer.backend_tokenizer.to_str()
+
+    def forget() -> None:
+        encoder.set_input_embeddings(own)
+        tokenizer._tokenizer = Tokenizer.from_str(state)
+
+    undo.callback(forget)
+    tokenizer.add_tokens(names)
+    table = own.weight.data
+    new = table.new_zeros(len(tokenizer), table.shape[1])
+    new[: len(table)] = table
+    new[tokenizer.convert_tokens_to_ids(names)] = rows.to(table)
+    encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(new))

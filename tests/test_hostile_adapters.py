@@ -11,6 +11,7 @@ from watching import nothing_unpickled, watched
 from studio.adapters import check_values, load_adapter
 from studio.attaching import attach
 from studio.errors import StudioError, UsageError
+from studio.factors import LowRank
 from studio.models import find_base, load_base
 
 Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"  # [16, 16] in the tiny base
@@ -120,6 +121,22 @@ def test_what_fits_no_layer_is_refused_before_it_takes_memory(base, tmp_path, ca
         pass
 
 
+def test_numbers_whose_product_is_too_large_are_refused_without_a_trace(base, tmp_path):
+    file = saved(tmp_path / "a.safetensors", {key: tensor * 1e20 for key, tensor in lora().items()})
+    before = [weight.clone() for weight in base.unet.parameters()]
+    with pytest.raises(StudioError, match="more than"), attach(base, [(file, 1.0)]):
+        pass
+    assert all(torch.equal(*pair) for pair in zip(before, base.unet.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("values", [True, False])
+def test_an_alpha_may_have_dimensions(tmp_path, values):
+    file = saved(tmp_path / "a.safetensors", lora() | {f"{Q}.alpha": torch.full((1, 1), 4.0)})
+    (factor,) = load_adapter(file, values=values).factors.values()
+    assert isinstance(factor, LowRank)
+    assert factor.alpha == 4
+
+
 def test_eight_bits_are_read(tmp_path):
     small = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in lora().items()}
     adapter = load_adapter(saved(tmp_path / "a.safetensors", small))
@@ -135,10 +152,34 @@ def test_a_layer_that_is_there_twice_is_not_dropped_in_silence(tmp_path):
     assert set(adapter.unread) in (set(sgm), set(diffusers))
 
 
+@pytest.mark.parametrize("key", ["emb_params", "bundle_emb.zwx.emb_params"])
+@pytest.mark.parametrize("shape", [(), (1, 2, 16)])
+def test_a_word_that_is_no_table_of_rows_is_refused(tmp_path, key, shape):
+    with pytest.raises(UsageError, match="no adapter"):
+        load_adapter(saved(tmp_path / "zwx.safetensors", {key: ones(*shape)}))
+
+
 def test_a_word_that_the_base_knows_already_is_an_error_with_words(base, tmp_path):
     file = saved(tmp_path / "a.safetensors", {"bundle_emb.cat</w>.string_to_param.*": ones(1, 16)})
     with pytest.raises(StudioError, match=re.escape("cat</w>")), attach(base, [(file, 1.0)]):
         pass
+
+
+def test_a_word_of_several_rows_is_learned_and_forgotten_each_time(base, tmp_path):
+    rows = torch.randn(3, 16)
+    file = saved(tmp_path / "zwx.safetensors", {"emb_params": rows})
+    tokenizer, table = base.tokenizers[0], base.text_encoders[0].get_input_embeddings()
+    ids = tokenizer("a zwx zwx_1 cat").input_ids
+    for _ in range(2):
+        with attach(base, [(file, 1.0)]) as receipts:
+            learned = tokenizer.convert_tokens_to_ids(["zwx", "zwx_1", "zwx_2"])
+            weight = base.text_encoders[0].get_input_embeddings().weight
+            assert torch.equal(weight[learned], rows)
+            assert torch.equal(weight[: len(table.weight)], table.weight)
+            assert not weight.requires_grad
+        assert receipts[0].words == ("zwx",)
+        assert base.text_encoders[0].get_input_embeddings() is table
+        assert tokenizer("a zwx zwx_1 cat").input_ids == ids
 
 
 @pytest.mark.parametrize(
