@@ -104,7 +104,7 @@ def block_sums(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _weight_and_change(base: "BaseModel", layer: str, factor: Factor) -> tuple[Tensor, Tensor] | None:
     """The weight of `layer` and what happens to it, of one shape; None where the base has none that fits."""
-    from studio.attaching import layer_of  # with diffusers behind it, which takes seconds
+    from studio.placing import layer_of  # with diffusers behind it, which takes seconds
 
     module: Any = layer_of(base, layer)
     if module is None:

@@ -92,7 +92,7 @@ def test_nothing_is_left_behind_by_an_accident(base, tiny_loras, accident):
 
 def test_nothing_is_left_behind_by_an_interrupted_start(base, tiny_loras, monkeypatch):
     before = snapshot(base)
-    monkeypatch.setattr("studio.attaching._teach_words", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("studio.attaching.teach_words", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt), attach(base, [(file, 1.0) for file in tiny_loras]):
         pass
     assert snapshot(base) == before
