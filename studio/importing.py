@@ -44,7 +44,7 @@ def import_adapter(library: Library, arrival: Arrival) -> tuple[Concept, Adapter
         _check_expected(path / PEFT_WEIGHTS if path.is_dir() else path, arrival.sha256)
     adapter = load_adapter(path, values=False, allow_pickle=arrival.allow_pickle)
     base, family = _base_for(adapter, arrival.base)
-    trigger = arrival.trigger or _suggested(adapter)
+    trigger = arrival.trigger or _suggested(adapter, arrival.class_word)
     ensure_writable(library.root)
     staging = library.root / f".importing-{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -120,13 +120,14 @@ def _base_for(adapter: Adapter, base: str | None) -> tuple[str, str]:
     return adapter.family, adapter.family
 
 
-def _suggested(adapter: Adapter) -> str:
+def _suggested(adapter: Adapter, class_word: str) -> str:
+    """The surest word; the class at its end is left out, as it follows in prompts anyway."""
     words = trigger_words(adapter.metadata, adapter.embeddings)
     if not words:
         raise UsageError(
             f"{adapter.name} does not tell which word calls it.", "Look it up where you got the file: --trigger WORD."
         )
-    return words[0]
+    return words[0].removesuffix(f" {class_word}")
 
 
 def _kind(adapter: Adapter) -> str:

@@ -111,7 +111,7 @@ def test_values_that_cannot_be_used_are_refused_and_leave_nothing(library, tmp_p
 def test_the_trigger_is_taken_from_the_metadata_where_none_is_given(library, tmp_path):
     tags = {"ss_tag_frequency": json.dumps({"10_x": {"zwx \x1b[1mcat": 10, "hat": 2}})}
     concept, _ = bring(library, write_kohya(tmp_path / "a.safetensors", tags), trigger=None)
-    assert concept.trigger == "zwx cat"
+    assert (concept.trigger, concept.phrase) == ("zwx", "zwx cat")
     concept, _ = bring(library, write_kohya(tmp_path / "a.safetensors", tags), name="rex")
     assert concept.trigger == "sks"
 
