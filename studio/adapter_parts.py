@@ -14,6 +14,7 @@ from studio.factor_checks import shape_of
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
 from studio.flux_names import from_flux
 
+PER_LAYER = "layers"  # the rows of a word that has one for each cross-attention (P+, ED-LoRA)
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' own, a JSON object: ranks and alphas as PEFT keeps them
 COMPONENT_KEY = "studio.component"  # which part of the pipeline a PEFT folder is for, whose keys do not say
 Tensor = torch.Tensor
@@ -235,7 +236,7 @@ def _text_encoder(places: Mapping[str, Place], tensors: Mapping[str, Tensor]) ->
 
 
 def _tower(part: str) -> str:
-    return part if part in ("clip_l", "clip_g") else "*"
+    return part if part in ("clip_l", "clip_g", PER_LAYER) else "*"
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Adapter files of every common convention, read into one form that no model has a part in."""
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite, prod
@@ -11,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from studio.adapter_family import NAMES, family_of
-from studio.adapter_parts import METADATA_KEY, make_factors, take_embeddings
+from studio.adapter_parts import METADATA_KEY, PER_LAYER, make_factors, take_embeddings
 from studio.concepts import Concept, check_hash
 from studio.errors import StudioError, UsageError
 from studio.factor_checks import alphas_of, is_active
@@ -34,8 +35,9 @@ _NUMBERS = (
 class Adapter:
     """What a file changes: factors and biases by "component.path.of.layer", in the names of diffusers.
 
-    `embeddings` are new words: token -> {"clip_l" or "clip_g" or "*": [n, width]}. `unread` are keys that nothing
-    explains. `family` is None where the file does not tell.
+    `embeddings` are new words: token -> {"clip_l" or "clip_g" or "*": [n, width]}, or "layers" for ED-LoRA's, which
+    have one row for each cross-attention. `unread` are keys that nothing explains. `family` is None where the file does
+    not tell.
     """
 
     name: str
@@ -188,6 +190,10 @@ def _joined(name: str, parts: list[Adapter]) -> Adapter:
 def _unpickle(path: Path) -> Any:
     """Tensors and plain containers only, by torch's restricted unpickler."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                    raise ValueError("it is compressed, which torch never does")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a hostile file provokes; nothing of it has run
         raise UsageError(
@@ -211,7 +217,7 @@ def _flatten(content: Any) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             flat[str(key)] = value
         elif isinstance(value, dict) and key == "new_concept_embedding":
-            flat |= {f"bundle_emb.{token}.string_to_param.*": one for token, one in value.items()}
+            flat |= {f"bundle_emb.{token}.{PER_LAYER}": one for token, one in value.items()}
         elif isinstance(value, dict):
             flat |= {f"{key}.{inner}": one for inner, one in value.items()}
     return {key: value.detach() for key, value in flat.items() if isinstance(value, Tensor) and _is_plain(value)}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from studio.adapter_parts import PER_LAYER
 from studio.adapters import Adapter, load_adapter
 from studio.errors import StudioError
 from studio.models import BaseModel
@@ -66,6 +67,8 @@ def teach_words(base: BaseModel, adapter: Adapter, undo: ExitStack) -> None:
     towers = {"clip_l": 0, "clip_g": 1, "*": 0}
     for token, embeddings in adapter.embeddings.items():
         for tower, rows in embeddings.items():
+            if tower == PER_LAYER:  # the receipt says that it has no effect
+                continue
             encoder, tokenizer = base.text_encoders[towers[tower]], base.tokenizers[towers[tower]]
             width = encoder.get_input_embeddings().weight.shape[1]  # pyright: ignore
             if rows.shape[-1] != width:

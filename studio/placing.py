@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from studio.adapter_parts import PER_LAYER
 from studio.adapters import Adapter, check_family, check_values
 from studio.errors import UsageError
 from studio.factor_checks import fits, shape_of
@@ -23,7 +24,8 @@ class Receipt:
     the base has beside them under the same names but the file leaves alone (`missing`).
 
     `effect` is the median over matched layers of |change x| / |weight x| for a random input x, at `strength`;
-    `words` are the tokens of embeddings that came along; `unread` the keys of the file that nothing explains.
+    `words` are the tokens of embeddings that came along; `unread` the keys of the file that nothing explains, and words
+    with a row for each layer, which the studio does not apply.
     """
 
     adapter: str
@@ -140,16 +142,18 @@ def receipt_of(placed: Placed, base: BaseModel, strength: float) -> Receipt:
     """The receipt of an adapter that acts on `base` with `strength`."""
     adapter, changes, unmatched = placed.adapter, placed.changes, placed.unmatched
     reached = {change.layer for change in changes}
+    words = tuple(token for token, towers in adapter.embeddings.items() if set(towers) != {PER_LAYER})
     matched = Counter(layer.partition(".")[0] for layer in reached)
     effects = [_probe(change) for change in changes if change.factor is not None and change.parameter.dim() > 1]
     effect = abs(strength) * (float(torch.tensor(effects).median()) if effects else 0.0)
+    scattered = tuple(f"the word {token} (a row for each layer)" for token in adapter.embeddings if token not in words)
     by_component: dict[str, tuple[str, ...]] = {}
     for layer in unmatched:
         component = layer.partition(".")[0]
         by_component[component] = (*by_component.get(component, ()), layer)
     return Receipt(
         adapter.name, adapter.family, base.source.name, base.family, strength, dict(matched), by_component,
-        _missing(base, reached), adapter.unread, tuple(adapter.embeddings), effect,
+        _missing(base, reached), (*adapter.unread, *scattered), words, effect,
     )  # fmt: skip
 
 

@@ -1,3 +1,4 @@
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -166,3 +167,24 @@ def test_the_family_in_the_metadata_comes_first(tiny_loras, tmp_path):
     save_file(load_file(tiny_loras[1]), file, {"studio.family": "sd15"})
     assert load_adapter(file).family == "sd15"
     assert load_adapter(tiny_loras[1]).family == "sdxl"
+
+
+def test_a_word_with_a_row_for_each_layer_is_named_as_without_effect(base, tmp_path):
+    file = tmp_path / "ed.pth"
+    path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair = {f"{path}_lora.down.weight": torch.ones(2, 16), f"{path}_lora.up.weight": torch.ones(16, 2)}
+    torch.save({"params": {"new_concept_embedding": {"<new0>": torch.ones(16, 16)}, "unet": pair}}, file)
+    with attach(base, [(load_adapter(file, allow_pickle=True), 1.0)]) as (receipt,):
+        assert "<new0>" not in base.tokenizers[0].get_vocab()
+    assert receipt.words == ()
+    assert "the word <new0> (a row for each layer)" in (receipt.warning() or "")
+
+
+def test_a_compressed_pickle_is_refused(tmp_path):
+    plain, packed = tmp_path / "a.pth", tmp_path / "b.pth"
+    torch.save({"x": torch.zeros(100)}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for one in source.infolist():
+            target.writestr(one.filename, source.read(one))
+    with pytest.raises(UsageError, match="compressed"):
+        load_adapter(packed, allow_pickle=True)

@@ -1,0 +1,220 @@
+"""k adapters on one base at once: stacked by layer, and gated by data in every forward."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from studio.adapters import Adapter
+from studio.attaching import merge, teach_words
+from studio.errors import StudioError
+from studio.factors import Kronecker, LowRank, low_rank_form
+from studio.gates import Gate
+from studio.kernels.kronecker import kronecker_linear
+from studio.kernels.multi_adapter import Factors, Weights, multi_adapter
+from studio.models import BaseModel
+from studio.placing import Change, Placed, Receipt, place, receipt_of
+
+Tensor = torch.Tensor
+_Other = Callable[[Tensor, Tensor], Tensor]  # (input, the base's output) -> the change of the output
+_READS_TEXT = ("attn2.to_k", "attn2.to_v")
+
+
+@dataclass
+class _Layer:
+    """What the adapters do to one layer; `columns` are those of the bank that act on it, in the order of `low`."""
+
+    module: nn.Module
+    stream: str
+    columns: list[int] = field(default_factory=list)
+    low: Factors | None = None
+    others: list[tuple[int, _Other]] = field(default_factory=list)
+
+
+class AdapterBank:
+    """Adapters installed side by side on `base`; who acts where is the gate of each forward.
+
+    Inside `installed()` the layers add what the gate lets through, `gate` being set by `use`; without one, or with all
+    weights zero, the base computes bit for bit what it computes alone. Inside `merged()` one weight an adapter is added
+    to the base's own weights instead: nothing is paid in the forward. Either way nothing is left behind.
+    """
+
+    def __init__(self, base: BaseModel, adapters: Sequence[Adapter]) -> None:
+        self.base = base
+        self.placed: list[Placed] = [place(base, adapter) for adapter in adapters]
+        self.gate: Gate | None = None
+        self._layers: list[_Layer] | None = None
+
+    @property
+    def count(self) -> int:
+        """k."""
+        return len(self.placed)
+
+    def receipts(self, strengths: Sequence[float]) -> list[Receipt]:
+        """What each adapter does to the base at its strength."""
+        with torch.no_grad():
+            return [receipt_of(one, self.base, s) for one, s in zip(self.placed, strengths, strict=True)]
+
+    @contextmanager
+    def use(self, gate: Gate) -> Iterator[None]:
+        """Let `gate` decide in every forward of the block; the one before comes back at the end."""
+        before, self.gate = self.gate, gate
+        try:
+            yield
+        finally:
+            self.gate = before
+
+    @contextmanager
+    def installed(self) -> Iterator["AdapterBank"]:
+        """Hook the layers, and teach the base the adapters' words, while the block runs."""
+        if self._layers is None:
+            self._layers = _stack(self.placed)
+        with ExitStack() as undo:
+            for layer in self._layers:
+                undo.callback(layer.module.register_forward_hook(self._hook(layer)).remove)
+            for one in self.placed:
+                teach_words(self.base, one.adapter, undo)
+            yield self
+
+    @contextmanager
+    def merged(self, strengths: Sequence[float]) -> Iterator[None]:
+        """Add every adapter times its strength to the base's weights while the block runs."""
+        with ExitStack() as undo, torch.no_grad():
+            merge(list(zip(self.placed, strengths, strict=True)), undo)
+            for one in self.placed:
+                teach_words(self.base, one.adapter, undo)
+            with torch.enable_grad():
+                yield
+
+    def _hook(self, layer: _Layer) -> Callable[..., Tensor | None]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if self.gate is None or self.gate.silent:
+                return None
+            return _add(layer, args[0], output, self.gate)
+
+        return add
+
+
+def _add(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
+    """`output` [B, ..., out] with what the gate lets through added."""
+    if len(x) != gate.samples:
+        raise StudioError(
+            f"The gate is for {gate.samples} samples; a layer got {len(x)}.", "Make a gate for the batch."
+        )
+    image = output.dim() == 4  # [B, out, h, w]; else [B, N, out] or [B, out]
+    rows = output.shape[0] * (prod(output.shape[2:]) if image else prod(output.shape[1:-1]))
+    total = output.new_zeros(rows, output.shape[1] if image else output.shape[-1])
+    if layer.low is not None:
+        weights = _weights(layer, output, gate.of(layer.columns))
+        total = total + _low_rank(layer, x, weights)
+    for column, change in layer.others:
+        weights = _weights(layer, output, gate.of([column]))
+        if bool(weights.dense.any()):
+            moved = change(x, output)
+            total = total + weights.dense * (moved.flatten(2).transpose(1, 2) if image else moved).reshape(rows, -1)
+    if image:
+        return output + total.unflatten(0, (len(x), -1)).transpose(1, 2).reshape(output.shape)
+    return output + total.reshape(output.shape)
+
+
+def _weights(layer: _Layer, output: Tensor, gate: Gate) -> Weights:
+    if output.dim() == 4:
+        return gate.on_grid(*output.shape[2:])
+    if output.dim() == 2:
+        return gate.on_samples()
+    tokens = output.shape[1]
+    if layer.stream == "image":
+        return gate.on_tokens(tokens)
+    return gate.on_text(tokens) if layer.stream == "text" else gate.everywhere(tokens)
+
+
+def _low_rank(layer: _Layer, x: Tensor, weights: Weights) -> Tensor:
+    """[rows, out]. A convolution shrinks as one where most adapters act, and else over the patches at work."""
+    assert layer.low is not None
+    if x.dim() < 4:
+        return multi_adapter(x.reshape(-1, x.shape[-1]), layer.low, weights)
+    module: Any = layer.module
+    k, rank, _ = layer.low.down.shape
+    if weights.sparse and k > 1:
+        patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+        return multi_adapter(patches.transpose(1, 2).flatten(0, 1), layer.low, weights)
+    down = layer.low.down.reshape(k * rank, x.shape[1], *module.kernel_size)
+    hidden = F.conv2d(x, down, None, module.stride, module.padding, module.dilation)
+    hidden = hidden.flatten(2).transpose(1, 2).reshape(-1, k, rank) * weights.dense[:, :, None]
+    return hidden.flatten(1) @ layer.low.up.reshape(k * rank, -1)
+
+
+def _stack(placed: Sequence[Placed]) -> list[_Layer]:
+    """The layers that any adapter changes, their low-rank factors stacked."""
+    layers: dict[nn.Module, _Layer] = {}
+    pairs: dict[nn.Module, list[LowRank]] = {}
+    for column, one in enumerate(placed):
+        for change in one.changes:
+            layer = layers.setdefault(change.module, _Layer(change.module, _stream(change.layer)))
+            pair = _pair(change)
+            if pair is not None:
+                layer.columns.append(column)
+                pairs.setdefault(change.module, []).append(pair)
+            else:
+                layer.others.append((column, _other(change)))
+    for module, several in pairs.items():
+        layers[module].low = _stacked_factors(several, module)
+    return list(layers.values())
+
+
+def _stream(layer: str) -> str:
+    if not layer.startswith("unet."):
+        return "words"
+    return "text" if layer.endswith(_READS_TEXT) else "image"
+
+
+def _pair(change: Change) -> LowRank | None:
+    """The change as a pair of matrices, where that is its own form."""
+    if isinstance(change.factor, LowRank) and isinstance(change.module, nn.Linear | nn.Conv2d):
+        return low_rank_form(change.factor)
+    return None
+
+
+def _stacked_factors(pairs: list[LowRank], module: nn.Module) -> Factors:
+    weight: Any = module.weight
+    rank = max(pair.rank for pair in pairs)
+    inputs = weight[0].numel()
+    down = weight.new_zeros(len(pairs), rank, inputs)
+    up = weight.new_zeros(len(pairs), rank, len(weight))
+    for a, pair in enumerate(pairs):
+        down[a, : pair.rank] = pair.down.reshape(pair.rank, -1)
+        up[a, : pair.rank] = pair.up.flatten(1).T
+    return Factors(down, up)
+
+
+def _other(change: Change) -> _Other:
+    """The change of the layer's output at weight 1, for what is no pair of matrices."""
+    module: Any = change.module
+    if change.factor is None:
+        amount = change.amount().to(change.parameter.dtype)
+        shape = (-1, 1, 1) if isinstance(module, nn.Conv2d | nn.GroupNorm) else (-1,)
+        return lambda x, output: amount.reshape(shape).expand_as(output)
+    if isinstance(change.factor, Kronecker) and isinstance(module, nn.Linear):
+        a, b = (one.to(module.weight) for one in change.factor.matrices())
+        scale, layout = change.factor.scale, change.factor.layout
+        return lambda x, output: scale * kronecker_linear(x, a, b, layout)
+    amount = change.amount().to(change.parameter.dtype)
+    match module:
+        case nn.Linear():
+            return lambda x, output: F.linear(x, amount)
+        case nn.Conv2d():
+            return lambda x, output: F.conv2d(
+                x, amount, None, module.stride, module.padding, module.dilation, module.groups
+            )
+        case nn.LayerNorm():
+            return lambda x, output: F.layer_norm(x, module.normalized_shape, amount, None, module.eps)
+        case nn.GroupNorm():
+            return lambda x, output: F.group_norm(x, module.num_groups, amount, None, module.eps)
+    raise StudioError(
+        f"{change.layer} is a {type(module).__name__}, on which adapters can only be merged.", "Use --method merge."
+    )

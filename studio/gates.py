@@ -1,0 +1,107 @@
+"""Gates: which adapter acts how strongly where, as data. Merging, switching, branches and regions are all gates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from studio.errors import StudioError
+from studio.kernels.multi_adapter import Weights
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Weights [B, k] of k adapters on B samples, times an `image` mask [B, k, H, W] over the latents and a `text` mask
+    [B, k, N] over the tokens of the prompt; None stands for ones.
+
+    Layers of the picture see the mask averaged to their own grid, layers that read the text see the text mask, and
+    those that see neither (timestep, pooled text) the mean of the image mask.
+    """
+
+    weights: Tensor
+    image: Tensor | None = None
+    text: Tensor | None = None
+    _known: dict[tuple[str, tuple[int, ...]], Weights] = field(default_factory=dict, repr=False, compare=False)
+    _parts: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return len(self.weights)
+
+    @property
+    def silent(self) -> bool:
+        """Whether no adapter acts anywhere."""
+        return not bool(self.weights.any())
+
+    def of(self, columns: list[int]) -> "Gate":
+        """The gate of some of the adapters, in that order."""
+        key = tuple(columns)
+        if key == tuple(range(self.weights.shape[1])):
+            return self
+        if key not in self._parts:
+            image = None if self.image is None else self.image[:, columns]
+            text = None if self.text is None else self.text[:, columns]
+            self._parts[key] = Gate(self.weights[:, columns], image, text)
+        return self._parts[key]
+
+    def on_grid(self, height: int, width: int) -> Weights:
+        """For the B h w pixels of a layer with that grid."""
+        return self._remembered("grid", (height, width), lambda: self._pixels(height, width))
+
+    def on_tokens(self, count: int) -> Weights:
+        """For the B N tokens of an image layer that tells only how many there are; raises StudioError for a number
+        that no level of the latents has."""
+        if self.image is None:
+            return self.everywhere(count)
+        height, width = self.image.shape[2:]
+        while height * width > count and height * width > 1:
+            height, width = -(-height // 2), -(-width // 2)
+        if height * width != count:
+            raise StudioError(
+                f"A layer has {count} image tokens; latents of {self.image.shape[2]} x {self.image.shape[3]} have no"
+                " such level.",
+                "This network is built unlike SD1.5 and SDXL; use a gate without an image mask.",
+            )
+        return self.on_grid(height, width)
+
+    def everywhere(self, count: int) -> Weights:
+        """For B N tokens that the masks do not concern."""
+        return self._remembered("all", (count,), lambda: self._everywhere(count))
+
+    def on_text(self, count: int) -> Weights:
+        """For the B N tokens of the text."""
+        return self._remembered("text", (count,), lambda: self._words(count))
+
+    def on_samples(self) -> Weights:
+        """For B vectors."""
+        return self._remembered("samples", (), self._vectors)
+
+    def _pixels(self, height: int, width: int) -> Tensor:
+        if self.image is None:
+            return self._everywhere(height * width)
+        mask = F.adaptive_avg_pool2d(self.image, (height, width))
+        return (self.weights[:, :, None, None] * mask).flatten(2).transpose(1, 2).flatten(0, 1)
+
+    def _everywhere(self, count: int) -> Tensor:
+        return self.weights.repeat_interleave(count, dim=0)
+
+    def _words(self, count: int) -> Tensor:
+        if self.text is None:
+            return self._everywhere(count)
+        if self.text.shape[2] != count:
+            raise StudioError(
+                f"The gate's text mask is for {self.text.shape[2]} tokens; the text has {count}.", "Make it anew."
+            )
+        return (self.weights[:, :, None] * self.text).transpose(1, 2).flatten(0, 1)
+
+    def _vectors(self) -> Tensor:
+        return self.weights if self.image is None else self.weights * self.image.mean((2, 3))
+
+    def _remembered(self, kind: str, size: tuple[int, ...], make: Callable[[], Tensor]) -> Weights:
+        if (kind, size) not in self._known:
+            self._known[kind, size] = Weights.of(make())
+        return self._known[kind, size]

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from studio.kernels.multi_adapter import Factors, Weights, multi_adapter, reference, routed, stacked
+
+
+def problem(tokens: int, k: int, share: float, seed: int = 0):
+    """x, factors and weights [T, k] of which about `share` are not zero, in float64."""
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, 7, generator=rng, dtype=torch.float64)
+    down = torch.randn(k, 3, 7, generator=rng, dtype=torch.float64)
+    up = torch.randn(k, 3, 5, generator=rng, dtype=torch.float64)
+    dense = torch.rand(tokens, k, generator=rng, dtype=torch.float64)
+    return x, Factors(down, up), dense * (torch.rand(tokens, k, generator=rng) < share)
+
+
+@pytest.mark.parametrize(("tokens", "k", "share"), [(11, 1, 1.0), (20, 4, 1.0), (20, 4, 0.2), (1, 3, 0.5), (9, 2, 0.0)])
+def test_both_ways_equal_the_loop(tokens, k, share):
+    x, factors, dense = problem(tokens, k, share)
+    truth = reference(x, factors, dense)
+    torch.testing.assert_close(stacked(x, factors, dense), truth, atol=1e-12, rtol=0)
+    torch.testing.assert_close(routed(x, factors, Weights.of(dense)), truth, atol=1e-12, rtol=0)
+
+
+def test_the_loop_is_the_sum_of_dense_changes():
+    x, factors, dense = problem(6, 3, 0.7)
+    for t in range(6):
+        change = sum(dense[t, a] * factors.up[a].T @ factors.down[a] for a in range(3))
+        torch.testing.assert_close(reference(x, factors, dense)[t], change @ x[t], atol=1e-12, rtol=0)
+
+
+def test_disjoint_regions_gather_every_token_once():
+    dense = torch.eye(8).repeat_interleave(16, 0)
+    weights = Weights.of(dense)
+    assert weights.index.shape == (8, 16)
+    assert sorted(weights.index.flatten().tolist()) == list(range(128))
+    assert weights.sparse
+
+
+def test_few_pairs_are_routed_and_many_are_stacked(monkeypatch):
+    used = []
+    for name in ("routed", "stacked"):
+        monkeypatch.setattr(f"studio.kernels.multi_adapter.{name}", lambda *a, name=name: used.append(name))
+    x, factors, _ = problem(8, 4, 1.0)
+    multi_adapter(x, factors, Weights.of(torch.eye(4).repeat(2, 1)))
+    multi_adapter(x, factors, Weights.of(torch.ones(8, 4)))
+    assert used == ["routed", "stacked"]
