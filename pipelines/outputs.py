@@ -93,4 +93,3 @@ def _unused(folder: Path, stem: str) -> Path:
         n += 1
         path = folder / f"{stem}-{n}.png"
     return path
-

@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_counted_and_named(base, tiny_loras, tmp_path):
     nowhere |= {f"unet.down_blocks.9.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
     file = changed(one, tmp_path / "part.safetensors", **nowhere, **{f"{Q}.lora_B.weight": torch.ones(32, 2)})
     with attach(base, [(file, 1.0)]) as receipts:
-        said = receipts[0].warning()
+        said = receipts[0].warning() or ""
     assert receipts[0].matched == {"unet": count - 1}
     assert set(receipts[0].unmatched["unet"]) == {Q, "unet.down_blocks.9.to_q"}
     assert said.startswith(f"part: {count - 1} layers take effect; 4 entries")

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from test_attaching import outputs, snapshot
@@ -6,7 +8,7 @@ from studio.adapters import Adapter, load_adapter
 from studio.attaching import attach
 from studio.bank import AdapterBank
 from studio.errors import StudioError
-from studio.factors import Dora, Full, Hadamard, Kronecker, LowRank
+from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
 from studio.gates import Gate
 from studio.models import find_base, load_base
 
@@ -49,7 +51,7 @@ def every_kind(base) -> Adapter:
     return Adapter("kinds", "test", "sdxl", factors, biases)
 
 
-def noise(samples: int) -> dict[str, torch.Tensor]:
+def noise(samples: int) -> dict[str, Any]:
     rng = torch.Generator().manual_seed(1)
     added = {"text_embeds": torch.randn(samples, 24, generator=rng), "time_ids": torch.full((samples, 6), 32.0)}
     return {
@@ -144,7 +146,7 @@ def test_text_layers_change_only_their_own_words(base):
 
 def test_many_disjoint_regions_equal_one_region_after_the_other(base):
     """The gathered path, for matrices and for convolutions."""
-    factors = [{LINEAR: low(16, 16, seed=n), CONV: low(16, 8, 3, 3, seed=n)} for n in range(4)]
+    factors: list[dict[str, Factor]] = [{LINEAR: low(16, 16, seed=n), CONV: low(16, 8, 3, 3, seed=n)} for n in range(4)]
     bank = AdapterBank(base, [Adapter(f"a{n}", "test", "sdxl", f) for n, f in enumerate(factors)])
     masks = torch.stack([(torch.arange(8) // 2 == n).float().expand(8, 8) for n in range(4)])[None]
     with bank.installed(), bank.use(Gate(torch.ones(1, 4), masks)):

@@ -25,7 +25,7 @@ def test_both_ways_equal_the_loop(tokens, k, share):
 def test_the_loop_is_the_sum_of_dense_changes():
     x, factors, dense = problem(6, 3, 0.7)
     for t in range(6):
-        change = sum(dense[t, a] * factors.up[a].T @ factors.down[a] for a in range(3))
+        change = torch.stack([dense[t, a] * factors.up[a].T @ factors.down[a] for a in range(3)]).sum(0)
         torch.testing.assert_close(reference(x, factors, dense)[t], change @ x[t], atol=1e-12, rtol=0)
 
 
