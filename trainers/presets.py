@@ -69,7 +69,7 @@ def _own(preset: str) -> dict[str, Any]:
 
     The convolutions are what draws a shape that the base has never seen: without them hats and balloons stay blobs.
     """
-    steps = {"quick": 120, "normal": 300, "best": 800}[preset]
+    steps = {"quick": 120, "normal": 280, "best": 800}[preset]
     return {
         "rank": 16,
         "alpha": 16.0,
