@@ -16,7 +16,7 @@ from studio.home import write_atomic
 SCHEMA = 1
 CONCEPT_FILE = "concept.json"
 ADAPTER_FILE = "adapter.safetensors"
-_PLACEHOLDER = re.compile(r"<([^<>\s]+)>")
+PLACEHOLDER = re.compile(r"<([^<>\s]+)>")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -121,7 +121,7 @@ def check_hash(concept: Concept) -> None:
 
 def placeholders(prompt: str) -> list[str]:
     """The names that stand in `prompt` as `<name>`, each once, in order."""
-    return list(dict.fromkeys(_PLACEHOLDER.findall(prompt)))
+    return list(dict.fromkeys(PLACEHOLDER.findall(prompt)))
 
 
 def expand_prompt(prompt: str, concepts: Sequence[Concept]) -> str:
@@ -139,7 +139,7 @@ def expand_prompt(prompt: str, concepts: Sequence[Concept]) -> str:
             )
         return phrases[name]
 
-    return _PLACEHOLDER.sub(phrase, prompt)
+    return PLACEHOLDER.sub(phrase, prompt)
 
 
 def _remedy(name: str, phrases: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from studio import torchvision_guard
+from studio.concepts import Concept
 
 torchvision_guard.install()
 
@@ -189,3 +190,16 @@ def tiny_loras(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
         build_lora(tiny_sdxl, folder / "one.safetensors", seed=1),
         build_lora(tiny_sdxl, folder / "two.safetensors", seed=2, rank=3, alpha=3, text=True),
     ]
+
+
+@pytest.fixture(scope="session")
+def tiny_concepts(tiny_loras: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Concept]:
+    """milo and rex, with the adapters of `tiny_loras`."""
+    found = []
+    for file, name, trigger, class_word in zip(
+        tiny_loras, ("milo", "rex"), ("sks", "ohwx"), ("cat", "dog"), strict=True
+    ):
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "adapter.safetensors").symlink_to(file)
+        found.append(Concept(name, trigger, class_word, "tiny", "sdxl", "lora", folder))
+    return found

@@ -19,17 +19,9 @@ def base(tiny_sdxl):
     return load_base(find_base(str(tiny_sdxl)), "cpu")
 
 
-@pytest.fixture(scope="module")
-def concepts(tiny_loras, tmp_path_factory) -> list[Concept]:
-    """milo and rex, with the adapters of `tiny_loras`."""
-    found = []
-    for file, name, trigger, class_word in zip(
-        tiny_loras, ("milo", "rex"), ("sks", "ohwx"), ("cat", "dog"), strict=True
-    ):
-        folder = tmp_path_factory.mktemp(name)
-        (folder / "adapter.safetensors").symlink_to(file)
-        found.append(Concept(name, trigger, class_word, "tiny", "sdxl", "lora", folder))
-    return found
+@pytest.fixture
+def concepts(tiny_concepts: list[Concept]) -> list[Concept]:
+    return tiny_concepts
 
 
 def difference(one: Image, other: Image) -> int:

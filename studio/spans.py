@@ -1,0 +1,49 @@
+"""Where a concept's words are in a prompt, and which tokens they become: by offsets, for every tokenizer. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from studio.concepts import PLACEHOLDER, Concept, expand_prompt
+from studio.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A prompt with every `<name>` spelled out, and where: (start, end) in characters, by concept."""
+
+    text: str
+    places: dict[str, list[tuple[int, int]]]
+
+    def tokens(self, tokenizer: Any, name: str) -> list[int]:
+        """The positions of the concept's tokens in what `tokenizer` makes of the text, its beginning mark counted.
+
+        Raises UsageError where the words lie beyond what the tokenizer reads.
+        """
+        coded = tokenizer(
+            self.text, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True
+        )
+        found = [
+            position
+            for position, (start, end) in enumerate(coded["offset_mapping"])
+            if start < end and any(start < last and end > first for first, last in self.places[name])
+        ]
+        if not found:
+            raise UsageError(
+                f"The words of <{name}> lie beyond the {tokenizer.model_max_length} tokens that the base reads.",
+                "Shorten the prompt, or name the concept earlier.",
+            )
+        return found
+
+
+def spell(prompt: str, concepts: Sequence[Concept]) -> Spelled:
+    """`prompt` with the phrase of each concept for its `<name>`; raises UsageError for a name not among `concepts`."""
+    expand_prompt(prompt, concepts)  # which knows what to say of a name that is not there
+    phrases = {concept.name: concept.phrase for concept in concepts}
+    places: dict[str, list[tuple[int, int]]] = {concept.name: [] for concept in concepts}
+    text, read = "", 0
+    for found in PLACEHOLDER.finditer(prompt):
+        text += prompt[read : found.start()]
+        places[found[1]].append((len(text), len(text) + len(phrases[found[1]])))
+        text, read = text + phrases[found[1]], found.end()
+    return Spelled(text + prompt[read:], places)

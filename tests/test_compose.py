@@ -1,0 +1,160 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_attaching import snapshot
+from test_generate import difference
+
+from studio.adapters import load_concept
+from studio.bank import AdapterBank
+from studio.errors import UsageError
+from studio.events import Step, silent
+from studio.models import find_base, load_base
+from studio.pipelines.baselines import Composite, Merge, Recentred, Switch
+from studio.pipelines.compose import compose, denoise, start
+from studio.pipelines.generate import generate
+from studio.pipelines.settings import GenerateSettings
+from studio.regions import Box, Layout
+
+SETTINGS = GenerateSettings("a <milo> and an <rex> on the grass", "night", steps=4, guidance=4.0, seed=7, count=2)
+ALL = [Merge(), Switch(2), Composite(), Recentred()]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_sdxl):
+    return load_base(find_base(str(tiny_sdxl)), "cpu")
+
+
+@pytest.fixture
+def concepts(tiny_concepts):
+    return tiny_concepts
+
+
+def latents(base, concepts, composer, settings=SETTINGS, strengths=(1.0, 1.0)):
+    """What the loop makes before decoding, and the run."""
+    bank = AdapterBank(base, [load_concept(one) for one in concepts])
+    with bank.merged(strengths) if composer.folds else bank.installed():
+        run = start(base, bank, settings, list(concepts), tuple(strengths), None)
+        composer.begin(run)
+        with torch.no_grad():
+            return denoise(run, composer, settings, silent), run
+
+
+def test_merging_is_what_generate_draws(base, concepts):
+    pairs = [(one, s) for one, s in zip(concepts, (0.8, 0.5), strict=True)]
+    ours, theirs = compose(base, SETTINGS, pairs, Merge(), silent), generate(base, SETTINGS, pairs, silent)
+    assert all(difference(*two) <= 1 for two in zip(ours, theirs, strict=True))
+    assert difference(ours[0], generate(base, SETTINGS, [(c, 0.0) for c, _ in pairs], silent)[0]) > 10
+
+
+@pytest.mark.parametrize("composer", ALL[1:], ids=lambda one: type(one).__name__)
+def test_one_adapter_through_any_method_is_itself(base, concepts, composer):
+    settings = dataclasses.replace(SETTINGS, prompt="a <milo> on the grass")
+    alone, _ = latents(base, concepts[:1], Switch(), settings, [0.7])
+    merged, _ = latents(base, concepts[:1], Merge(), settings, [0.7])
+    found, _ = latents(base, concepts[:1], composer, settings, [0.7])
+    if isinstance(composer, Recentred):  # which adds and takes away the base
+        torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+    else:
+        assert torch.equal(found, alone)
+    torch.testing.assert_close(found, merged, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("composer", ALL, ids=lambda one: type(one).__name__)
+def test_strength_zero_is_the_base_bit_for_bit(base, concepts, composer):
+    if isinstance(composer, Recentred):
+        pytest.skip("sums the base with weights that round")
+    found, _ = latents(base, concepts, composer, strengths=(0.0, 0.0))
+    truth, _ = latents(base, concepts, Merge(), strengths=(0.0, 0.0))
+    assert torch.equal(found, truth)
+
+
+def test_switch_takes_turns_as_the_paper_counts(base, concepts):
+    _, run = latents(base, concepts, Switch(), dataclasses.replace(SETTINGS, steps=1))
+    turns = []
+    for run.step in range(12):
+        (branch,) = Switch(5).branches(run)
+        turns.append([n for n, w in enumerate(branch.weights) if w])
+    assert turns == [[0]] * 5 + [[1]] * 5 + [[0]] * 2
+
+
+@pytest.mark.parametrize(("composer", "branches"), [(Merge(), 1), (Switch(2), 1), (Composite(), 2), (Recentred(), 3)])
+def test_every_branch_of_a_step_is_one_forward(base, concepts, composer, branches):
+    _, run = latents(base, concepts, composer)
+    assert run.denoiser.forwards == SETTINGS.steps
+    assert run.denoiser.rows == SETTINGS.steps * branches * 2 * SETTINGS.count
+
+
+def test_small_batches_change_nothing_but_rounding(base, concepts):
+    whole, _ = latents(base, concepts, Composite())
+    bank = AdapterBank(base, [load_concept(one) for one in concepts])
+    with bank.installed():
+        run = start(base, bank, SETTINGS, list(concepts), (1.0, 1.0), None)
+        run.denoiser.max_rows = 3
+        Composite().begin(run)
+        with torch.no_grad():
+            parts = denoise(run, Composite(), SETTINGS, silent)
+    assert run.denoiser.forwards == SETTINGS.steps * 3
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
+
+
+def test_copies_of_one_adapter_composite_to_it_and_recentring_adds_them(base, concepts):
+    twice = [concepts[0], dataclasses.replace(concepts[0], name="rex")]
+    alone, _ = latents(base, twice, Switch(99))
+    found, _ = latents(base, twice, Composite())
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+
+
+def test_without_guidance_there_is_one_condition(base, concepts):
+    settings = dataclasses.replace(SETTINGS, guidance=1.0)
+    pairs = [(one, 1.0) for one in concepts]
+    ours, theirs = compose(base, settings, pairs, Merge(), silent), generate(base, settings, pairs, silent)
+    assert difference(ours[0], theirs[0]) <= 1
+    _, run = latents(base, concepts, Composite(), settings)
+    assert run.denoiser.rows == settings.steps * 2 * settings.count
+
+
+def test_the_base_is_as_before_also_after_an_accident(base, concepts):
+    before = snapshot(base)
+
+    def accident(event):
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
+
+    for composer in ALL:
+        with pytest.raises(KeyboardInterrupt):
+            compose(base, SETTINGS, [(one, 1.0) for one in concepts], composer, accident)
+        assert snapshot(base) == before
+
+
+def test_odd_sizes_and_many_seeds(base, concepts):
+    settings = dataclasses.replace(SETTINGS, width=48, height=32, count=3)
+    pictures = compose(base, settings, [(one, 1.0) for one in concepts], Composite(), silent)
+    alone = compose(
+        base, dataclasses.replace(settings, seed=8, count=1), [(c, 1.0) for c in concepts], Composite(), silent
+    )
+    assert pictures[1].size == (48, 32)
+    assert np.isfinite(np.asarray(pictures[1])).all()
+    assert difference(pictures[1], alone[0]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "names", "layout", "said"),
+    [
+        ("a <milo>", "mr", None, "does not name <rex>"),
+        ("a <milo> and a <bella>", "m", None, "names <bella>"),
+        ("a cat", "", None, "no concept to compose"),
+        ("a <milo>", "m", Layout({"bella": Box(0, 0, 1, 1)}), "a box for 'bella'"),
+    ],
+)
+def test_requests_that_cannot_be_meant(base, concepts, prompt, names, layout, said):
+    chosen = [(one, 1.0) for one in concepts if one.name[0] in names]
+    with pytest.raises(UsageError, match=said):
+        compose(base, GenerateSettings(prompt, steps=1), chosen, Merge(), silent, layout)
+
+
+def test_nine_concepts_are_too_many(base, concepts):
+    many = [(dataclasses.replace(concepts[0], name=f"c{n}"), 1.0) for n in range(9)]
+    with pytest.raises(UsageError, match="9 concepts are too many"):
+        compose(base, GenerateSettings(" ".join(f"<c{n}>" for n in range(9))), many, Merge(), silent)

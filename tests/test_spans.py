@@ -1,0 +1,38 @@
+import pytest
+from fixtures_models import tiny_tokenizer
+
+from studio.concepts import Concept
+from studio.errors import UsageError
+from studio.spans import spell
+
+
+def concept(name: str, trigger: str, class_word: str, tmp_path) -> Concept:
+    return Concept(name, trigger, class_word, "b", "sdxl", "lora", tmp_path)
+
+
+@pytest.fixture
+def pair(tmp_path) -> list[Concept]:
+    return [concept("milo", "sks", "cat", tmp_path), concept("rex", "ohwx", "red dog", tmp_path)]
+
+
+def test_places_hold_the_phrases(pair):
+    spelled = spell("a <milo>, an <rex> and <milo> again", pair)
+    assert spelled.text == "a sks cat, an ohwx red dog and sks cat again"
+    said = {name: [spelled.text[a:b] for a, b in places] for name, places in spelled.places.items()}
+    assert said == {"milo": ["sks cat"] * 2, "rex": ["ohwx red dog"]}
+
+
+def test_tokens_are_those_of_the_phrase_wherever_it_stands(pair):
+    tokenizer = tiny_tokenizer()
+    spelled = spell("a <milo> and an <rex>", pair)
+    ids = tokenizer(spelled.text).input_ids
+    for name, phrase in (("milo", "sks cat"), ("rex", "ohwx red dog")):
+        own = tokenizer(phrase).input_ids[1:-1]
+        assert [ids[n] for n in spelled.tokens(tokenizer, name)] == own
+
+
+def test_words_beyond_the_limit_are_an_error(pair):
+    tokenizer = tiny_tokenizer()
+    spelled = spell("a red cat " * 20 + "<milo>", pair)
+    with pytest.raises(UsageError, match="<milo> lie beyond"):
+        spelled.tokens(tokenizer, "milo")
