@@ -3,27 +3,29 @@
 z <- refine(z);  E_b = model(z, branch b);  E = combine(E_b);  z <- step(u + guidance (c - u), z)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 
 from studio.adapters import load_concept
 from studio.bank import AdapterBank
 from studio.concepts import Concept
-from studio.errors import StudioError, UsageError
+from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
 from studio.models import BaseModel
 from studio.pipelines.denoiser import Branch, Denoiser
+from studio.pipelines.request import check_request, notices
 from studio.pipelines.schedulers import make_scheduler
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Layout
 from studio.spans import Spelled, spell
 
 Tensor = torch.Tensor
-LIMIT = 8
+AfterStep = Callable[[int, Tensor, Tensor], Tensor | None]  # (step, timestep, latents) -> latents; None ends the loop
 
 
 @dataclass
@@ -92,38 +94,36 @@ def compose(
     The base is as before at the end, also after an exception. Raises UsageError for what cannot be composed so, before
     anything is drawn.
     """
+    latents = draw(base, settings, concepts, composer, emit, layout)
+    return decode(base, latents, settings.vae_tiling)
+
+
+def draw(
+    base: BaseModel,
+    settings: GenerateSettings,
+    concepts: Sequence[tuple[Concept, float]],
+    composer: Composer,
+    emit: Emit,
+    layout: Layout | None = None,
+    generators: Sequence[torch.Generator] | torch.Generator | None = None,
+    after_step: AfterStep | None = None,
+) -> Tensor:
+    """`compose` without decoding: latents [count, C, h, w].
+
+    All chance comes from `generators`, one a picture or one for all, where they are given in place of seeds.
+    """
     check_request(settings, concepts, layout)
     adapters = [load_concept(concept) for concept, _ in concepts]
     strengths = tuple(strength for _, strength in concepts)
     bank = AdapterBank(base, adapters)
-    for receipt in bank.receipts(strengths):
-        if warning := receipt.warning():
-            emit(Notice(warning))
+    warnings = (receipt.warning() for receipt in bank.receipts(strengths))
     with bank.merged(strengths) if composer.folds else bank.installed():
         run = start(base, bank, settings, [concept for concept, _ in concepts], strengths, layout)
+        for message in (*filter(None, warnings), *notices(base, settings, (run.prompt.text, run.negative), layout)):
+            emit(Notice(message))
         composer.begin(run)
         with torch.no_grad():
-            latents = denoise(run, composer, settings, emit)
-            return decode(base, latents, settings.vae_tiling)
-
-
-def check_request(settings: GenerateSettings, concepts: Sequence[tuple[Concept, float]], layout: Layout | None) -> None:
-    """Raise UsageError for what no method can compose; nothing is loaded for it."""
-    names = [concept.name for concept, _ in concepts]
-    if not names:
-        raise UsageError("There is no concept to compose.", "Name one or more with <NAME> in the prompt or --concept.")
-    if len(names) > LIMIT:
-        raise UsageError(f"{len(names)} concepts are too many for one picture.", f"Use at most {LIMIT}.")
-    places = spell(settings.prompt, [concept for concept, _ in concepts]).places
-    if missing := [name for name in names if not places[name]]:
-        raise UsageError(
-            f"The prompt does not name <{missing[0]}>, so nothing says what it should do in the picture.",
-            f"Write <{missing[0]}> where it belongs, or leave out --concept {missing[0]}.",
-        )
-    if layout is not None and (unknown := [name for name in layout.boxes if name not in names]):
-        raise UsageError(
-            f"There is a box for {unknown[0]!r}, which is not among the concepts.", f"They are: {', '.join(names)}."
-        )
+            return denoise(run, composer, settings, emit, generators, after_step)
 
 
 def start(
@@ -144,28 +144,49 @@ def start(
     return Run(base, denoiser, concepts, strengths, prompt, negative, layout, size, settings.steps, settings.guidance)
 
 
-def denoise(run: Run, composer: Composer, settings: GenerateSettings, emit: Emit) -> Tensor:
-    """The finished latents [n, C, H, W] of all seeds."""
+def denoise(
+    run: Run,
+    composer: Composer,
+    settings: GenerateSettings,
+    emit: Emit,
+    generators: Sequence[torch.Generator] | torch.Generator | None = None,
+    after_step: AfterStep | None = None,
+) -> Tensor:
+    """The finished latents [n, C, H, W] of all seeds; raises StudioError where `combine` gives no prediction."""
     base, scheduler = run.base, make_scheduler(run.base, settings.scheduler)
     scheduler.set_timesteps(settings.steps, device=base.device)
-    generators = [torch.Generator("cpu").manual_seed(settings.seed + i) for i in range(settings.count)]
-    shape = (1, base.unet.config["in_channels"], *run.size)
-    noise = torch.cat([torch.randn(shape, generator=one, dtype=base.dtype) for one in generators]).to(base.device)
-    latents = noise * scheduler.init_noise_sigma
+    if generators is None:
+        generators = [torch.Generator("cpu").manual_seed(settings.seed + i) for i in range(settings.count)]
+    elif isinstance(generators, Sequence):
+        generators = list(generators)
+    shape = (settings.count, base.unet.config["in_channels"], *run.size)
+    latents = randn_tensor(shape, generators, base.device, base.dtype) * scheduler.init_noise_sigma
     extra = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
     emit(Phase("Drawing"))
     for run.step, timestep in enumerate(scheduler.timesteps):
         latents = composer.refine(run, latents, timestep)
         scaled = scheduler.scale_model_input(latents, timestep)
-        combined = composer.combine(run, run.denoiser.predict(scaled, timestep, composer.branches(run)))
+        predictions = run.denoiser.predict(scaled, timestep, composer.branches(run))
+        combined = composer.combine(run, predictions)
+        if combined.shape != predictions.shape[1:]:
+            raise StudioError(
+                f"{type(composer).__name__}.combine made {list(combined.shape)} of {list(predictions.shape)}.",
+                "It has to combine the branches, the first dimension, and leave the others.",
+            )
         guided = combined[0] if len(combined) == 1 else combined[0] + run.guidance * (combined[1] - combined[0])
         latents = scheduler.step(guided, timestep, latents, **extra, return_dict=False)[0]
         emit(Step(run.step + 1, len(scheduler.timesteps)))
+        if after_step is not None:
+            moved = after_step(run.step, timestep, latents)
+            if moved is None:
+                break
+            latents = moved
     return latents
 
 
-def decode(base: BaseModel, latents: Tensor, tiling: bool) -> list[Image]:
-    """Pictures of finished latents; raises StudioError where half precision overflowed."""
+@torch.no_grad()
+def decode(base: BaseModel, latents: Tensor, tiling: bool, output_type: str = "pil") -> Any:
+    """Pictures of latents, of a type named as in diffusers; raises StudioError where half precision overflowed."""
     vae: Any = base.vae
     upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
     if tiling:
@@ -180,9 +201,10 @@ def decode(base: BaseModel, latents: Tensor, tiling: bool) -> list[Image]:
         if upcast:
             vae.to(torch.float16)
         vae.disable_tiling()
+        base.pipe.maybe_free_model_hooks()
     if not pictures.isfinite().all():
         raise StudioError(
             f"The base {base.source.name!r} drew no numbers: its values overflow in {base.dtype}.",
             "Use a base whose VAE is made for half precision, or --device cpu.",
         )
-    return base.pipe.image_processor.postprocess(pictures.float(), output_type="pil")
+    return base.pipe.image_processor.postprocess(pictures.float(), output_type=output_type)

@@ -32,6 +32,11 @@ class Box:
         if self.left >= self.right or self.top >= self.bottom:
             raise UsageError(f"The box {sides} is empty or upside down.", _WRITE)
 
+    def meets(self, other: "Box") -> bool:
+        """Whether the two share more than an edge."""
+        beside = self.right <= other.left or other.right <= self.left
+        return not beside and self.top < other.bottom and other.top < self.bottom
+
     def cells(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a grid whose cells have their centre in the box.
 
@@ -53,6 +58,11 @@ class Layout:
     """Boxes by concept. Where boxes overlap, the later one is in front."""
 
     boxes: dict[str, Box]
+
+    def overlaps(self) -> list[tuple[str, str]]:
+        """Pairs (behind, in front) of names whose boxes share ground."""
+        placed = list(self.boxes.items())
+        return [(a, b) for n, (a, box) in enumerate(placed) for b, other in placed[n + 1 :] if box.meets(other)]
 
     def masks(self, names: list[str], height: int, width: int) -> "torch.Tensor":
         """[k, height, width] of zeros and ones: the cells that each of `names` owns, at most one owner a cell.
@@ -87,12 +97,19 @@ def parse_box(text: str) -> tuple[str, Box]:
 def read_layout(path: Path) -> Layout:
     """The boxes of a JSON file {"milo": [left, top, right, bottom], ...}; raises UsageError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise UsageError(f"Cannot read the layout {path}: {error.strerror}.", "Check the path given.") from error
     except ValueError as error:
         raise UsageError(f"The layout {path} is no JSON: {error}.", "Correct the place named.") from error
     return layout_of(content, f"The layout {path}")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"The layout has more than one box for {twice[0]!r}.", "Give each concept one box.")
+    return dict(pairs)
 
 
 def layout_of(content: object, what: str) -> Layout:

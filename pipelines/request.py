@@ -1,0 +1,47 @@
+"""What is asked of a composition: what cannot be meant, and what the user should know. Torch-free."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from studio.concepts import Concept
+from studio.errors import UsageError
+from studio.pipelines.settings import GenerateSettings
+from studio.regions import Layout
+from studio.spans import spell
+
+if TYPE_CHECKING:
+    from studio.models import BaseModel
+
+LIMIT = 8
+
+
+def check_request(settings: GenerateSettings, concepts: Sequence[tuple[Concept, float]], layout: Layout | None) -> None:
+    """Raise UsageError for what no method can compose; nothing is loaded for it."""
+    names = [concept.name for concept, _ in concepts]
+    if not names:
+        raise UsageError("There is no concept to compose.", "Name one or more with <NAME> in the prompt or --concept.")
+    if len(names) > LIMIT:
+        raise UsageError(f"{len(names)} concepts are too many for one picture.", f"Use at most {LIMIT}.")
+    places = spell(settings.prompt, [concept for concept, _ in concepts]).places
+    if missing := [name for name in names if not places[name]]:
+        raise UsageError(
+            f"The prompt does not name <{missing[0]}>, so nothing says what it should do in the picture.",
+            f"Write <{missing[0]}> where it belongs, or leave out --concept {missing[0]}.",
+        )
+    if layout is not None and (unknown := [name for name in layout.boxes if name not in names]):
+        raise UsageError(
+            f"There is a box for {unknown[0]!r}, which is not among the concepts.", f"They are: {', '.join(names)}."
+        )
+
+
+def notices(base: "BaseModel", settings: GenerateSettings, texts: Sequence[str], layout: Layout | None) -> list[str]:
+    """What is done in another way than the user may expect; `texts` are those of `settings`, spelled out."""
+    found = []
+    for text in texts:
+        if unread := base.unread(text):
+            found.append(f"The base reads {base.text_limit} tokens of a text; the rest has no effect: {unread!r}.")
+    if settings.negative_prompt and settings.guidance <= 1:
+        found.append(f"At guidance {settings.guidance:g} there is none, and the negative prompt has no effect.")
+    for behind, front in [] if layout is None else layout.overlaps():
+        found.append(f"The boxes of <{behind}> and <{front}> overlap; there <{front}>, which comes later, is in front.")
+    return found
