@@ -73,7 +73,7 @@ class AdapterBank:
     def installed(self) -> Iterator["AdapterBank"]:
         """Hook the layers, and teach the base the adapters' words, while the block runs."""
         if self._layers is None:
-            self._layers = _stack(self.placed)
+            self._layers = _stack(self.placed, self.base.device)
         with ExitStack() as undo:
             for layer in self._layers:
                 undo.callback(layer.module.register_forward_hook(self._hook(layer)).remove)
@@ -149,8 +149,9 @@ def _low_rank(layer: _Layer, x: Tensor, weights: Weights) -> Tensor:
     return hidden.flatten(1) @ layer.low.up.reshape(k * rank, -1)
 
 
-def _stack(placed: Sequence[Placed]) -> list[_Layer]:
-    """The layers that any adapter changes, their low-rank factors stacked."""
+def _stack(placed: Sequence[Placed], device: torch.device) -> list[_Layer]:
+    """The layers that any adapter changes, their low-rank factors stacked on the device that computes: offloaded
+    weights lie elsewhere between forwards."""
     layers: dict[nn.Module, _Layer] = {}
     pairs: dict[nn.Module, list[LowRank]] = {}
     for column, one in enumerate(placed):
@@ -161,9 +162,9 @@ def _stack(placed: Sequence[Placed]) -> list[_Layer]:
                 layer.columns.append(column)
                 pairs.setdefault(change.module, []).append(pair)
             else:
-                layer.others.append((column, _other(change)))
+                layer.others.append((column, _other(change, device)))
     for module, several in pairs.items():
-        layers[module].low = _stacked_factors(several, module)
+        layers[module].low = _stacked_factors(several, module, device)
     return list(layers.values())
 
 
@@ -180,30 +181,30 @@ def _pair(change: Change) -> LowRank | None:
     return None
 
 
-def _stacked_factors(pairs: list[LowRank], module: nn.Module) -> Factors:
+def _stacked_factors(pairs: list[LowRank], module: nn.Module, device: torch.device) -> Factors:
     weight: Any = module.weight
     rank = max(pair.rank for pair in pairs)
     inputs = weight[0].numel()
-    down = weight.new_zeros(len(pairs), rank, inputs)
-    up = weight.new_zeros(len(pairs), rank, len(weight))
+    down = weight.new_zeros(len(pairs), rank, inputs, device=device)
+    up = weight.new_zeros(len(pairs), rank, len(weight), device=device)
     for a, pair in enumerate(pairs):
         down[a, : pair.rank] = pair.down.reshape(pair.rank, -1)
         up[a, : pair.rank] = pair.up.flatten(1).T
     return Factors(down, up)
 
 
-def _other(change: Change) -> _Other:
+def _other(change: Change, device: torch.device) -> _Other:
     """The change of the layer's output at weight 1, for what is no pair of matrices."""
     module: Any = change.module
     if change.factor is None:
-        amount = change.amount().to(change.parameter.dtype)
+        amount = change.amount().to(device, change.parameter.dtype)
         shape = (-1, 1, 1) if isinstance(module, nn.Conv2d | nn.GroupNorm) else (-1,)
         return lambda x, output: amount.reshape(shape).expand_as(output)
     if isinstance(change.factor, Kronecker) and isinstance(module, nn.Linear):
-        a, b = (one.to(module.weight) for one in change.factor.matrices())
+        a, b = (one.to(device, module.weight.dtype) for one in change.factor.matrices())
         scale, layout = change.factor.scale, change.factor.layout
         return lambda x, output: scale * kronecker_linear(x, a, b, layout)
-    amount = change.amount().to(change.parameter.dtype)
+    amount = change.amount().to(device, change.parameter.dtype)
     match module:
         case nn.Linear():
             return lambda x, output: F.linear(x, amount)

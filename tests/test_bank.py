@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -166,3 +167,17 @@ def test_a_gate_for_another_batch_is_an_error(base):
     bank = AdapterBank(base, [Adapter("a", "test", "sdxl", {LINEAR: low(16, 16)})])
     with bank.installed(), bank.use(Gate(torch.ones(3, 1))), pytest.raises(StudioError, match="gate is for 3 samples"):
         predict(base, 2)
+
+
+def test_what_the_adapters_add_lies_where_the_base_computes(base):
+    """Offloaded weights lie elsewhere between forwards."""
+    elsewhere = replace(base, device=torch.device("meta"))
+    bank = AdapterBank(elsewhere, [every_kind(base)])
+    with bank.installed():
+        assert bank._layers is not None
+        stacked = [layer.low for layer in bank._layers if layer.low is not None]
+        assert {one.device.type for low in stacked for one in (low.down, low.up)} == {"meta"}
+        x = torch.randn(1, 64, 16, device="meta")
+        linear = [layer for layer in bank._layers if isinstance(layer.module, torch.nn.Linear)]
+        changes = [change for layer in linear for _, change in layer.others if layer.module.in_features == 16]
+        assert {change(x, x).device.type for change in changes} == {"meta"}
