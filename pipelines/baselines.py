@@ -47,9 +47,15 @@ class Switch(Plain):
     period: int = 5
 
     def begin(self, run: Run) -> None:
-        """Read the prompt once for each adapter."""
+        """Read the prompt once for each adapter; every one needs a turn."""
         if self.period < 1:
             raise UsageError(f"A period of {self.period} steps is none.", "Give 1 or more; 5 is the authors'.")
+        needed = self.period * (len(run.concepts) - 1) + 1
+        if run.steps < needed:
+            raise UsageError(
+                f"Switching every {self.period} steps, {run.steps} steps leave no turn for <{run.names[-1]}>.",
+                f"Give at least {needed} steps, or another method.",
+            )
         _read_each(run)
 
     def branches(self, run: Run) -> list[Branch]:

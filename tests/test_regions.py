@@ -59,3 +59,14 @@ def test_reading(tmp_path):
             read_layout(file)
     with pytest.raises(UsageError, match="Cannot read"):
         read_layout(tmp_path / "none.json")
+
+
+def test_boxes_that_share_ground_overlap_and_edges_do_not():
+    boxes = {"a": Box(0, 0, 0.5, 1), "b": Box(0.5, 0, 1, 1), "c": Box(0.4, 0.4, 0.6, 0.6), "d": Box(0, 0.9, 1, 1)}
+    assert Layout(boxes).overlaps() == [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")]
+
+
+def test_a_layout_with_two_boxes_for_one_concept_is_refused(tmp_path):
+    (tmp_path / "l.json").write_text('{"milo": [0, 0, 0.5, 1], "milo": [0.5, 0, 1, 1]}')
+    with pytest.raises(UsageError, match="more than one box for 'milo'"):
+        read_layout(tmp_path / "l.json")
