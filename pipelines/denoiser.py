@@ -1,18 +1,24 @@
 """One prediction for many branches: who acts (a gate), on which words, all in as few forwards as memory allows."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from studio.bank import AdapterBank
+from studio.errors import StudioError
 from studio.gates import Gate
 from studio.hush import hushed
 from studio.models import BaseModel
+from studio.pipelines.feature_cache import FeatureCache
+from studio.pipelines.text_cache import TextCache
 
 Tensor = torch.Tensor
 CPU_ROWS, GPU_ROWS = 16, 64
+_BATCHES = 4  # remembered: those of a step come again in the next one
+_Row = tuple[int, int, int]  # of a batch: branch, condition, picture
 
 
 @dataclass(frozen=True)
@@ -27,25 +33,44 @@ class Text:
 @dataclass(frozen=True)
 class Branch:
     """One prediction: weights of the k adapters, the key of its text, masks [k, H, W] over the latents and [k, N] over
-    the tokens of the words (not of the negative ones)."""
+    the tokens of the words (not of the negative ones).
+
+    Where `cached`, its deep features are those of the last step in which it was not.
+    """
 
     weights: tuple[float, ...]
     text: str = "all"
     image: Tensor | None = None
     words: Tensor | None = None
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the rows of a forward have in common with those of the next step; `made_from` keeps its ids alive."""
+
+    embeds: Tensor
+    added: dict[str, Tensor] | None
+    gate: Gate
+    text: TextCache
+    made_from: list[Any]
 
 
 class Denoiser:
     """Asks the UNet of `base` for branches, with the adapters of `bank` installed.
 
-    `forwards` counts calls of the UNet, `rows` the samples in them.
+    `forwards` counts calls of the UNet, `rows` the samples in full ones and `cached_rows` those in cached ones, for
+    which `features` must be there. Keys and values of the texts are computed once where `keep_text`.
     """
 
     def __init__(self, base: BaseModel, bank: AdapterBank, guided: bool, max_rows: int | None = None) -> None:
         self.base, self.bank, self.guided = base, bank, guided
         self.max_rows = max_rows or (CPU_ROWS if base.device.type == "cpu" else GPU_ROWS)
         self.texts: dict[str, Text] = {}
-        self.forwards = self.rows = 0
+        self.features: FeatureCache | None = None
+        self.keep_text = True
+        self.forwards = self.rows = self.cached_rows = 0
+        self._batches: dict[Any, _Batch] = {}
 
     @torch.no_grad()
     def read(self, key: str, prompt: str, negative: str, weights: Sequence[float]) -> None:
@@ -68,35 +93,64 @@ class Denoiser:
         self.texts[key] = Text(torch.cat([without, with_words]), both)
 
     def predict(self, latents: Tensor, timestep: Tensor, branches: Sequence[Branch]) -> Tensor:
-        """[branches, 1 or 2, n, C, H, W] for scaled `latents` [n, C, H, W]; without words first where guided."""
+        """[branches, 1 or 2, n, C, H, W] for scaled `latents` [n, C, H, W]; without words first where guided.
+
+        Cached branches are told apart by their place among `branches`; raises StudioError for one that was never
+        asked for in full with these latents' shape.
+        """
         n, conditions = len(latents), 2 if self.guided else 1
         rows = [(b, c, i) for b in range(len(branches)) for c in range(conditions) for i in range(n)]
-        parts = [
-            self._forward(latents, timestep, branches, rows[start : start + self.max_rows])
-            for start in range(0, len(rows), self.max_rows)
-        ]
-        return torch.cat(parts).unflatten(0, (len(branches), conditions, n))
+        groups = [[row for row in rows if branches[row[0]].cached is cached] for cached in (False, True)]
+        chunks = [group[at : at + self.max_rows] for group in groups for at in range(0, len(group), self.max_rows)]
+        found = torch.cat([self._forward(latents, timestep, branches, chunk) for chunk in chunks])
+        if (order := [row for chunk in chunks for row in chunk]) != rows:
+            found = found[sorted(range(len(rows)), key=order.__getitem__)]
+        return found.unflatten(0, (len(branches), conditions, n))
 
-    def _forward(
-        self, latents: Tensor, timestep: Tensor, branches: Sequence[Branch], rows: list[tuple[int, int, int]]
-    ) -> Tensor:
-        texts = [self.texts[branches[b].text] for b, _, _ in rows]
-        embeds = torch.stack([text.embeds[c] for text, (_, c, _) in zip(texts, rows, strict=True)])
-        added = None
-        if texts[0].pooled is not None:
-            height, width = (side * self.base.pipe.vae_scale_factor for side in latents.shape[2:])
-            ids: Any = self.base.time_ids((height, width), (0, 0), (height, width))
-            pooled = [text.pooled[c] for text, (_, c, _) in zip(texts, rows, strict=True) if text.pooled is not None]
-            added = {"text_embeds": torch.stack(pooled), "time_ids": ids.expand(len(rows), -1)}
-        self.forwards, self.rows = self.forwards + 1, self.rows + len(rows)
-        with self.bank.use(self._gate([(branches[b], c) for b, c, _ in rows], latents, embeds.shape[1])):
+    def _forward(self, latents: Tensor, timestep: Tensor, branches: Sequence[Branch], rows: list[_Row]) -> Tensor:
+        batch = self._batch(latents, branches, rows)
+        with ExitStack() as block:
+            self._reckon(latents, branches, rows, block)
+            block.enter_context(self.bank.use(batch.gate))
+            if self.keep_text:
+                block.enter_context(batch.text.over(self.base.unet))
             return self.base.unet(
                 latents[[i for _, _, i in rows]],
                 timestep,
-                encoder_hidden_states=embeds,
-                added_cond_kwargs=added,
+                encoder_hidden_states=batch.embeds,
+                added_cond_kwargs=batch.added,
                 return_dict=False,
             )[0]
+
+    def _reckon(self, latents: Tensor, branches: Sequence[Branch], rows: list[_Row], block: ExitStack) -> None:
+        """Count the rows, and let the cache of features take part in the forward of `block`."""
+        cached, keys = branches[rows[0][0]].cached, [(b, branches[b].text, c, i, *latents.shape) for b, c, i in rows]
+        if cached and self.features is None:
+            raise StudioError("A branch is to be cached, but there is no cache of features.", "Set `features` first.")
+        if self.features is not None:
+            block.enter_context(self.features.reusing(keys) if cached else self.features.storing(keys))
+        self.forwards += 1
+        self.rows, self.cached_rows = self.rows + len(rows) * (not cached), self.cached_rows + len(rows) * cached
+
+    def _batch(self, latents: Tensor, branches: Sequence[Branch], rows: list[_Row]) -> _Batch:
+        """Texts and gate of the rows: those of an earlier step where they are made from the same."""
+        chosen = [(branches[b], self.texts[branches[b].text], c) for b, c, _ in rows]
+        key = (
+            *latents.shape,
+            *((id(text), c, b.weights, _version(b.image), _version(b.words)) for b, text, c in chosen),
+        )
+        if key not in self._batches:
+            embeds = torch.stack([text.embeds[c] for _, text, c in chosen])
+            added = None
+            if chosen[0][1].pooled is not None:
+                height, width = (side * self.base.pipe.vae_scale_factor for side in latents.shape[2:])
+                ids: Any = self.base.time_ids((height, width), (0, 0), (height, width))
+                pooled = [text.pooled[c] for _, text, c in chosen if text.pooled is not None]
+                added = {"text_embeds": torch.stack(pooled), "time_ids": ids.expand(len(rows), -1)}
+            gate = self._gate([(b, c) for b, _, c in chosen], latents, embeds.shape[1])
+            self._batches = dict(list(self._batches.items())[1 - _BATCHES :])
+            self._batches[key] = _Batch(embeds, added, gate, TextCache(embeds), chosen)
+        return self._batches[key]
 
     def _gate(self, rows: list[tuple[Branch, int]], latents: Tensor, tokens: int) -> Gate:
         def like(make: Any) -> Tensor:
@@ -111,3 +165,8 @@ class Denoiser:
             ones, last = torch.ones(self.bank.count, tokens), 1 if self.guided else 0
             text = like(torch.stack([ones if b.words is None or c != last else b.words for b, c in rows]))
         return Gate(weights, image, text)
+
+
+def _version(mask: Tensor | None) -> tuple[int, int] | None:
+    """Another one for another mask, and after a change in place."""
+    return None if mask is None else (id(mask), mask._version)
