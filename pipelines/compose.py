@@ -43,6 +43,7 @@ class Run:
     size: tuple[int, int]  # of the latents: height, width
     steps: int
     guidance: float
+    scheduler: Any
     step: int = 0
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -141,7 +142,21 @@ def start(
     prompt = spell(settings.prompt, concepts)
     negative = spell(settings.negative_prompt, concepts).text
     size = (height // factor, width // factor)
-    return Run(base, denoiser, concepts, strengths, prompt, negative, layout, size, settings.steps, settings.guidance)
+    scheduler = make_scheduler(base, settings.scheduler)
+    scheduler.set_timesteps(settings.steps, device=base.device)
+    return Run(
+        base,
+        denoiser,
+        concepts,
+        strengths,
+        prompt,
+        negative,
+        layout,
+        size,
+        settings.steps,
+        settings.guidance,
+        scheduler,
+    )
 
 
 def denoise(
@@ -153,8 +168,7 @@ def denoise(
     after_step: AfterStep | None = None,
 ) -> Tensor:
     """The finished latents [n, C, H, W] of all seeds; raises StudioError where `combine` gives no prediction."""
-    base, scheduler = run.base, make_scheduler(run.base, settings.scheduler)
-    scheduler.set_timesteps(settings.steps, device=base.device)
+    base, scheduler = run.base, run.scheduler
     if generators is None:
         generators = [torch.Generator("cpu").manual_seed(settings.seed + i) for i in range(settings.count)]
     elif isinstance(generators, Sequence):

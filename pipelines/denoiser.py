@@ -13,6 +13,7 @@ from studio.gates import Gate
 from studio.hush import hushed
 from studio.models import BaseModel
 from studio.pipelines.feature_cache import FeatureCache
+from studio.pipelines.probe import AttentionProbe, Maps
 from studio.pipelines.text_cache import TextCache
 
 Tensor = torch.Tensor
@@ -35,7 +36,8 @@ class Branch:
     """One prediction: weights of the k adapters, the key of its text, masks [k, H, W] over the latents and [k, N] over
     the tokens of the words (not of the negative ones).
 
-    Where `cached`, its deep features are those of the last step in which it was not.
+    Where `cached`, its deep features are those of the last step in which it was not. `columns` are the tokens of its
+    words whose attention maps are wanted.
     """
 
     weights: tuple[float, ...]
@@ -43,6 +45,7 @@ class Branch:
     image: Tensor | None = None
     words: Tensor | None = None
     cached: bool = False
+    columns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Denoiser:
     """Asks the UNet of `base` for branches, with the adapters of `bank` installed.
 
     `forwards` counts calls of the UNet, `rows` the samples in full ones and `cached_rows` those in cached ones, for
-    which `features` must be there. Keys and values of the texts are computed once where `keep_text`.
+    which `features` must be there; `looks` and `looked` count the same of `look`. Keys and values of the texts are
+    computed once where `keep_text`. Where there is a `probe`, `maps` are what it read in the last prediction, one a
+    branch, of the words (not of the negative ones).
     """
 
     def __init__(self, base: BaseModel, bank: AdapterBank, guided: bool, max_rows: int | None = None) -> None:
@@ -69,7 +74,9 @@ class Denoiser:
         self.texts: dict[str, Text] = {}
         self.features: FeatureCache | None = None
         self.keep_text = True
-        self.forwards = self.rows = self.cached_rows = 0
+        self.probe: AttentionProbe | None = None
+        self.maps: list[Maps] = []
+        self.forwards = self.rows = self.cached_rows = self.looks = self.looked = 0
         self._batches: dict[Any, _Batch] = {}
 
     @torch.no_grad()
@@ -102,15 +109,50 @@ class Denoiser:
         rows = [(b, c, i) for b in range(len(branches)) for c in range(conditions) for i in range(n)]
         groups = [[row for row in rows if branches[row[0]].cached is cached] for cached in (False, True)]
         chunks = [group[at : at + self.max_rows] for group in groups for at in range(0, len(group), self.max_rows)]
-        found = torch.cat([self._forward(latents, timestep, branches, chunk) for chunk in chunks])
-        if (order := [row for chunk in chunks for row in chunk]) != rows:
+        order = [row for chunk in chunks for row in chunk]
+        with ExitStack() as block:
+            read = None
+            if self.probe is not None:
+                read = block.enter_context(self.probe.reading(self._columns(branches, order)))
+            found = torch.cat([self._forward(latents, timestep, branches, chunk) for chunk in chunks])
+        if read is not None:
+            self.maps = self._by_branch(read, branches, order)
+        if order != rows:
             found = found[sorted(range(len(rows)), key=order.__getitem__)]
         return found.unflatten(0, (len(branches), conditions, n))
 
-    def _forward(self, latents: Tensor, timestep: Tensor, branches: Sequence[Branch], rows: list[_Row]) -> Tensor:
+    def look(self, latents: Tensor, timestep: Tensor, branches: Sequence[Branch]) -> list[Maps]:
+        """What the probe reads of each branch, n rows each, for its words alone; no prediction is finished for it."""
+        assert self.probe is not None
+        rows = [(b, 1 if self.guided else 0, i) for b in range(len(branches)) for i in range(len(latents))]
+        parts = []
+        for chunk in (rows[at : at + self.max_rows] for at in range(0, len(rows), self.max_rows)):
+            self.looks, self.looked = self.looks + 1, self.looked + len(chunk)
+            with self.probe.reading(self._columns(branches, chunk), stop=True) as read:
+                self._forward(latents, timestep, branches, chunk, whole=False)
+            parts.append(read)
+        return self._by_branch(Maps.joined(parts), branches, rows)
+
+    def _columns(self, branches: Sequence[Branch], rows: list[_Row]) -> Tensor:
+        """[rows, C], token 0 where a branch wants fewer than another."""
+        most = max(len(branch.columns) for branch in branches)
+        padded = [(*branch.columns, *[0] * (most - len(branch.columns))) for branch in branches]
+        return torch.tensor([padded[b] for b, _, _ in rows], dtype=torch.long)
+
+    def _by_branch(self, maps: Maps, branches: Sequence[Branch], rows: list[_Row]) -> list[Maps]:
+        place = {row: n for n, row in enumerate(rows)}
+        words, n = 1 if self.guided else 0, 1 + max(i for _, _, i in rows)
+        return [
+            maps.pick([place[b, words, i] for i in range(n)], len(branch.columns)) for b, branch in enumerate(branches)
+        ]
+
+    def _forward(
+        self, latents: Tensor, timestep: Tensor, branches: Sequence[Branch], rows: list[_Row], whole: bool = True
+    ) -> Tensor:
         batch = self._batch(latents, branches, rows)
         with ExitStack() as block:
-            self._reckon(latents, branches, rows, block)
+            if whole:
+                self._reckon(latents, branches, rows, block)
             block.enter_context(self.bank.use(batch.gate))
             if self.keep_text:
                 block.enter_context(batch.text.over(self.base.unet))

@@ -1,6 +1,6 @@
 """Where a concept's words are in a prompt, and which tokens they become: by offsets, for every tokenizer. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,18 @@ class Spelled:
                 "Shorten the prompt, or name the concept earlier.",
             )
         return found
+
+    def reworded(self, phrases: Mapping[str, str]) -> "Spelled":
+        """The same prompt with other words where some concepts stand, by name."""
+        spots = sorted((start, end, name) for name, spans in self.places.items() for start, end in spans)
+        places: dict[str, list[tuple[int, int]]] = {name: [] for name in self.places}
+        text, read = "", 0
+        for start, end, name in spots:
+            text += self.text[read:start]
+            words = phrases.get(name, self.text[start:end])
+            places[name].append((len(text), len(text) + len(words)))
+            text, read = text + words, end
+        return Spelled(text + self.text[read:], places)
 
 
 def spell(prompt: str, concepts: Sequence[Concept]) -> Spelled:

@@ -1,0 +1,191 @@
+"""Reading a UNet's attention while it runs: who looks at which words, where, and how that depends on the latents."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from studio.errors import StudioError
+
+Tensor = torch.Tensor
+
+
+class _Enough(Exception):
+    """Everything wanted is read; the rest of the forward would be waste."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Attention probabilities, mean over heads, by the name of the layer: of cross-attention [B, C, h, w] for C chosen
+    tokens, of self-attention [B, h w, h w], a row for each pixel that looks."""
+
+    layers: dict[str, Tensor]
+
+    def mean(self) -> Tensor:
+        """Over the layers, which share one grid."""
+        return torch.stack(list(self.layers.values())).mean(0)
+
+    def pick(self, rows: list[int], columns: int) -> "Maps":
+        """Some rows, and of cross-attention the first `columns`."""
+        return Maps({name: one[rows, :columns] if one.dim() == 4 else one[rows] for name, one in self.layers.items()})
+
+    @staticmethod
+    def joined(parts: Sequence["Maps"]) -> "Maps":
+        """The rows of all parts, in order."""
+        return Maps({name: torch.cat([part.layers[name] for part in parts]) for name in parts[0].layers})
+
+
+class AttentionProbe:
+    """Reads attention layers of `unet`, named as modules (`...attn1`, `...attn2`), for latents of `size` (h, w).
+
+    The maps are those of whatever acts in the layers, a bank's adapters too: they are taken from the queries and keys
+    that reach `scaled_dot_product_attention`. In float32 at least, differentiable where the latents want gradients.
+    Raises StudioError for a name that is no attention layer.
+    """
+
+    def __init__(self, unet: torch.nn.Module, layers: Sequence[str], size: tuple[int, int]) -> None:
+        known = dict(unet.named_modules())
+        for name in layers:
+            if not name.endswith(("attn1", "attn2")) or name not in known:
+                raise StudioError(f"{name} is no attention layer of the base.", "Name one of its attn1 or attn2.")
+        self._modules = {name: known[name] for name in layers}
+        self._grids = {name: grid(unet, name, size) for name in layers}
+
+    @contextmanager
+    def reading(self, columns: Tensor, stop: bool = False) -> Iterator[Maps]:
+        """Read the forwards of the block; `columns` [B, C] are the tokens wanted of the B rows in all of them.
+
+        With `stop`, the block is one forward, and left as soon as the last layer is read. The maps are there at the
+        end of the block. Raises StudioError where a layer did not show its attention.
+        """
+        seen: dict[str, list[Tensor]] = {name: [] for name in self._modules}
+        found = Maps({})
+
+        def look(name: str, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
+            seen[name].append(self._map(name, query, key, scale, mask, columns, sum(map(len, seen[name]))))
+            if stop and all(seen.values()):
+                raise _Enough
+
+        with ExitStack() as undo:
+            for name, module in self._modules.items():
+                _tap(module, partial(look, name), undo)
+            with suppress(_Enough):
+                yield found
+        for name, parts in seen.items():
+            if sum(map(len, parts)) != len(columns):
+                raise StudioError(
+                    f"The attention of {name} was seen for {sum(map(len, parts))} of {len(columns)} rows: another"
+                    " implementation of attention is at work there.",
+                    "Use PyTorch's own: pipe.unet.set_default_attn_processor().",
+                )
+            found.layers[name] = torch.cat(parts)
+
+    def _map(
+        self, name: str, query: Tensor, key: Tensor, scale: float, mask: Tensor | None, columns: Tensor, start: int
+    ) -> Tensor:
+        height, width = self._grids[name]
+        if query.shape[2] != height * width:
+            raise StudioError(
+                f"{name} has {query.shape[2]} image tokens; {height} x {width} were expected.",
+                "This network is built unlike SD1.5 and SDXL; use a method that reads no attention.",
+            )
+        if name.endswith("attn1"):
+            return _lean(all_probabilities, query, key, scale, mask)
+        chosen = columns[start : start + len(query)].to(query.device)
+        return _lean(column_probabilities, query, key, scale, mask, chosen).unflatten(2, (height, width))
+
+
+def all_probabilities(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """softmax(scale q k^T + mask) over the keys, mean over heads: [B, heads, L, D], [B, heads, N, D] -> [B, L, N]."""
+    return _scores(query, key, scale, mask).softmax(3).mean(1)
+
+
+def column_probabilities(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, columns: Tensor) -> Tensor:
+    """The same at the keys `columns` [B, C] alone: [B, C, L]."""
+    scores = _scores(query, key, scale, mask)
+    chosen = scores.gather(3, columns[:, None, None].expand(*scores.shape[:3], -1))
+    return (chosen - scores.logsumexp(3, keepdim=True)).exp().mean(1).transpose(1, 2)
+
+
+def layers_on(unet: torch.nn.Module, level: int, kind: str = "attn2") -> list[str]:
+    """The attention layers whose grid is that of the latents halved `level` times; `kind` attn2 reads the words,
+    attn1 the picture."""
+    return [name for name, _ in unet.named_modules() if name.endswith(kind) and _level(unet, name) == level]
+
+
+def grid(unet: torch.nn.Module, name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of the layer `name` for latents of `size`."""
+    return halved(size, _level(unet, name))
+
+
+def halved(size: tuple[int, int], times: int) -> tuple[int, int]:
+    """`size` as the UNet's strided convolutions shrink it."""
+    for _ in range(times):
+        size = (-(-size[0] // 2), -(-size[1] // 2))
+    return size
+
+
+def _level(unet: Any, name: str) -> int:
+    part, number = name.split(".")[:2]
+    last = len(unet.down_blocks) - 1
+    if part == "down_blocks":
+        return int(number)
+    return last - int(number) if part == "up_blocks" else last
+
+
+def _scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = scale * query.to(wide) @ key.to(wide).transpose(-1, -2)
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
+
+
+def _lean(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """function(*inputs), whose scores over all keys are computed again for gradients, not kept."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    found: Any = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return found
+
+
+def _tap(module: torch.nn.Module, look: Callable[..., None], undo: ExitStack) -> None:
+    """Show `look` what attention the forward of `module` computes, until `undo`."""
+    forward, own = module.forward, module.__dict__.get("forward")
+
+    def tapped(*args: Any, **kwargs: Any) -> Any:
+        with _Tap(look):
+            return forward(*args, **kwargs)
+
+    def restore() -> None:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+    module.forward = tapped
+    undo.callback(restore)
+
+
+class _Tap(TorchFunctionMode):
+    def __init__(self, look: Callable[..., None]) -> None:
+        super().__init__()
+        self.look = look
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            self.look(*_asked(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def _asked(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+) -> tuple[Tensor, Tensor, float, Tensor | None]:
+    return query, key, more.get("scale") or query.shape[-1] ** -0.5, attn_mask
