@@ -73,10 +73,12 @@ def find_base(name: str) -> BaseSource:
 
 @dataclass(frozen=True)
 class Sizes:
-    """`native`: (width, height) in pixels that a base was trained on; `step`: sizes are multiples of it."""
+    """`native`: (width, height) in pixels that a base was trained on; `step`: sizes are multiples of it; `factor`:
+    pixels to a side of one latent."""
 
     native: tuple[int, int]
     step: int
+    factor: int = 8
 
 
 def sizes(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Sizes:
@@ -88,7 +90,7 @@ def sizes(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Sizes:
     size = unet["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     levels = len(unet["block_out_channels"])
-    return Sizes((width * factor, height * factor), max(8, factor * 2 ** (levels - 1)))
+    return Sizes((width * factor, height * factor), max(8, factor * 2 ** (levels - 1)), factor)
 
 
 def source_sizes(source: BaseSource) -> Sizes:

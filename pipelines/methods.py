@@ -1,0 +1,65 @@
+"""The ways to compose by name, and what each asks for. Torch-free: a method is imported when it is made."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+from studio.errors import UsageError
+from studio.regions import Layout
+
+if TYPE_CHECKING:
+    from studio.pipelines.compose import Composer
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to compose: `place` is "module:Class" below studio.pipelines, `boxes` whether it looks at a layout."""
+
+    name: str
+    does: str
+    place: str
+    boxes: Literal["ignores", "uses", "needs"] = "ignores"
+
+    def make(self) -> "Composer":
+        """A composer with the settings that we recommend."""
+        module, _, kind = self.place.partition(":")
+        return getattr(import_module(f"studio.pipelines.{module}"), kind)()
+
+    def check(self, names: list[str], layout: Layout | None) -> None:
+        """Raise UsageError where the method needs a box that is not there."""
+        boxes = {} if layout is None else layout.boxes
+        if self.boxes == "needs" and (missing := [name for name in names if name not in boxes]):
+            raise UsageError(
+                f"The method {self.name} needs a box for <{missing[0]}>.",
+                f"Give one with --box {missing[0]}=LEFT,TOP,RIGHT,BOTTOM, or choose another method.",
+            )
+
+    def notice(self, layout: Layout | None) -> str | None:
+        """What to say where there are boxes and the method does not look at them."""
+        if layout is None or self.boxes != "ignores":
+            return None
+        able = [one.name for one in METHODS.values() if one.boxes != "ignores"]
+        return f"The method {self.name} does not look at boxes. Those that do: {', '.join(able)}."
+
+
+METHODS = {
+    one.name: one
+    for one in (
+        Method("merge", "adds all adapters to the weights; the usual way, and the one that blends", "baselines:Merge"),
+        Method("switch", "one adapter at a time, for five steps each in turn", "baselines:Switch"),
+        Method("composite", "the mean of what every adapter alone predicts", "baselines:Composite"),
+        Method("recentred", "the base, moved by what every adapter alone changes", "baselines:Recentred"),
+        Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),
+    )
+}
+DEFAULT_METHOD = "recentred"
+
+
+def find_method(name: str) -> Method:
+    """The method called `name`; raises UsageError with the nearest name."""
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"There is no method {name!r}.", f"{hint}Use one of: {', '.join(METHODS)}.")
+    return METHODS[name]
