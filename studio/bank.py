@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from studio.factors import Kronecker, LowRank, low_rank_form
 from studio.gates import Gate
 from studio.kernels.kronecker import kronecker_linear
 from studio.kernels.multi_adapter import Factors, Weights, multi_adapter
+from studio.kernels.multi_adapter_conv import Geometry, windowed
 from studio.models import BaseModel
 from studio.placing import Change, Placed, Receipt, place, receipt_of
 
@@ -107,19 +107,21 @@ def _add(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
             f"The gate is for {gate.samples} samples; a layer got {len(x)}.", "Make a gate for the batch."
         )
     image = output.dim() == 4  # [B, out, h, w]; else [B, N, out] or [B, out]
-    rows = output.shape[0] * (prod(output.shape[2:]) if image else prod(output.shape[1:-1]))
-    total = output.new_zeros(rows, output.shape[1] if image else output.shape[-1])
+    parts: list[Tensor] = []  # [rows, out]
     if layer.low is not None:
-        weights = _weights(layer, output, gate.of(layer.columns))
-        total = total + _low_rank(layer, x, weights)
+        chosen = gate.of(layer.columns)
+        parts.append(_convolved(layer, x, output, chosen) if image else _low_rank(layer, x, output, chosen))
     for column, change in layer.others:
         weights = _weights(layer, output, gate.of([column]))
         if bool(weights.dense.any()):
             moved = change(x, output)
-            total = total + weights.dense * (moved.flatten(2).transpose(1, 2) if image else moved).reshape(rows, -1)
-    if image:
-        return output + total.unflatten(0, (len(x), -1)).transpose(1, 2).reshape(output.shape)
-    return output + total.reshape(output.shape)
+            moved = moved.flatten(2).transpose(1, 2) if image else moved
+            parts.append(weights.dense * moved.reshape(len(weights.dense), -1))
+    for part in parts:
+        if image:
+            part = part.view(len(x), *output.shape[2:], -1).permute(0, 3, 1, 2)
+        output = output + part.reshape(output.shape)
+    return output
 
 
 def _weights(layer: _Layer, output: Tensor, gate: Gate) -> Weights:
@@ -133,19 +135,24 @@ def _weights(layer: _Layer, output: Tensor, gate: Gate) -> Weights:
     return gate.on_text(tokens) if layer.stream == "text" else gate.everywhere(tokens)
 
 
-def _low_rank(layer: _Layer, x: Tensor, weights: Weights) -> Tensor:
-    """[rows, out]. A convolution shrinks as one where most adapters act, and else over the patches at work."""
+def _low_rank(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
     assert layer.low is not None
-    if x.dim() < 4:
-        return multi_adapter(x.reshape(-1, x.shape[-1]), layer.low, weights)
+    return multi_adapter(x.reshape(-1, x.shape[-1]), layer.low, _weights(layer, output, gate))
+
+
+def _convolved(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
+    """A convolution shrinks as one with all adapters, or in windows where these are few."""
+    assert layer.low is not None
     module: Any = layer.module
+    windows = gate.windows(*output.shape[2:])
+    if windows.few:
+        return windowed(
+            x, layer.low, windows, Geometry(module.kernel_size, module.stride, module.padding, module.dilation)
+        )
     k, rank, _ = layer.low.down.shape
-    if weights.sparse and k > 1:
-        patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
-        return multi_adapter(patches.transpose(1, 2).flatten(0, 1), layer.low, weights)
     down = layer.low.down.reshape(k * rank, x.shape[1], *module.kernel_size)
     hidden = F.conv2d(x, down, None, module.stride, module.padding, module.dilation)
-    hidden = hidden.flatten(2).transpose(1, 2).reshape(-1, k, rank) * weights.dense[:, :, None]
+    hidden = hidden.flatten(2).transpose(1, 2).reshape(-1, k, rank) * windows.dense.flatten(0, 2)[:, :, None]
     return hidden.flatten(1) @ layer.low.up.reshape(k * rank, -1)
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 
 from studio.errors import StudioError
 from studio.kernels.multi_adapter import Weights
+from studio.kernels.multi_adapter_conv import Windows
 
 Tensor = torch.Tensor
 
@@ -25,6 +27,7 @@ class Gate:
     image: Tensor | None = None
     text: Tensor | None = None
     _known: dict[tuple[str, tuple[int, ...]], Weights] = field(default_factory=dict, repr=False, compare=False)
+    _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, repr=False, compare=False)
     _parts: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -32,7 +35,7 @@ class Gate:
         """B."""
         return len(self.weights)
 
-    @property
+    @cached_property
     def silent(self) -> bool:
         """Whether no adapter acts anywhere."""
         return not bool(self.weights.any())
@@ -51,6 +54,13 @@ class Gate:
     def on_grid(self, height: int, width: int) -> Weights:
         """For the B h w pixels of a layer with that grid."""
         return self._remembered("grid", (height, width), lambda: self._pixels(height, width))
+
+    def windows(self, height: int, width: int) -> Windows:
+        """For a convolution whose output has that grid."""
+        if (height, width) not in self._windows:
+            dense = self.on_grid(height, width).dense
+            self._windows[height, width] = Windows(dense.unflatten(0, (self.samples, height, width)))
+        return self._windows[height, width]
 
     def on_tokens(self, count: int) -> Weights:
         """For the B N tokens of an image layer that tells only how many there are; raises StudioError for a number
@@ -103,5 +113,5 @@ class Gate:
 
     def _remembered(self, kind: str, size: tuple[int, ...], make: Callable[[], Tensor]) -> Weights:
         if (kind, size) not in self._known:
-            self._known[kind, size] = Weights.of(make())
+            self._known[kind, size] = Weights(make())
         return self._known[kind, size]

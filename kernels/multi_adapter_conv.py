@@ -1,0 +1,119 @@
+"""Many low-rank changes of one convolution: each adapter computes the window around the pixels where it acts."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+
+from studio.kernels.multi_adapter import Factors, Places
+
+Tensor = torch.Tensor
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution's kernel, stride, padding and dilation, by height and width."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    def reach(self, size: Pair) -> Pair:
+        """How much of the padded input an output of `size` depends on."""
+        spans = zip(size, self.stride, self.kernel, self.dilation, strict=True)
+        height, width = ((length - 1) * step + (side - 1) * apart + 1 for length, step, side, apart in spans)
+        return height, width
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where k adapters act on the grid of B samples, as S windows of one size for each: weights w [B, h, w, k]."""
+
+    dense: Tensor
+    _gathers: dict[tuple[Geometry, Pair], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def few(self) -> bool:
+        """Whether the windows hold at most half of what all adapters on all samples would compute."""
+        samples, height, width, k = self.dense.shape
+        return 2 * len(self.samples) * self.size[0] * self.size[1] <= samples * height * width and k > 0
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """[S, k], the sample of each window; some windows may be padding, at weight zero."""
+        acts = (self.dense != 0).flatten(1, 2).any(1)
+        most = max(int(acts.sum(0).max()), 1)
+        return acts.to(torch.uint8).argsort(dim=0, descending=True, stable=True)[:most]
+
+    @cached_property
+    def size(self) -> Pair:
+        """(h', w') of the largest."""
+        return tuple(max(int((last - first).max()) + 1, 1) for first, last in self._spans)  # pyright: ignore
+
+    @cached_property
+    def corners(self) -> tuple[Tensor, Tensor]:
+        """Top and left [S, k] of the windows, moved inwards where they would leave the grid."""
+        top, left = (
+            first.clamp(max=side - length).gather(0, self.samples)
+            for (first, _), side, length in zip(self._spans, self.dense.shape[1:3], self.size, strict=True)
+        )
+        return top, left
+
+    @cached_property
+    def index(self) -> Tensor:
+        """[S, h', w', k], the pixels of the windows among B h w."""
+        _, height, width, _ = self.dense.shape
+        return self._pixels(self.size, (1, 1), (height, width))
+
+    @cached_property
+    def share(self) -> Tensor:
+        """[S, h', w', k], what each adapter weighs there; of a padding window, zero."""
+        return self.dense.flatten(0, 2).gather(0, self.index.flatten(0, 2)).unflatten(0, self.index.shape[:3])
+
+    @cached_property
+    def places(self) -> Places:
+        """Of the S h' w' rows of each adapter, and a row of zeros, among the pixels."""
+        index, share = (F.pad(one.flatten(0, 2).T, (0, 1)).flatten() for one in (self.index, self.share))
+        return Places.of(index, share, self.dense[..., 0].numel())
+
+    def inputs(self, geometry: Geometry, padded: Pair) -> Tensor:
+        """[S, h'', w'', k], the pixels of a padded input [B, *padded] that the windows depend on."""
+        if (geometry, padded) not in self._gathers:
+            self._gathers[geometry, padded] = self._pixels(geometry.reach(self.size), geometry.stride, padded)
+        return self._gathers[geometry, padded]
+
+    @cached_property
+    def _spans(self) -> list[tuple[Tensor, Tensor]]:
+        """First and last row [B, k] where an adapter acts, and column."""
+        acts = self.dense != 0
+        found = []
+        for axis in (2, 1):
+            line = acts.any(axis).int()  # [B, side, k]
+            first, last = line.argmax(1), line.shape[1] - 1 - line.flip(1).argmax(1)
+            found.append((first, last.where(acts.flatten(1, 2).any(1), first)))
+        return found
+
+    def _pixels(self, size: Pair, stride: Pair, grid: Pair) -> Tensor:
+        top, left = self.corners
+        device = self.dense.device
+        rows = top[:, None] * stride[0] + torch.arange(size[0], device=device)[:, None]
+        columns = left[:, None] * stride[1] + torch.arange(size[1], device=device)[:, None]
+        lines = self.samples[:, None] * grid[0] + rows
+        return lines[:, :, None] * grid[1] + columns[:, None]
+
+
+def windowed(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
+    """x [B, in, H, W] -> [B h w, out]: windows gathered, shrunk as one grouped convolution, weighed, expanded."""
+    k, rank, _ = factors.down.shape
+    up, left = geometry.padding
+    pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, up, up)).contiguous()
+    index = windows.inputs(geometry, (pixels.shape[1], pixels.shape[2]))
+    chosen = pixels.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape[:3], k * x.shape[1])
+    down = factors.down.reshape(k * rank, x.shape[1], *geometry.kernel)
+    hidden = F.conv2d(chosen.permute(0, 3, 1, 2), down, None, geometry.stride, 0, geometry.dilation, groups=k)
+    hidden = hidden.permute(0, 2, 3, 1).unflatten(3, (k, rank)) * windows.share[..., None]
+    hidden = F.pad(hidden.movedim(3, 0).flatten(1, 3), (0, 0, 0, 1))
+    return windows.places.sum(torch.bmm(hidden, factors.up).flatten(0, 1))
