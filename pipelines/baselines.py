@@ -7,6 +7,7 @@ import torch
 from studio.errors import UsageError
 from studio.pipelines.compose import Run
 from studio.pipelines.denoiser import Branch
+from studio.pipelines.request import PERIOD, check_turns
 
 Tensor = torch.Tensor
 
@@ -44,18 +45,13 @@ class Merge(Plain):
 class Switch(Plain):
     """One adapter a step, each for `period` steps in turn, in the order given (equation 2)."""
 
-    period: int = 5
+    period: int = PERIOD
 
     def begin(self, run: Run) -> None:
         """Read the prompt once for each adapter; every one needs a turn."""
         if self.period < 1:
             raise UsageError(f"A period of {self.period} steps is none.", "Give 1 or more; 5 is the authors'.")
-        needed = self.period * (len(run.concepts) - 1) + 1
-        if run.steps < needed:
-            raise UsageError(
-                f"Switching every {self.period} steps, {run.steps} steps leave no turn for <{run.names[-1]}>.",
-                f"Give at least {needed} steps, or another method.",
-            )
+        check_turns(run.names, run.steps, self.period)
         _read_each(run)
 
     def branches(self, run: Run) -> list[Branch]:

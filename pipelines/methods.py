@@ -1,11 +1,13 @@
 """The ways to compose by name, and what each asks for. Torch-free: a method is imported when it is made."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from studio.errors import UsageError
+from studio.pipelines.request import PERIOD, check_turns
 from studio.regions import Layout
 
 if TYPE_CHECKING:
@@ -14,20 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to compose: `place` is "module:Class" below studio.pipelines, `boxes` whether it looks at a layout."""
+    """One way to compose: `place` is "module:Class" below studio.pipelines, `boxes` whether it looks at a layout,
+    `period` the steps after which it goes on to the next concept, None where all act in every step."""
 
     name: str
     does: str
     place: str
     boxes: Literal["ignores", "uses", "needs"] = "ignores"
+    period: int | None = None
 
     def make(self) -> "Composer":
         """A composer with the settings that we recommend."""
         module, _, kind = self.place.partition(":")
         return getattr(import_module(f"studio.pipelines.{module}"), kind)()
 
-    def check(self, names: list[str], layout: Layout | None) -> None:
-        """Raise UsageError where the method needs a box that is not there."""
+    def check(self, names: Sequence[str], layout: Layout | None, steps: int) -> None:
+        """Raise UsageError where the method needs a box that is not there, or more steps."""
+        if self.period is not None:
+            check_turns(names, steps, self.period)
         boxes = {} if layout is None else layout.boxes
         if self.boxes == "needs" and (missing := [name for name in names if name not in boxes]):
             raise UsageError(
@@ -47,7 +53,7 @@ METHODS = {
     one.name: one
     for one in (
         Method("merge", "adds all adapters to the weights; the usual way, and the one that blends", "baselines:Merge"),
-        Method("switch", "one adapter at a time, for five steps each in turn", "baselines:Switch"),
+        Method("switch", "one adapter at a time, for five steps each in turn", "baselines:Switch", period=PERIOD),
         Method("composite", "the mean of what every adapter alone predicts", "baselines:Composite"),
         Method("recentred", "the base, moved by what every adapter alone changes", "baselines:Recentred"),
         Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),

@@ -17,6 +17,7 @@ from studio.concepts import Concept, file_hash
 from studio.errors import UsageError
 from studio.home import Home, ensure_writable, write_atomic
 from studio.pipelines.settings import GenerateSettings
+from studio.regions import Layout
 
 TEXT_KEY = "studio"
 SLUG_LIMIT = 40
@@ -43,16 +44,23 @@ def slug(prompt: str) -> str:
 
 
 def describe(
-    settings: GenerateSettings, source: BaseSource, concepts: Sequence[tuple[Concept, float]]
+    settings: GenerateSettings,
+    source: BaseSource,
+    concepts: Sequence[tuple[Concept, float]],
+    method: str = "merge",
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """All that is needed to make the pictures again, as plain JSON values; the seed is that of the first."""
-    return {
+    places = {} if layout is None else {"layout": {name: box.sides for name, box in layout.boxes.items()}}
+    return places | {
         "prompt": settings.prompt,
         "negative_prompt": settings.negative_prompt,
         "seed": settings.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
         "scheduler": settings.scheduler,
+        "vae_tiling": settings.vae_tiling,
+        "method": method,
         "base": source.name,
         "family": source.family,
         "concepts": [
@@ -81,9 +89,15 @@ def save_pictures(pictures: Sequence[Image], folder: Path, description: dict[str
     return paths
 
 
-def _save(picture: Image, path: Path, text: str) -> Path:
+def save_sheet(sheet: Image, folder: Path, description: dict[str, Any]) -> Path:
+    """Write a sheet of many pictures, which themselves say how they were made; raises StudioError."""
+    return _save(sheet, _unused(folder, f"compared-{slug(description['prompt'])}-{description['seed']}"), None)
+
+
+def _save(picture: Image, path: Path, text: str | None) -> Path:
     info = PngInfo()
-    info.add_itxt(TEXT_KEY, text)
+    if text is not None:
+        info.add_itxt(TEXT_KEY, text)
     return write_atomic(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=info))
 
 

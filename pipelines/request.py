@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from studio.models import BaseModel
 
 LIMIT = 8
+PERIOD = 5  # steps of a turn, as Zhong et al. (2024) switch
 
 
 def check_request(settings: GenerateSettings, concepts: Sequence[tuple[Concept, float]], layout: Layout | None) -> None:
@@ -31,6 +32,16 @@ def check_request(settings: GenerateSettings, concepts: Sequence[tuple[Concept, 
     if layout is not None and (unknown := [name for name in layout.boxes if name not in names]):
         raise UsageError(
             f"There is a box for {unknown[0]!r}, which is not among the concepts.", f"They are: {', '.join(names)}."
+        )
+
+
+def check_turns(names: Sequence[str], steps: int, period: int) -> None:
+    """Raise UsageError where turns of `period` steps leave none for the last of `names`."""
+    needed = period * (len(names) - 1) + 1
+    if steps < needed:
+        raise UsageError(
+            f"Switching every {period} steps, {steps} steps leave no turn for <{names[-1]}>.",
+            f"Give at least {needed} steps, or another method.",
         )
 
 

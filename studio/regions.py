@@ -24,13 +24,18 @@ class Box:
     bottom: float
 
     def __post_init__(self) -> None:
-        sides = (self.left, self.top, self.right, self.bottom)
+        sides = self.sides
         if not all(math.isfinite(side) for side in sides):
             raise UsageError(f"The box {sides} holds something else than numbers.", _WRITE)
         if not all(0 <= side <= 1 for side in sides):
             raise UsageError(f"The box {sides} reaches beyond the canvas, which is 0 to 1.", _WRITE)
         if self.left >= self.right or self.top >= self.bottom:
             raise UsageError(f"The box {sides} is empty or upside down.", _WRITE)
+
+    @property
+    def sides(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom."""
+        return self.left, self.top, self.right, self.bottom
 
     def meets(self, other: "Box") -> bool:
         """Whether the two share more than an edge."""

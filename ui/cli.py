@@ -17,6 +17,7 @@ from studio.errors import StudioError
 from studio.ui import (
     cmd_bench,
     cmd_combine,
+    cmd_compose,
     cmd_convert,
     cmd_demo,
     cmd_doctor,
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("demo")(cmd_demo.demo)
 app.command("train-concept")(cmd_train.train_concept)
 app.command("generate")(cmd_generate.generate)
+app.command("compose")(cmd_compose.compose)
 app.command("convert")(cmd_convert.convert)
 app.add_typer(cmd_library.app, name="library")
 app.add_typer(cmd_bench.app, name="bench")
