@@ -97,3 +97,9 @@ def _replace(module: nn.Module, forward: Callable[..., Any], undo: ExitStack) ->
     else:
         undo.callback(vars(module).__delitem__, "forward")
     vars(module)["forward"] = forward
+
+
+def shallowest_with_words(unet: Any) -> int:
+    """The fewest up blocks at the end of `unet` that read the text: with fewer, a cached forward hardly sees it."""
+    reads = [bool(getattr(block, "attentions", None)) for block in reversed(unet.up_blocks)]
+    return 1 + (reads.index(True) if True in reads else 0)
