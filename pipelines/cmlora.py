@@ -26,7 +26,8 @@ class CmLora(Composite):
     `early` and `late` name who leads before and after `switch_at` of the steps; None is measured in the first
     `measured` steps: adapters whose predicted picture has more structure than the base's beyond `radius` of the
     spectrum lead early, the finest first. A leader's share of the prediction goes from `first_share`, None for
-    (k - 1/2) / (2k - 3/2), to `last_share`, None for 1 / k, along a cosine.
+    (k - 1/2) / (2k - 3/2), to `last_share`, None for 1 / k, along a cosine. A cached forward runs the last `shallow` up
+    blocks of the UNet, None for the fewest that read the words.
     """
 
     early: tuple[str, ...] | None = None
@@ -40,12 +41,13 @@ class CmLora(Composite):
     middle_interval: int = 3
     measured: int = 5
     radius: float = 0.2
+    shallow: int | None = None
 
     def begin(self, run: Run) -> None:
         """Read the prompt for each adapter, and without any where the order is to be measured."""
         self._check(run)
         super().begin(run)
-        run.denoiser.features = FeatureCache(run.base.unet, shallowest_with_words(run.base.unet))
+        run.denoiser.features = FeatureCache(run.base.unet, self.shallow or shallowest_with_words(run.base.unet))
         if self._measures(run):
             check_measurable(run.scheduler)
             run.denoiser.read("base", run.prompt.text, run.negative, run.only())

@@ -68,12 +68,13 @@ class Denoiser:
     branch, of the words (not of the negative ones).
     """
 
+    keep_text = True
+
     def __init__(self, base: BaseModel, bank: AdapterBank, guided: bool, max_rows: int | None = None) -> None:
         self.base, self.bank, self.guided = base, bank, guided
         self.max_rows = max_rows or (CPU_ROWS if base.device.type == "cpu" else GPU_ROWS)
         self.texts: dict[str, Text] = {}
         self.features: FeatureCache | None = None
-        self.keep_text = True
         self.probe: AttentionProbe | None = None
         self.maps: list[Maps] = []
         self.forwards = self.rows = self.cached_rows = self.looks = self.looked = 0
@@ -181,7 +182,9 @@ class Denoiser:
             *latents.shape,
             *((id(text), c, b.weights, _version(b.image), _version(b.words)) for b, text, c in chosen),
         )
-        if key not in self._batches:
+        if key in self._batches:
+            self._batches[key] = self._batches.pop(key)
+        else:
             embeds = torch.stack([text.embeds[c] for _, text, c in chosen])
             added = None
             if chosen[0][1].pooled is not None:
