@@ -1,6 +1,7 @@
 """What is asked of a composition: what cannot be meant, and what the user should know. Torch-free."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from studio.concepts import Concept
@@ -23,6 +24,8 @@ def check_request(settings: GenerateSettings, concepts: Sequence[tuple[Concept, 
         raise UsageError("There is no concept to compose.", "Name one or more with <NAME> in the prompt or --concept.")
     if len(names) > LIMIT:
         raise UsageError(f"{len(names)} concepts are too many for one picture.", f"Use at most {LIMIT}.")
+    if wrong := [(name, s) for name, (_, s) in zip(names, concepts, strict=True) if not isfinite(s)]:
+        raise UsageError(f"The strength of <{wrong[0][0]}> is {wrong[0][1]}.", "Give a number; 1 is usual.")
     places = spell(settings.prompt, [concept for concept, _ in concepts]).places
     if missing := [name for name in names if not places[name]]:
         raise UsageError(

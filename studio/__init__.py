@@ -13,21 +13,29 @@ if TYPE_CHECKING:
     from studio.home import Home
     from studio.library import Library
     from studio.models import BaseModel, load_base
+    from studio.pipelines.compose import Composer, compose
+    from studio.pipelines.composed_pipeline import ComposedPipeline
     from studio.pipelines.generate import generate
     from studio.pipelines.settings import GenerateSettings
+    from studio.regions import Box, Layout
     from studio.trainers.dreambooth import train_concept
     from studio.trainers.recipe import Recipe
 
 _PLACES = {
     "BaseModel": "studio.models",
     "BaseSource": "studio.bases",
+    "Box": "studio.regions",
+    "ComposedPipeline": "studio.pipelines.composed_pipeline",
+    "Composer": "studio.pipelines.compose",
     "Concept": "studio.concepts",
     "GenerateSettings": "studio.pipelines.settings",
     "Home": "studio.home",
+    "Layout": "studio.regions",
     "Library": "studio.library",
     "Recipe": "studio.trainers.recipe",
     "StudioError": "studio.errors",
     "UsageError": "studio.errors",
+    "compose": "studio.pipelines.compose",
     "expand_prompt": "studio.concepts",
     "find_base": "studio.bases",
     "generate": "studio.pipelines.generate",
@@ -38,13 +46,18 @@ _PLACES = {
 __all__ = [
     "BaseModel",
     "BaseSource",
+    "Box",
+    "ComposedPipeline",
+    "Composer",
     "Concept",
     "GenerateSettings",
     "Home",
+    "Layout",
     "Library",
     "Recipe",
     "StudioError",
     "UsageError",
+    "compose",
     "expand_prompt",
     "find_base",
     "generate",

@@ -143,7 +143,7 @@ def _in_folder(name: str, folder: Path) -> BaseSource:
             "Give a folder in diffusers layout (as written by save_pretrained), or one .safetensors file.",
         )
     index, unet = _read_json(folder / "model_index.json"), folder / "unet"
-    family = _index_family(name, index, _read_json(unet / "config.json") if unet.is_dir() else {})
+    family = index_family(name, index, _read_json(unet / "config.json") if unet.is_dir() else {})
     for part in PARTS[family]:
         if not any((folder / part).glob("*.safetensors")):
             raise UsageError(
@@ -167,10 +167,14 @@ def _on_hub(name: str, hub_id: str) -> BaseSource:
             f"The base {name!r} is neither here nor, as {hub_id!r}, on the hub or in its cache ({reason}).",
             problem.remedy,
         ) from error
-    return BaseSource(name, hub_id, "hub", _index_family(name, index, unet))
+    return BaseSource(name, hub_id, "hub", index_family(name, index, unet))
 
 
-def _index_family(name: str, index: dict[str, Any], unet: dict[str, Any]) -> Family:
+def index_family(name: str, index: Mapping[str, Any], unet: Mapping[str, Any]) -> Family:
+    """The family of a pipeline by its model_index.json and its UNet's configuration.
+
+    Raises UsageError, naming the base `name`, for one that the studio does not support.
+    """
     kind = str(index.get("_class_name"))
     if kind not in _PIPELINES:
         raise _unsupported(name, _OTHER_PIPELINES.get(kind, kind))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from studio.bases import ALIASES, BaseSource, Sizes, config_folder, find_base, sizes
+from studio.bases import ALIASES, BaseSource, Sizes, config_folder, find_base, index_family, sizes
 from studio.devices import pick_device, pick_dtype
 from studio.errors import StudioError, UsageError
 from studio.hush import hushed
@@ -141,6 +141,25 @@ def load_base(
     else:
         pipe.to(place)
     return BaseModel(source, pipe, place, precision)
+
+
+def wrap_pipe(pipe: Pipeline) -> BaseModel:
+    """The base that a loaded diffusers pipeline is, in the pipeline's own precision and on its own device.
+
+    Raises UsageError for another family, and for a pipeline that would not compute as the base alone.
+    """
+    name = pipe.config.get("_name_or_path") or type(pipe).__name__
+    family = index_family(name, {"_class_name": type(pipe).__name__}, pipe.unet.config)
+    if any(getattr(part, "peft_config", None) for part in pipe.components.values()):
+        raise UsageError(
+            "The pipeline has adapters of its own loaded.",
+            "Take them out (pipe.unload_lora_weights()), and add them as concepts.",
+        )
+    if pipe.unet.device.type == "meta":
+        raise UsageError(
+            "The pipeline's weights are offloaded one by one.", "Use pipe.enable_model_cpu_offload(), or none."
+        )
+    return BaseModel(BaseSource(name, name, "folder", family), pipe, pipe._execution_device, pipe.unet.dtype)
 
 
 def _read(source: BaseSource, dtype: torch.dtype) -> Pipeline:

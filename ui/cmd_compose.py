@@ -11,7 +11,7 @@ import typer
 from studio.bases import BaseSource, source_sizes
 from studio.concepts import placeholders
 from studio.errors import UsageError
-from studio.events import Emit, Notice, Phase
+from studio.events import Emit, Event, Notice, Phase
 from studio.home import Home
 from studio.library import Library
 from studio.pipelines.contact_sheet import contact_sheet
@@ -236,9 +236,18 @@ def _draw(plan: _Plan, device: str | None, emit: Emit) -> dict[str, list["Image"
     model = load_base(plan.source, device, offload=plan.settings.offload)
     drawn: dict[str, list[Image]] = {}
     refused: list[UsageError] = []
+    said: set[Event] = set()
+
+    def once(event: Event) -> None:
+        if event not in said or not isinstance(event, Notice):
+            emit(event)
+        said.add(event)
+
     for method in plan.methods:
+        if len(plan.methods) > 1:
+            emit(Phase(f"Method {method.name}"))
         try:
-            drawn[method.name] = draw(model, plan.settings, plan.concepts, method.make(), emit, plan.layout)
+            drawn[method.name] = draw(model, plan.settings, plan.concepts, method.make(), once, plan.layout)
         except UsageError as error:
             if len(plan.methods) == 1:
                 raise

@@ -1,0 +1,79 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_compose import SETTINGS, base, concepts  # noqa: F401
+
+from studio.adapters import load_concept
+from studio.bank import AdapterBank
+from studio.errors import UsageError
+from studio.events import silent
+from studio.pipelines.compose import denoise, start
+from studio.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
+from studio.regions import Box, Layout
+
+HALVES = Layout({"milo": Box(0, 0, 0.5, 1), "rex": Box(0.5, 0, 1, 1)})
+DOCS = Path(__file__).parents[1] / "docs" / "composing.md"
+
+
+def documented() -> dict[str, list[str]]:
+    """The columns of the table of methods, by method."""
+    lines = DOCS.read_text(encoding="utf-8").splitlines()
+    cells = [[one.strip() for one in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return {name.strip("`"): rest for name, *rest in cells}
+
+
+def test_the_document_has_every_method_as_it_is():
+    told = {name: (columns[0], columns[2]) for name, columns in documented().items()}
+    assert told == {one.name: (one.does, one.boxes) for one in METHODS.values()}
+
+
+@pytest.mark.parametrize("name", [name for name, row in documented().items() if re.fullmatch(r"[k\d +]+", row[1])])
+def test_every_method_draws_at_the_documented_cost(base, concepts, name):  # noqa: F811
+    composer = find_method(name).make()
+    bank = AdapterBank(base, [load_concept(one) for one in concepts])
+    steps = 6
+    with bank.merged((1.0, 1.0)) if composer.folds else bank.installed():
+        settings = type(SETTINGS)(SETTINGS.prompt, steps=steps, guidance=4.0)
+        run = start(base, bank, settings, list(concepts), (1.0, 1.0), HALVES)
+        composer.begin(run)
+        with torch.no_grad():
+            assert denoise(run, composer, settings, silent).isfinite().all()
+    assert run.denoiser.rows == steps * 2 * eval(documented()[name][1], {"k": 2})
+
+
+def test_the_default_is_a_method():
+    assert find_method(DEFAULT_METHOD).name == DEFAULT_METHOD
+
+
+@pytest.mark.parametrize(("name", "hint"), [("compsite", "Did you mean 'composite'?"), ("x", "Use one of: merge")])
+def test_an_unknown_method_is_refused_with_the_nearest(name, hint):
+    with pytest.raises(UsageError, match=re.escape(hint)) as error:
+        find_method(name)
+    assert name in error.value.problem
+
+
+def test_a_method_that_needs_boxes_needs_one_for_every_concept():
+    find_method("regional").check(["milo", "rex"], HALVES, 1)
+    with pytest.raises(UsageError, match="needs a box for <bella>"):
+        find_method("regional").check(["milo", "bella"], HALVES, 1)
+
+
+def test_switching_needs_steps():
+    find_method("switch").check(["a", "b", "c"], None, 11)
+    with pytest.raises(UsageError, match="leave no turn for <c>"):
+        find_method("switch").check(["a", "b", "c"], None, 10)
+
+
+def test_only_methods_that_do_not_look_at_boxes_say_so():
+    assert "does not look at boxes" in (find_method("merge").notice(HALVES) or "")
+    assert find_method("merge").notice(None) is None
+    assert find_method("regional").notice(HALVES) is None
+
+
+def test_the_names_need_no_torch():
+    code = "import studio.pipelines.methods, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
