@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import SDXLCFGCutoffCallback
 from fixtures_models import build_lora
 from test_attaching import snapshot
 from test_generate import difference
@@ -61,7 +62,7 @@ def test_it_draws_what_compose_draws(pipe, base, tiny_concepts):
 def test_merging_on_a_pipeline_of_diffusers_is_what_diffusers_draws_with_its_own_adapters(
     tiny_sdxl, tiny_loras, tiny_concepts
 ):
-    theirs = diffusers.DiffusionPipeline.from_pretrained(tiny_sdxl)
+    theirs: Any = diffusers.DiffusionPipeline.from_pretrained(tiny_sdxl)
     theirs.set_progress_bar_config(disable=True)
     pipe = ComposedPipeline.from_pipe(theirs)
     pipe.add_concept(tiny_concepts[1])
@@ -160,7 +161,7 @@ def test_a_callback_can_end_the_drawing(pipe):
 
 def test_a_callback_that_wants_more_than_latents_is_refused(pipe):
     with pytest.raises(UsageError, match="asks for"):
-        latents(pipe, callback_on_step_end=diffusers.callbacks.SDXLCFGCutoffCallback(cutoff_step_ratio=0.5))
+        latents(pipe, callback_on_step_end=SDXLCFGCutoffCallback(cutoff_step_ratio=0.5))
 
 
 def test_the_documents_own_method_draws(pipe):
