@@ -61,12 +61,8 @@ class Clora:
             others = {name: word for n, (name, word) in enumerate(classes.items()) if n != own}
             text = run.prompt.reworded(others)
             run.denoiser.read(str(own), text.text, run.negative, run.only(own))
-            if self.class_only:
-                ends = {
-                    name: [(end - len(word), end) for _, end in text.places[name]] for name, word in classes.items()
-                }
-                text = Spelled(text.text, ends)
-            words = [text.tokens(run.base.tokenizers[0], name) for name in run.names]
+            read = _at_class_words(text, classes) if self.class_only else text
+            words = [read.tokens(run.base.tokenizers[0], name) for name in run.names]
             branches.append(Branch(run.only(own), str(own), columns=tuple(chain(*words))))
             labels.append([n for n, tokens in enumerate(words) for _ in tokens])
         run.denoiser.probe = AttentionProbe(run.base.unet, self._layers(run), run.size)
@@ -120,6 +116,13 @@ class Clora:
         there = [level for level, layers in found.items() if layers]
         fine = [level for level in there if level <= self.level and min(halved(run.size, level)) >= self.cells]
         return found[fine[-1] if fine else there[0]]
+
+
+def _at_class_words(text: Spelled, classes: dict[str, str]) -> Spelled:
+    """The same text, of whose phrases only the class words count."""
+    return Spelled(
+        text.text, {name: [(end - len(word), end) for _, end in text.places[name]] for name, word in classes.items()}
+    )
 
 
 def contrast(maps: Tensor, labels: Tensor, temperature: float) -> Tensor:

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from fixtures_models import build_lora
 from test_attaching import snapshot
 from test_compose import latents
 
@@ -112,6 +113,8 @@ def test_shares_part_every_cell(background):
     milo, rex, free = [0.5, 0, 0, 1], [0.5, 1, 0, 0], [0, 0, 1, 0]
     expected = [free, milo, rex] if background else [[0.5, 0, 1, 1], rex]
     assert found.tolist() == expected
+    many = shares(torch.rand(5, 2, 6, 6, generator=torch.Generator().manual_seed(0)).round(), background)
+    torch.testing.assert_close(many.sum(0), torch.ones(2, 6, 6))
 
 
 def test_every_branch_spells_only_its_own_trigger(base, concepts):
@@ -241,9 +244,23 @@ def test_small_batches_change_nothing_but_rounding(base, concepts, monkeypatch):
     torch.testing.assert_close(parts, whole, atol=1e-3, rtol=0)
 
 
-def test_other_sizes_and_the_other_family(base, concepts, tiny_sd15, tmp_path):
+def test_odd_sizes(base, concepts):
     found, _ = latents(base, concepts, Clora(), dataclasses.replace(SETTINGS, width=48, height=32, count=1))
+    assert found.shape == (1, 4, 8, 12)
     assert found.isfinite().all()
+
+
+def test_the_other_family(tiny_sd15, concepts, tmp_path):
+    base, own = load_base(find_base(str(tiny_sd15)), "cpu"), []
+    for seed, concept in enumerate(concepts):
+        (tmp_path / concept.name).mkdir()
+        build_lora(tiny_sd15, tmp_path / concept.name / "adapter.safetensors", seed=seed)
+        own.append(dataclasses.replace(concept, family="sd15", folder=tmp_path / concept.name))
+    found, run = latents(base, own, Clora())
+    still, _ = latents(base, own, Clora(step_size=0))
+    assert run.denoiser.probe is not None
+    assert found.isfinite().all()
+    assert not torch.equal(found, still)
 
 
 def test_the_base_is_as_before_also_after_an_accident(base, concepts):

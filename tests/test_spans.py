@@ -36,3 +36,12 @@ def test_words_beyond_the_limit_are_an_error(pair):
     spelled = spell("a red cat " * 20 + "<milo>", pair)
     with pytest.raises(UsageError, match="<milo> lie beyond"):
         spelled.tokens(tokenizer, "milo")
+
+
+def test_other_words_at_the_places_of_some_concepts(pair):
+    spelled = spell("a <milo>, an <rex> and <milo> again", pair)
+    other = spelled.reworded({"milo": "cat"})
+    assert other.text == "a cat, an ohwx red dog and cat again"
+    said = {name: [other.text[a:b] for a, b in places] for name, places in other.places.items()}
+    assert said == {"milo": ["cat"] * 2, "rex": ["ohwx red dog"]}
+    assert spelled.reworded({}) == spelled
