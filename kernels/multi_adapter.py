@@ -19,7 +19,8 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Factors:
-    """k adapters of one layer: down [k, r, in], up [k, r, out], their scales within up; lower ranks padded by zeros."""
+    """k adapters of one layer: down [k, r, in, *kernel], up [k, r, out], their scales within up; lower ranks padded by
+    zeros."""
 
     down: Tensor
     up: Tensor
@@ -49,7 +50,7 @@ class Places:
         """rows [P, C] -> [T, C]. Gathered, not scattered: several times faster on a CPU, and the same in every run."""
         total = rows.index_select(0, self.slots[0])
         for slot in self.slots[1:]:
-            total = total + rows.index_select(0, slot)
+            total.add_(rows.index_select(0, slot))
         return total
 
 

@@ -106,14 +106,28 @@ class Windows:
 
 
 def windowed(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
-    """x [B, in, H, W] -> [B h w, out]: windows gathered, shrunk as one grouped convolution, weighed, expanded."""
-    k, rank, _ = factors.down.shape
+    """x [B, in, H, W] -> [B h w, out], down [k, r, in, *kernel]: windows gathered, shrunk as one grouped convolution,
+    weighed, expanded."""
+    k, rank = factors.down.shape[:2]
     up, left = geometry.padding
     pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, up, up)).contiguous()
     index = windows.inputs(geometry, (pixels.shape[1], pixels.shape[2]))
-    chosen = pixels.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape[:3], k * x.shape[1])
-    down = factors.down.reshape(k * rank, x.shape[1], *geometry.kernel)
-    hidden = F.conv2d(chosen.permute(0, 3, 1, 2), down, None, geometry.stride, 0, geometry.dilation, groups=k)
+    chosen = pixels.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape[:3], -1).permute(0, 3, 1, 2)
+    hidden = F.conv2d(chosen, factors.down.flatten(0, 1), None, geometry.stride, 0, geometry.dilation, groups=k)
     hidden = hidden.permute(0, 2, 3, 1).unflatten(3, (k, rank)) * windows.share[..., None]
     hidden = F.pad(hidden.movedim(3, 0).flatten(1, 3), (0, 0, 0, 1))
     return windows.places.sum(torch.bmm(hidden, factors.up).flatten(0, 1))
+
+
+def convolved(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
+    """The same by one convolution with all adapters, where most of them act on most pixels."""
+    k, rank = factors.down.shape[:2]
+    down = factors.down.flatten(0, 1)
+    hidden = F.conv2d(x, down, None, geometry.stride, geometry.padding, geometry.dilation)
+    hidden = hidden.permute(0, 2, 3, 1).unflatten(3, (k, rank)) * windows.dense[..., None]
+    return hidden.flatten(3).flatten(0, 2) @ factors.up.flatten(0, 1)
+
+
+def multi_adapter_conv(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
+    """x [B, in, H, W] -> [B h w, out] by the cheaper of the two."""
+    return (windowed if windows.few else convolved)(x, factors, windows, geometry)

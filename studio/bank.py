@@ -16,7 +16,7 @@ from studio.factors import Kronecker, LowRank, low_rank_form
 from studio.gates import Gate
 from studio.kernels.kronecker import kronecker_linear
 from studio.kernels.multi_adapter import Factors, Weights, multi_adapter
-from studio.kernels.multi_adapter_conv import Geometry, windowed
+from studio.kernels.multi_adapter_conv import Geometry, multi_adapter_conv
 from studio.models import BaseModel
 from studio.placing import Change, Placed, Receipt, place, receipt_of
 
@@ -141,19 +141,10 @@ def _low_rank(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
 
 
 def _convolved(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
-    """A convolution shrinks as one with all adapters, or in windows where these are few."""
     assert layer.low is not None
     module: Any = layer.module
-    windows = gate.windows(*output.shape[2:])
-    if windows.few:
-        return windowed(
-            x, layer.low, windows, Geometry(module.kernel_size, module.stride, module.padding, module.dilation)
-        )
-    k, rank, _ = layer.low.down.shape
-    down = layer.low.down.reshape(k * rank, x.shape[1], *module.kernel_size)
-    hidden = F.conv2d(x, down, None, module.stride, module.padding, module.dilation)
-    hidden = hidden.flatten(2).transpose(1, 2).reshape(-1, k, rank) * windows.dense.flatten(0, 2)[:, :, None]
-    return hidden.flatten(1) @ layer.low.up.reshape(k * rank, -1)
+    geometry = Geometry(module.kernel_size, module.stride, module.padding, module.dilation)
+    return multi_adapter_conv(x, layer.low, gate.windows(*output.shape[2:]), geometry)
 
 
 def _stack(placed: Sequence[Placed], device: torch.device) -> list[_Layer]:
@@ -190,12 +181,12 @@ def _pair(change: Change) -> LowRank | None:
 
 def _stacked_factors(pairs: list[LowRank], module: nn.Module, device: torch.device) -> Factors:
     weight: Any = module.weight
-    rank = max(pair.rank for pair in pairs)
-    inputs = weight[0].numel()
-    down = weight.new_zeros(len(pairs), rank, inputs, device=device)
-    up = weight.new_zeros(len(pairs), rank, len(weight), device=device)
+    k, rank = len(pairs), max(pair.rank for pair in pairs)
+    # Of a convolution with the channels last, as it is computed: else every forward would sort them anew.
+    down = weight.new_zeros(k, rank, *weight.shape[2:], weight.shape[1], device=device).movedim(-1, 2)
+    up = weight.new_zeros(k, rank, len(weight), device=device)
     for a, pair in enumerate(pairs):
-        down[a, : pair.rank] = pair.down.reshape(pair.rank, -1)
+        down[a, : pair.rank] = pair.down.reshape(pair.rank, *weight.shape[1:])
         up[a, : pair.rank] = pair.up.flatten(1).T
     return Factors(down, up)
 
