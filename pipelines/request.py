@@ -20,13 +20,13 @@ PERIOD = 5  # steps of a turn, as Zhong et al. (2024) switch
 def check_request(settings: GenerateSettings, concepts: Sequence[tuple[Concept, float]], layout: Layout | None) -> None:
     """Raise UsageError for what no method can compose; nothing is loaded for it."""
     names = [concept.name for concept, _ in concepts]
+    places = spell(settings.prompt, [concept for concept, _ in concepts]).places
     if not names:
         raise UsageError("There is no concept to compose.", "Name one or more with <NAME> in the prompt or --concept.")
     if len(names) > LIMIT:
         raise UsageError(f"{len(names)} concepts are too many for one picture.", f"Use at most {LIMIT}.")
     if wrong := [(name, s) for name, (_, s) in zip(names, concepts, strict=True) if not isfinite(s)]:
         raise UsageError(f"The strength of <{wrong[0][0]}> is {wrong[0][1]}.", "Give a number; 1 is usual.")
-    places = spell(settings.prompt, [concept for concept, _ in concepts]).places
     if missing := [name for name in names if not places[name]]:
         raise UsageError(
             f"The prompt does not name <{missing[0]}>, so nothing says what it should do in the picture.",

@@ -12,6 +12,7 @@ from typing import Any
 
 from studio.errors import StudioError, UsageError
 from studio.home import write_atomic
+from studio.untrusted import shown
 
 SCHEMA = 1
 CONCEPT_FILE = "concept.json"
@@ -134,8 +135,9 @@ def expand_prompt(prompt: str, concepts: Sequence[Concept]) -> str:
     def phrase(match: re.Match[str]) -> str:
         name = match[1]
         if name not in phrases:
+            plain = shown(name)  # a prompt may come with a stranger's picture
             raise UsageError(
-                f"The prompt names <{name}>, which is not among the concepts in use.", _remedy(name, phrases)
+                f"The prompt names <{plain}>, which is not among the concepts in use.", _remedy(plain, phrases)
             )
         return phrases[name]
 

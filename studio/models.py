@@ -148,6 +148,12 @@ def wrap_pipe(pipe: Pipeline) -> BaseModel:
 
     Raises UsageError for another family, and for a pipeline that would not compute as the base alone.
     """
+    kinds = [kind.__name__ for kind in _CLASSES.values()]
+    if type(pipe).__name__ not in kinds:
+        raise UsageError(
+            f"A {type(pipe).__name__} is no base.",
+            f"Give a {' or a '.join(kinds)}; their from_pipe makes one of yours.",
+        )
     name = pipe.config.get("_name_or_path") or type(pipe).__name__
     family = index_family(name, {"_class_name": type(pipe).__name__}, pipe.unet.config)
     if any(getattr(part, "peft_config", None) for part in pipe.components.values()):

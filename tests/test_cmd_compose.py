@@ -118,6 +118,14 @@ def without(*keys: str):
     return lambda told: {key: value for key, value in told.items() if key not in keys}
 
 
+def test_what_a_stranger_wrote_is_shown_without_control_characters(run_studio, drawn, no_loading, tmp_path):
+    for key in ("prompt", "base", "method", "scheduler"):
+        odd = retell(drawn, tmp_path / f"{key}.png", lambda told, key=key: told | {key: "<a:\x1b[2J\x07>"})
+        ended = run_studio("compose", "--from", odd)
+        assert ended.code == 2
+        assert not {"\x1b", "\x07"} & set(ended.out + ended.err)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -193,6 +201,7 @@ def test_paths_are_printed_the_sheet_last(run_studio, library, monkeypatch, tmp_
         (["a cat"], "no concept to compose"),
         (["a <milo>", "--concept", "rex"], "does not name <rex>"),
         (["a <bela>"], "no concept 'bela'"),
+        (["a <lora:milo:0.8>"], "--concept NAME=STRENGTH"),
         ([BOTH, "--negative", "<bella>"], "names <bella>"),
         ([BOTH, "--method", "regionel"], "Did you mean 'regional'?"),
         ([BOTH, "--method", "regional", "--box", "milo=0,0,1,1"], "needs a box for <rex>"),

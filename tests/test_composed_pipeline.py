@@ -14,7 +14,7 @@ from test_attaching import snapshot
 from test_generate import difference
 
 from studio.concepts import Concept, write_concept
-from studio.errors import StudioError, UsageError
+from studio.errors import UsageError
 from studio.events import silent
 from studio.models import find_base, load_base
 from studio.pipelines.baselines import Composite, Merge
@@ -200,7 +200,7 @@ def test_notices_are_warnings(pipe):
         ({"composer": "switch", "num_inference_steps": 1}, "leave no turn for <rex>"),
         ({"concepts": {"milo": float("nan"), "rex": 1.0}}, "strength of <milo> is nan"),
         ({"concepts": ["milo"]}, "names <rex>"),
-        ({"concepts": []}, "no concept to compose"),
+        ({"concepts": []}, "names <milo>"),
         ({"layout": Layout({"bella": Box(0, 0, 1, 1)})}, "box for 'bella'"),
         ({"generator": seeded(1, 2), "num_images_per_prompt": 3}, "2 generators are given for 3"),
         ({"output_type": "png"}, "no output type 'png'"),
@@ -226,5 +226,5 @@ def test_pipelines_that_would_not_be_the_base_are_refused(tiny_sdxl, tiny_loras)
         ComposedPipeline.from_pipe(theirs)
     theirs.unload_lora_weights()
     assert ComposedPipeline.from_pipe(theirs).base.family == "sdxl"
-    with pytest.raises(StudioError, match="does not support"):
+    with pytest.raises(UsageError, match="StableDiffusionXLImg2ImgPipeline is no base"):
         ComposedPipeline.from_pipe(diffusers.StableDiffusionXLImg2ImgPipeline(**theirs.components))
