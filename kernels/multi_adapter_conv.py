@@ -53,6 +53,11 @@ class Windows:
         """(h', w') of the largest."""
         return tuple(max(int((last - first).max()) + 1, 1) for first, last in self._spans)  # pyright: ignore
 
+    @property
+    def tall(self) -> bool:
+        """Whether windows are computed on their side: convolutions are fast along long rows."""
+        return self.size[0] > self.size[1]
+
     @cached_property
     def corners(self) -> tuple[Tensor, Tensor]:
         """Top and left [S, k] of the windows, moved inwards where they would leave the grid."""
@@ -64,13 +69,13 @@ class Windows:
 
     @cached_property
     def index(self) -> Tensor:
-        """[S, h', w', k], the pixels of the windows among B h w."""
+        """[S, h', w', k], or [S, w', h', k] where `tall`: the pixels of the windows among B h w."""
         _, height, width, _ = self.dense.shape
         return self._pixels(self.size, (1, 1), (height, width))
 
     @cached_property
     def share(self) -> Tensor:
-        """[S, h', w', k], what each adapter weighs there; of a padding window, zero."""
+        """What each adapter weighs at `index`; in a padding window, nothing."""
         return self.dense.flatten(0, 2).gather(0, self.index.flatten(0, 2)).unflatten(0, self.index.shape[:3])
 
     @cached_property
@@ -80,7 +85,7 @@ class Windows:
         return Places.of(index, share, self.dense[..., 0].numel())
 
     def inputs(self, geometry: Geometry, padded: Pair) -> Tensor:
-        """[S, h'', w'', k], the pixels of a padded input [B, *padded] that the windows depend on."""
+        """Like `index`, the pixels of a padded input [B, *padded] that the windows depend on."""
         if (geometry, padded) not in self._gathers:
             self._gathers[geometry, padded] = self._pixels(geometry.reach(self.size), geometry.stride, padded)
         return self._gathers[geometry, padded]
@@ -102,7 +107,8 @@ class Windows:
         rows = top[:, None] * stride[0] + torch.arange(size[0], device=device)[:, None]
         columns = left[:, None] * stride[1] + torch.arange(size[1], device=device)[:, None]
         lines = self.samples[:, None] * grid[0] + rows
-        return lines[:, :, None] * grid[1] + columns[:, None]
+        found = lines[:, :, None] * grid[1] + columns[:, None]
+        return found.transpose(1, 2) if self.tall else found
 
 
 def windowed(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
@@ -113,7 +119,10 @@ def windowed(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) 
     pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, up, up)).contiguous()
     index = windows.inputs(geometry, (pixels.shape[1], pixels.shape[2]))
     chosen = pixels.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape[:3], -1).permute(0, 3, 1, 2)
-    hidden = F.conv2d(chosen, factors.down.flatten(0, 1), None, geometry.stride, 0, geometry.dilation, groups=k)
+    down, stride, dilation = factors.down.flatten(0, 1), geometry.stride, geometry.dilation
+    if windows.tall:
+        down, stride, dilation = down.transpose(2, 3), stride[::-1], dilation[::-1]
+    hidden = F.conv2d(chosen, down, None, stride, 0, dilation, groups=k)
     hidden = hidden.permute(0, 2, 3, 1).unflatten(3, (k, rank)) * windows.share[..., None]
     hidden = F.pad(hidden.movedim(3, 0).flatten(1, 3), (0, 0, 0, 1))
     return windows.places.sum(torch.bmm(hidden, factors.up).flatten(0, 1))
