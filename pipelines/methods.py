@@ -56,6 +56,7 @@ METHODS = {
         Method("switch", "one adapter at a time, for five steps each in turn", "baselines:Switch", period=PERIOD),
         Method("composite", "the mean of what every adapter alone predicts", "baselines:Composite"),
         Method("recentred", "the base, moved by what every adapter alone changes", "baselines:Recentred"),
+        Method("cmlora", "composite with one adapter in the lead, the others mostly from a cache", "cmlora:CmLora"),
         Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),
     )
 }
