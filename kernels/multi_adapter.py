@@ -25,6 +25,14 @@ class Factors:
     down: Tensor
     up: Tensor
 
+    def only(self, chosen: list[int]) -> "Factors":
+        """Some of the adapters, in ascending order; without a copy where they stand side by side."""
+        if len(chosen) == len(self.down):
+            return self
+        side_by_side = chosen[-1] - chosen[0] == len(chosen) - 1
+        some = slice(chosen[0], chosen[-1] + 1) if side_by_side else chosen
+        return Factors(self.down[some], self.up[some])
+
 
 @dataclass(frozen=True)
 class Places:

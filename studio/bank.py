@@ -110,7 +110,12 @@ def _add(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
     parts: list[Tensor] = []  # [rows, out]
     if layer.low is not None:
         chosen = gate.of(layer.columns)
-        parts.append(_convolved(layer, x, output, chosen) if image else _low_rank(layer, x, output, chosen))
+        if chosen.active:
+            factors, chosen = layer.low.only(chosen.active), chosen.of(chosen.active)
+            if image:
+                parts.append(_convolved(layer.module, factors, x, output, chosen))
+            else:
+                parts.append(_low_rank(layer, factors, x, output, chosen))
     for column, change in layer.others:
         weights = _weights(layer, output, gate.of([column]))
         if bool(weights.dense.any()):
@@ -135,16 +140,13 @@ def _weights(layer: _Layer, output: Tensor, gate: Gate) -> Weights:
     return gate.on_text(tokens) if layer.stream == "text" else gate.everywhere(tokens)
 
 
-def _low_rank(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
-    assert layer.low is not None
-    return multi_adapter(x.reshape(-1, x.shape[-1]), layer.low, _weights(layer, output, gate))
+def _low_rank(layer: _Layer, factors: Factors, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
+    return multi_adapter(x.reshape(-1, x.shape[-1]), factors, _weights(layer, output, gate))
 
 
-def _convolved(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
-    assert layer.low is not None
-    module: Any = layer.module
+def _convolved(module: Any, factors: Factors, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
     geometry = Geometry(module.kernel_size, module.stride, module.padding, module.dilation)
-    return multi_adapter_conv(x, layer.low, gate.windows(*output.shape[2:]), geometry)
+    return multi_adapter_conv(x, factors, gate.windows(*output.shape[2:]), geometry)
 
 
 def _stack(placed: Sequence[Placed], device: torch.device) -> list[_Layer]:

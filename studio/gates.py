@@ -40,6 +40,11 @@ class Gate:
         """Whether no adapter acts anywhere."""
         return not bool(self.weights.any())
 
+    @cached_property
+    def active(self) -> list[int]:
+        """The adapters that act on any sample."""
+        return self.weights.any(0).nonzero().flatten().tolist()
+
     def of(self, columns: list[int]) -> "Gate":
         """The gate of some of the adapters, in that order."""
         key = tuple(columns)
