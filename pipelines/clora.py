@@ -27,7 +27,8 @@ class Clora:
     """The authors' numbers, for 50 steps at 512 pixels: 25 updates of the latents, hence the share `refined` of 0.5.
 
     `step_size` is for latents of unit variance, whatever the sampler makes of them, and of 64 x 64 cells: of fewer each
-    has more influence, and the step shrinks with their number. Steps in `repeated` are refined `repeats` times. Masks
+    has more influence, and the step shrinks with their number; none is longer than `longest` (root mean square), since
+    gradients leap where maps are nearly flat (the bound is ours). Steps in `repeated` are refined `repeats` times. Masks
     hold where attention exceeds `threshold` of its maximum, from the share `masked_from` of the steps on, before which
     the branches are averaged. The maps are of `level` halvings of the latents, but of at least `cells` a side where the
     base has such layers. With `class_only` they are those of the class words: a trigger that was learned in few steps
@@ -35,6 +36,7 @@ class Clora:
     """
 
     step_size: float = 20.0
+    longest: float = 0.1
     refined: float = 0.5
     repeated: tuple[int, ...] = ()
     repeats: int = 20
@@ -79,7 +81,9 @@ class Clora:
         scale = run.scheduler.scale_model_input(torch.ones_like(latents), timestep)  # samplers differ by a factor
         step_size = self.step_size * run.size[0] * run.size[1] / AUTHORS_CELLS
         for _ in range(self.repeats if run.step in self.repeated else 1):
-            latents = latents - step_size * self._gradient(run, latents * scale, timestep) / scale
+            step = step_size * self._gradient(run, latents * scale, timestep)
+            length = step.square().mean((1, 2, 3), keepdim=True).sqrt()
+            latents = latents - step * (self.longest / length.clamp(min=self.longest)) / scale
         return latents
 
     def combine(self, run: Run, predictions: Tensor) -> Tensor:

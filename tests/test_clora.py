@@ -182,6 +182,18 @@ def test_the_step_moves_the_latents_as_the_sampler_scales_them(base, concepts):
     torch.testing.assert_close(moved, scaled - gradient * 64 / 4096, atol=1e-6, rtol=0)
 
 
+def test_no_step_is_longer_than_allowed(base, concepts):
+    composer = Clora(step_size=1e6, longest=0.05)
+    _, run = latents(base, concepts, composer, dataclasses.replace(SETTINGS, steps=2))
+    run.step = 0
+    run.scheduler.set_timesteps(2)
+    first = run.scheduler.timesteps[0]
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)) * run.scheduler.init_noise_sigma
+    moved = composer.refine(run, noise, first) - noise
+    lengths = run.scheduler.scale_model_input(moved, first).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(lengths, torch.full((2,), 0.05), atol=1e-4, rtol=0)
+
+
 def test_masks_and_moves_make_a_difference(base, concepts):
     plain, _ = latents(base, concepts, Clora(step_size=0))
     moved, _ = latents(base, concepts, Clora(step_size=2000))
