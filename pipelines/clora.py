@@ -28,7 +28,7 @@ class Clora:
 
     `step_size` is for latents of unit variance, whatever the sampler makes of them, and of 64 x 64 cells: of fewer each
     has more influence, and the step shrinks with their number; none is longer than `longest` (root mean square), since
-    gradients leap where maps are nearly flat (the bound is ours). Steps in `repeated` are refined `repeats` times. Masks
+    gradients leap where maps are nearly flat (our bound). Steps in `repeated` are refined `repeats` times. Masks
     hold where attention exceeds `threshold` of its maximum, from the share `masked_from` of the steps on, before which
     the branches are averaged. The maps are of `level` halvings of the latents, but of at least `cells` a side where the
     base has such layers. With `class_only` they are those of the class words: a trigger that was learned in few steps
