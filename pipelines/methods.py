@@ -57,6 +57,8 @@ METHODS = {
         Method("composite", "the mean of what every adapter alone predicts", "baselines:Composite"),
         Method("recentred", "the base, moved by what every adapter alone changes", "baselines:Recentred"),
         Method("cmlora", "composite with one adapter in the lead, the others mostly from a cache", "cmlora:CmLora"),
+        Method("clora", "one branch a concept, each giving the pixels that its own words look at", "clora:Clora"),
+        Method("masked", "what every adapter alone predicts, inside its box", "regional:Masked", "needs"),
         Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),
     )
 }

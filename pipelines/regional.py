@@ -1,7 +1,8 @@
-"""Regions: every concept acts on its own part of the canvas and on its own words, all in one forward a step.
+"""Boxes: every concept acts on its own part of the canvas, in one gated forward a step, or in one of its own.
 
-The gate does the whole work: an adapter's change of the image layers is kept inside its box, its change of the keys and
-values of the text on the tokens of its phrase and on those that belong to nobody. Cost: that of merging unmerged.
+`Regional` gates: an adapter's change of the image layers stays inside its box, its change of the keys and values of the
+text on the tokens of its phrase and on those that belong to nobody. It costs what unmerged merging costs. `Masked` asks
+every adapter alone and takes its box from each (as Bar-Tal et al. 2023, MultiDiffusion, do with prompts).
 """
 
 from dataclasses import dataclass
@@ -12,33 +13,34 @@ from studio.errors import UsageError
 from studio.pipelines.baselines import Plain
 from studio.pipelines.compose import Run
 from studio.pipelines.denoiser import Branch
+from studio.regions import Layout
 
 Tensor = torch.Tensor
 
 
 @dataclass
 class Regional(Plain):
-    """Boxes decide who acts where; `shared` is how strongly an adapter changes the words that belong to no concept."""
+    """Boxes decide who acts where; `shared` is how strongly an adapter changes the words that belong to no concept.
+
+    For the share `hold` of the steps the base draws alone: what was learned from pictures of one thing each would
+    otherwise pull everything into one thing in the middle.
+    """
 
     shared: float = 1.0
+    hold: float = 0.2
 
     def begin(self, run: Run) -> None:
         """Needs a box for every concept; reads the prompt with all adapters."""
-        boxes = {} if run.layout is None else run.layout.boxes
-        if missing := [name for name in run.names if name not in boxes]:
-            raise UsageError(
-                f"The method needs a place for <{missing[0]}>.",
-                f"Give one with --box {missing[0]}=LEFT,TOP,RIGHT,BOTTOM, or use --method merge.",
-            )
+        layout = _places(run)
         super().begin(run)
-        assert run.layout is not None
-        run.state["branch"] = Branch(
-            run.strengths, "all", run.layout.masks(run.names, *run.size), own_words(run, self.shared)
-        )
+        words = own_words(run, self.shared)
+        run.denoiser.read("base", run.prompt.text, run.negative, run.only())
+        run.state["acting"] = Branch(run.strengths, "all", layout.masks(run.names, *run.size), words)
+        run.state["holding"] = Branch(run.only(), "base")
 
     def branches(self, run: Run) -> list[Branch]:
-        """One, gated."""
-        return [run.state["branch"]]
+        """One: the base alone until it has laid the picture out, then gated."""
+        return [run.state["holding" if run.step < self.hold * run.steps else "acting"]]
 
 
 def own_words(run: Run, shared: float) -> Tensor:
@@ -50,3 +52,48 @@ def own_words(run: Run, shared: float) -> Tensor:
         masks[:, tokens] = 0
         masks[n, tokens] = 1
     return masks
+
+
+@dataclass
+class Masked(Plain):
+    """Every concept predicts the whole picture alone, the others being spelled by their class, and gives its box.
+
+    What no box holds comes from the base. For the share `hold` of the steps the base draws alone.
+    """
+
+    hold: float = 0.1
+
+    def begin(self, run: Run) -> None:
+        """Needs a box for every concept; reads the prompt once for each, and once with classes only."""
+        layout = _places(run)
+        classes = {one.name: one.class_word or one.phrase for one in run.concepts}
+        run.denoiser.read("base", run.prompt.reworded(classes).text, run.negative, run.only())
+        for n, name in enumerate(run.names):
+            others = {other: word for other, word in classes.items() if other != name}
+            run.denoiser.read(str(n), run.prompt.reworded(others).text, run.negative, run.only(n))
+        masks = layout.masks(run.names, *run.size).to(run.base.device, run.base.dtype)
+        run.state["shares"] = torch.cat([1 - masks.sum(0, keepdim=True), masks])
+
+    def branches(self, run: Run) -> list[Branch]:
+        """The base, then, once the picture is laid out, one for each concept."""
+        base = Branch(run.only(), "base")
+        if run.step < self.hold * run.steps:
+            return [base]
+        return [base, *(Branch(run.only(n), str(n)) for n in range(len(run.concepts)))]
+
+    def combine(self, run: Run, predictions: Tensor) -> Tensor:
+        """Every pixel from the branch that owns it."""
+        if len(predictions) == 1:
+            return predictions[0]
+        return (predictions * run.state["shares"][:, None, None, None]).sum(0)
+
+
+def _places(run: Run) -> Layout:
+    """The boxes of all concepts; raises UsageError where one has none."""
+    boxes = {} if run.layout is None else run.layout.boxes
+    if missing := [name for name in run.names if name not in boxes]:
+        raise UsageError(
+            f"The method needs a place for <{missing[0]}>.",
+            f"Give one with --box {missing[0]}=LEFT,TOP,RIGHT,BOTTOM, or use --method merge.",
+        )
+    return Layout(boxes)
