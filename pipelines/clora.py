@@ -76,7 +76,7 @@ class Clora:
 
     def refine(self, run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
         """Descend the contrastive loss of the maps; of one concept it is zero everywhere, and nothing is computed."""
-        if len(run.concepts) < 2 or run.step >= self.refined * run.steps or not self.step_size:
+        if len(run.concepts) < 2 or run.share >= self.refined or not self.step_size:
             return latents
         scale = run.scheduler.scale_model_input(torch.ones_like(latents), timestep)  # samplers differ by a factor
         step_size = self.step_size * run.size[0] * run.size[1] / AUTHORS_CELLS
@@ -88,7 +88,7 @@ class Clora:
 
     def combine(self, run: Run, predictions: Tensor) -> Tensor:
         """Of every pixel the mean of the branches that claim it."""
-        if run.step < self.masked_from * run.steps:
+        if run.share < self.masked_from:
             return predictions.mean(0)
         first = len(run.state["branches"]) - len(run.concepts)
         claims = [

@@ -48,6 +48,11 @@ class Run:
     state: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def share(self) -> float:
+        """How much of the loop is done, from 0 to below 1; some samplers take more than `steps` turns."""
+        return self.step / len(self.scheduler.timesteps)
+
+    @property
     def names(self) -> list[str]:
         """Of the concepts, in the order of the bank."""
         return [concept.name for concept in self.concepts]

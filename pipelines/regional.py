@@ -40,7 +40,7 @@ class Regional(Plain):
 
     def branches(self, run: Run) -> list[Branch]:
         """One: the base alone until it has laid the picture out, then gated."""
-        return [run.state["holding" if run.step < self.hold * run.steps else "acting"]]
+        return [run.state["holding" if run.share < self.hold else "acting"]]
 
 
 def own_words(run: Run, shared: float) -> Tensor:
@@ -77,7 +77,7 @@ class Masked(Plain):
     def branches(self, run: Run) -> list[Branch]:
         """The base, then, once the picture is laid out, one for each concept."""
         base = Branch(run.only(), "base")
-        if run.step < self.hold * run.steps:
+        if run.share < self.hold:
             return [base]
         return [base, *(Branch(run.only(n), str(n)) for n in range(len(run.concepts)))]
 

@@ -189,3 +189,9 @@ def test_a_method_that_combines_wrongly_is_named(base, concepts):
 
     with pytest.raises(StudioError, match=r"Forgetful\.combine"):
         compose(base, SETTINGS, [(one, 1.0) for one in concepts], Forgetful(), silent)
+
+
+def test_the_share_done_stays_below_one_for_samplers_of_two_stages(base, concepts):
+    _, run = latents(base, concepts, Composite(), dataclasses.replace(SETTINGS, scheduler="heun"))
+    assert run.step == 2 * SETTINGS.steps - 2
+    assert 0.8 < run.share < 1

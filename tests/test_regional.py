@@ -78,7 +78,7 @@ def test_a_concept_without_a_box_is_an_error(base, tiny_concepts):
 def test_the_base_lays_the_picture_out_alone(base, tiny_concepts):
     for composer, after in ((Regional(hold=0.5), [1.0, 1.0]), (Masked(hold=0.5), [0.0, 0.0])):
         run, _ = run_of(base, tiny_concepts, HALVES, composer, settings=dataclasses.replace(SETTINGS, steps=1))
-        run.steps = 4
+        run.scheduler.set_timesteps(4)
         weights = []
         for run.step in range(4):
             weights.append(list(composer.branches(run)[0].weights))
