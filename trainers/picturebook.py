@@ -144,14 +144,13 @@ def _train_share(team: Team, stage: Stage, folder: Path, pool: int, device: str)
 
 
 def prior_prompts() -> list[str]:
-    """Prompts of class pictures, before all grounds, in all styles: three quarters of the concept's class, in all
-    colours and patterns, as what was learned leaks there first; the others of other classes."""
+    """Prompts of class pictures: the concept's class and others, before all grounds, in all styles."""
     rng = random.Random("prior")
     prompts = ["a {class_word}"]
     for number in range(23):
         scene = random_scene(rng, subjects=1)
         text = caption(scene, rng, drop=0.2, identifiers=0)
-        prompts.append(text.replace(scene.subjects[0].kind, "{class_word}") if number % 4 else text)
+        prompts.append(text.replace(scene.subjects[0].kind, "{class_word}") if number % 2 else text)
     return prompts
 
 

@@ -69,7 +69,7 @@ def _own(preset: str) -> dict[str, Any]:
 
     The convolutions are what draws a shape that the base has never seen: without them hats and balloons stay blobs.
     """
-    steps = {"quick": 160, "normal": 380, "best": 1000}[preset]
+    steps = {"quick": 120, "normal": 280, "best": 800}[preset]
     return {
         "rank": 16,
         "alpha": 16.0,
@@ -82,7 +82,6 @@ def _own(preset: str) -> dict[str, Any]:
         "schedule": "cosine",
         "warmup_steps": 10,
         "batch_size": 4,
-        "prior_batch_size": 2,
         "prior_count": {"quick": 16, "normal": 32, "best": 64}[preset],
         "sample_every": steps // 2,
         "sample_steps": 12,

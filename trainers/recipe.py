@@ -49,7 +49,6 @@ class Recipe(BaseModel):
     mix_instance_prompt: bool = False
     prior_preservation: bool = True
     prior_target: Literal["picture", "base"] = "picture"
-    prior_batch_size: Count | None = None
     prior_weight: Annotated[float, Field(ge=0)] = 1.0
     prior_count: Count
     prior_prompts: Annotated[tuple[Words, ...], Field(min_length=1)]
@@ -65,11 +64,6 @@ class Recipe(BaseModel):
     @classmethod
     def _plain_name(cls, value: str) -> str:
         return safe_name(value, "concept's name")
-
-    @property
-    def class_rows(self) -> int:
-        """Class pictures in a batch: as many as the concept's, unless `prior_batch_size` says otherwise."""
-        return (self.prior_batch_size or self.batch_size) if self.prior_preservation else 0
 
     @property
     def instance_prompt(self) -> str:
@@ -110,7 +104,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def write_toml(recipe: Recipe, path: Path) -> None:
     """Write every setting of `recipe`, so that no later change of a preset alters what it means."""
-    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    text = tomli_w.dumps(recipe.model_dump(mode="json"))
     write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 

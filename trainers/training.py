@@ -100,11 +100,11 @@ class Training:
     def draw(self, step: int) -> Drawn:
         """The random choices of step `step`: they depend on the recipe's seed and `step` alone."""
         recipe = self.recipe
-        count, class_count = (rows * recipe.gradient_accumulation for rows in (recipe.batch_size, recipe.class_rows))
+        count = recipe.batch_size * recipe.gradient_accumulation
         generator = generator_for(recipe.seed, "step", step)
         parts = [self.instances.batch(chosen_at(step, count, len(self.instances), recipe.seed, "instances"), generator)]
         if self.classes is not None:
-            chosen = chosen_at(step, class_count, len(self.classes), recipe.seed, "classes")
+            chosen = chosen_at(step, count, len(self.classes), recipe.seed, "classes")
             parts.append(self.classes.batch(chosen, generator))
         batch = _joined(parts)
         noise = torch.randn(batch.latents.shape, generator=generator)
@@ -113,12 +113,12 @@ class Training:
 
     def loss(self, drawn: Drawn) -> torch.Tensor:
         """The prior-preserving loss of one micro-batch, instances first."""
-        batch, own = drawn.batch, self.recipe.batch_size
+        batch, half = drawn.batch, len(drawn.noise) // (1 if self.classes is None else 2)
         noisy = self.schedule.noisy(batch.latents, drawn.noise, drawn.timesteps)
         target = self.schedule.target(batch.latents, drawn.noise, drawn.timesteps)
         if self.classes is not None and self.recipe.prior_target == "base":
-            target = torch.cat([target[:own], self._untrained(noisy, drawn, slice(own, None))])
-        return prior_preserving_loss(self._predict(noisy, drawn, slice(None)), target, own, self.recipe.prior_weight)
+            target = torch.cat([target[:half], self._untrained(noisy, drawn, slice(half, None))])
+        return prior_preserving_loss(self._predict(noisy, drawn, slice(None)), target, half, self.recipe.prior_weight)
 
     def _predict(self, noisy: torch.Tensor, drawn: Drawn, rows: slice) -> torch.Tensor:
         batch = drawn.batch
@@ -172,12 +172,11 @@ class Training:
 
     def _micro_batches(self) -> list[list[int]]:
         """Rows of each micro-batch: its share of the instances, then its share of the class pictures."""
-        own, others, parts = self.recipe.batch_size, self.recipe.class_rows, self.recipe.gradient_accumulation
-        first = own * parts
-        return [
-            [*range(part * own, (part + 1) * own), *range(first + part * others, first + (part + 1) * others)]
-            for part in range(parts)
-        ]
+        size, parts = self.recipe.batch_size, self.recipe.gradient_accumulation
+        shares = [list(range(part * size, (part + 1) * size)) for part in range(parts)]
+        if self.classes is None:
+            return shares
+        return [share + [row + size * parts for row in share] for share in shares]
 
 
 def _joined(parts: list[Batch]) -> Batch:
