@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from studio.errors import UsageError
-from studio.pipelines.request import PERIOD, check_turns
+from studio.pipelines.request import PERIOD, check_boxes, check_turns
 from studio.regions import Layout
 
 if TYPE_CHECKING:
@@ -34,12 +34,8 @@ class Method:
         """Raise UsageError where the method needs a box that is not there, or more steps."""
         if self.period is not None:
             check_turns(names, steps, self.period)
-        boxes = {} if layout is None else layout.boxes
-        if self.boxes == "needs" and (missing := [name for name in names if name not in boxes]):
-            raise UsageError(
-                f"The method {self.name} needs a box for <{missing[0]}>.",
-                f"Give one with --box {missing[0]}=LEFT,TOP,RIGHT,BOTTOM, or choose another method.",
-            )
+        if self.boxes == "needs":
+            check_boxes(names, layout, self.name)
 
     def notice(self, layout: Layout | None) -> str | None:
         """What to say where there are boxes and the method does not look at them."""

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from studio.errors import UsageError
 from studio.pipelines.baselines import Plain
 from studio.pipelines.compose import Run
 from studio.pipelines.denoiser import Branch
+from studio.pipelines.request import check_boxes
 from studio.regions import Layout
 
 Tensor = torch.Tensor
@@ -31,7 +31,7 @@ class Regional(Plain):
 
     def begin(self, run: Run) -> None:
         """Needs a box for every concept; reads the prompt with all adapters."""
-        layout = _places(run)
+        layout = _places(run, "regional")
         super().begin(run)
         words = own_words(run, self.shared)
         run.denoiser.read("base", run.prompt.text, run.negative, run.only())
@@ -65,7 +65,7 @@ class Masked(Plain):
 
     def begin(self, run: Run) -> None:
         """Needs a box for every concept; reads the prompt once for each, and once with classes only."""
-        layout = _places(run)
+        layout = _places(run, "masked")
         classes = {one.name: one.class_word or one.phrase for one in run.concepts}
         run.denoiser.read("base", run.prompt.reworded(classes).text, run.negative, run.only())
         for n, name in enumerate(run.names):
@@ -88,12 +88,8 @@ class Masked(Plain):
         return (predictions * run.state["shares"][:, None, None, None]).sum(0)
 
 
-def _places(run: Run) -> Layout:
+def _places(run: Run, method: str) -> Layout:
     """The boxes of all concepts; raises UsageError where one has none."""
-    boxes = {} if run.layout is None else run.layout.boxes
-    if missing := [name for name in run.names if name not in boxes]:
-        raise UsageError(
-            f"The method needs a place for <{missing[0]}>.",
-            f"Give one with --box {missing[0]}=LEFT,TOP,RIGHT,BOTTOM, or use --method merge.",
-        )
-    return Layout(boxes)
+    check_boxes(run.names, run.layout, method)
+    assert run.layout is not None
+    return run.layout

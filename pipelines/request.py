@@ -48,6 +48,16 @@ def check_turns(names: Sequence[str], steps: int, period: int) -> None:
         )
 
 
+def check_boxes(names: Sequence[str], layout: Layout | None, method: str) -> None:
+    """Raise UsageError where one of `names` has no box, for a `method` that needs all."""
+    boxes = {} if layout is None else layout.boxes
+    if missing := [name for name in names if name not in boxes]:
+        raise UsageError(
+            f"The method {method} needs a box for <{missing[0]}>.",
+            f"Give one with --box {missing[0]}=LEFT,TOP,RIGHT,BOTTOM, or choose another method.",
+        )
+
+
 def notices(base: "BaseModel", settings: GenerateSettings, texts: Sequence[str], layout: Layout | None) -> list[str]:
     """What is done in another way than the user may expect; `texts` are those of `settings`, spelled out."""
     found = []

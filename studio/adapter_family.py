@@ -4,13 +4,11 @@ from collections.abc import Mapping
 
 import torch
 
+from studio.bases import FAMILY_NAMES
 from studio.factors import Factor, sizes_of
 
 FAMILY_KEY = "studio.family"
-NAMES = {
-    "sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL", "sd2": "Stable Diffusion 2",
-    "sd3": "Stable Diffusion 3", "flux": "Flux",
-}  # fmt: skip
+NAMES = FAMILY_NAMES | {"sd2": "Stable Diffusion 2", "sd3": "Stable Diffusion 3", "flux": "Flux"}
 _BY_TEXT_WIDTH = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 _BY_WORDS = (  # in what kohya's trainer and the model specification write into the metadata
     ("stable-diffusion-xl", "sdxl"), ("sdxl", "sdxl"), ("stable-diffusion-v1", "sd15"), ("sd_v1", "sd15"),

@@ -3,8 +3,6 @@
 Every text in a report comes from a stranger and is made safe to show; markup in it is not escaped.
 """
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,16 +11,16 @@ from pathlib import Path
 
 from studio.adapter_keys import parse_key
 from studio.adapters import PEFT_WEIGHTS, Adapter
+from studio.concepts import file_hash
 from studio.factors import Dora, Factor, Hadamard, Kronecker, LowRank, tensors_of
-from studio.trigger_words import trigger_words
+from studio.trigger_words import TAGS_KEY, tag_counts, trigger_words
 from studio.untrusted import shown
 
 B_LORA = {"content": "unet.up_blocks.0.attentions.0.", "style": "unet.up_blocks.0.attentions.1."}
 HIGH_SCALE = 4.0
 _TRAINING_PREFIXES = ("ss_", "sshs_", "studio.", "modelspec.")
-_TAGS_KEY, _TAG_LIMIT = "ss_tag_frequency", 20
+_TAG_LIMIT = 20
 _TRAINING_LIMIT = 150
-_COUNT_LIMIT = 2**53
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,7 @@ def weights_file(path: Path) -> Path:
 
 def sha256(path: Path) -> str:
     """The hash of the file with the weights, as hexadecimal digits."""
-    with weights_file(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(weights_file(path))
 
 
 def block_of(layer: str) -> str:
@@ -148,21 +145,12 @@ def _halves(adapter: Adapter) -> tuple[str, ...]:
 
 
 def _frequent_tags(metadata: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """The most frequent words of the captions, which kohya counts for each folder of pictures."""
-    try:
-        content = json.loads(metadata.get(_TAGS_KEY, "{}"))
-    except (ValueError, RecursionError):
-        return ()
-    counts: Counter[str] = Counter()
-    for tags in content.values() if isinstance(content, dict) else ():
-        for tag, count in tags.items() if isinstance(tags, dict) else ():
-            if isinstance(count, int) and 0 < count < _COUNT_LIMIT:
-                counts[tag] += count
-    return tuple((shown(tag, 80), count) for tag, count in counts.most_common(_TAG_LIMIT))
+    """The most frequent words of the captions."""
+    return tuple((shown(tag, 80), count) for tag, count in tag_counts(metadata).most_common(_TAG_LIMIT))
 
 
 def _training(metadata: Mapping[str, str]) -> dict[str, str]:
-    told = sorted(key for key in metadata if key.startswith(_TRAINING_PREFIXES) and key != _TAGS_KEY)
+    told = sorted(key for key in metadata if key.startswith(_TRAINING_PREFIXES) and key != TAGS_KEY)
     return {shown(key, 60): shown(metadata[key]) for key in told[:_TRAINING_LIMIT]}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from studio.untrusted import shown
 
 LENGTH, COUNT = 60, 5
+TAGS_KEY = "ss_tag_frequency"
+_COUNT_LIMIT = 2**53
 
 
 def trigger_words(metadata: Mapping[str, str], tokens: Iterable[str] = ()) -> list[str]:
@@ -14,19 +16,20 @@ def trigger_words(metadata: Mapping[str, str], tokens: Iterable[str] = ()) -> li
     model specification, the `tokens` of embeddings that the file brings along, and the training's most frequent tags.
     """
     said = [metadata.get("studio.trigger", ""), metadata.get("modelspec.trigger_phrase", ""), *tokens]
-    said += _frequent_tags(metadata.get("ss_tag_frequency", ""))
+    said += [tag for tag, _ in tag_counts(metadata).most_common(COUNT)]
     words = [shown(text, LENGTH) for text in said if len(text) <= LENGTH]
     return list(dict.fromkeys(filter(None, words)))[:COUNT]
 
 
-def _frequent_tags(text: str) -> list[str]:
-    """The most frequent tags of kohya's {folder: {tag: count}}, over all folders."""
+def tag_counts(metadata: Mapping[str, str]) -> Counter[str]:
+    """How often each tag occurs in the captions, as kohya's trainer counts them, {folder: {tag: count}}."""
     try:
-        folders = json.loads(text)
+        folders = json.loads(metadata.get(TAGS_KEY, "{}"))
     except (ValueError, RecursionError):
-        return []
+        return Counter()
     counts: Counter[str] = Counter()
     for tags in folders.values() if isinstance(folders, dict) else ():
-        if isinstance(tags, dict):
-            counts.update({tag: count for tag, count in tags.items() if type(count) is int})
-    return [tag for tag, _ in counts.most_common(COUNT)]
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if type(count) is int and 0 < count < _COUNT_LIMIT:
+                counts[tag] += count
+    return counts

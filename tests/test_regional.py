@@ -71,7 +71,7 @@ def test_swapping_boxes_swaps_nothing_but_the_places(base, tiny_concepts):
 
 def test_a_concept_without_a_box_is_an_error(base, tiny_concepts):
     for layout, way in ((None, Regional()), (Layout({"milo": Box(0, 0, 1, 1)}), Masked())):
-        with pytest.raises(UsageError, match=r"needs a place for <(milo|rex)>"):
+        with pytest.raises(UsageError, match=r"needs a box for <(milo|rex)>"):
             compose(base, SETTINGS, [(one, 1.0) for one in tiny_concepts], way, silent, layout)
 
 
