@@ -34,7 +34,7 @@ class Text:
 @dataclass(frozen=True)
 class Branch:
     """One prediction: weights of the k adapters, the key of its text, masks [k, H, W] over the latents and [k, N] over
-    the tokens of the words (not of the negative ones).
+    the tokens of the words, or [2, k, N] over the negative ones and the words.
 
     Where `cached`, its deep features are those of the last step in which it was not. `columns` are the tokens of its
     words whose attention maps are wanted.
@@ -63,7 +63,8 @@ class Denoiser:
     """Asks the UNet of `base` for branches, with the adapters of `bank` installed.
 
     `forwards` counts calls of the UNet, `rows` the samples in full ones and `cached_rows` those in cached ones, for
-    which `features` must be there; `looks` and `looked` count the same of `look`. Keys and values of the texts are
+    which `features` must be there; `looks` and `looked` count the same of `look`. Where `layers` are named by their
+    endings, the adapters leave all other layers of the UNet alone. Keys and values of the texts are
     computed once where `keep_text`. Where there is a `probe`, `maps` are what it read in the last prediction, one a
     branch, of the words (not of the negative ones).
     """
@@ -74,6 +75,7 @@ class Denoiser:
         self.base, self.bank, self.guided = base, bank, guided
         self.max_rows = max_rows or (CPU_ROWS if base.device.type == "cpu" else GPU_ROWS)
         self.texts: dict[str, Text] = {}
+        self.layers: tuple[str, ...] | None = None
         self.features: FeatureCache | None = None
         self.probe: AttentionProbe | None = None
         self.maps: list[Maps] = []
@@ -180,6 +182,7 @@ class Denoiser:
         chosen = [(branches[b], self.texts[branches[b].text], c) for b, c, _ in rows]
         key = (
             *latents.shape,
+            self.layers,
             *((id(text), c, b.weights, _version(b.image), _version(b.words)) for b, text, c in chosen),
         )
         if key in self._batches:
@@ -207,9 +210,15 @@ class Denoiser:
         if any(branch.image is not None for branch, _ in rows):
             image = like(torch.stack([everywhere if b.image is None else b.image for b, _ in rows]))
         if any(branch.words is not None for branch, _ in rows):
-            ones, last = torch.ones(self.bank.count, tokens), 1 if self.guided else 0
-            text = like(torch.stack([ones if b.words is None or c != last else b.words for b, c in rows]))
-        return Gate(weights, image, text)
+            text = like(torch.stack([self._words(branch, condition, tokens) for branch, condition in rows]))
+        return Gate(weights, image, text, self.layers)
+
+    def _words(self, branch: Branch, condition: int, tokens: int) -> Tensor:
+        """The mask [k, N] of a branch's negative words or words; ones where it has none for them."""
+        if branch.words is not None and branch.words.dim() == 3:
+            return branch.words[condition]
+        last = 1 if self.guided else 0
+        return torch.ones(self.bank.count, tokens) if branch.words is None or condition != last else branch.words
 
 
 def _version(mask: Tensor | None) -> tuple[int, int] | None:

@@ -29,6 +29,7 @@ _READS_TEXT = ("attn2.to_k", "attn2.to_v")
 class _Layer:
     """What the adapters do to one layer; `columns` are those of the bank that act on it, in the order of `low`."""
 
+    name: str
     module: nn.Module
     stream: str
     columns: list[int] = field(default_factory=list)
@@ -93,7 +94,7 @@ class AdapterBank:
 
     def _hook(self, layer: _Layer) -> Callable[..., Tensor | None]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if self.gate is None or self.gate.silent:
+            if self.gate is None or not self.gate.reaches(layer.name):
                 return None
             return _add(layer, args[0], output, self.gate)
 
@@ -156,7 +157,7 @@ def _stack(placed: Sequence[Placed], device: torch.device) -> list[_Layer]:
     pairs: dict[nn.Module, list[LowRank]] = {}
     for column, one in enumerate(placed):
         for change in one.changes:
-            layer = layers.setdefault(change.module, _Layer(change.module, _stream(change.layer)))
+            layer = layers.setdefault(change.module, _Layer(change.layer, change.module, _stream(change.layer)))
             pair = _pair(change)
             if pair is not None:
                 layer.columns.append(column)

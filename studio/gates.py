@@ -20,12 +20,14 @@ class Gate:
     [B, k, N] over the tokens of the prompt; None stands for ones.
 
     Layers of the picture see the mask averaged to their own grid, layers that read the text see the text mask, and
-    those that see neither (timestep, pooled text) the mean of the image mask.
+    those that see neither (timestep, pooled text) the mean of the image mask. Where there are `layers`, endings of
+    names such as "attn2.to_k", the adapters leave all others alone.
     """
 
     weights: Tensor
     image: Tensor | None = None
     text: Tensor | None = None
+    layers: tuple[str, ...] | None = None
     _known: dict[tuple[str, tuple[int, ...]], Weights] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, repr=False, compare=False)
     _parts: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)
@@ -45,6 +47,10 @@ class Gate:
         """The adapters that act on any sample."""
         return self.weights.any(0).nonzero().flatten().tolist()
 
+    def reaches(self, layer: str) -> bool:
+        """Whether any adapter acts on the layer of that name."""
+        return not self.silent and (self.layers is None or layer.endswith(self.layers))
+
     def of(self, columns: list[int]) -> "Gate":
         """The gate of some of the adapters, in that order."""
         key = tuple(columns)
@@ -53,7 +59,7 @@ class Gate:
         if key not in self._parts:
             image = None if self.image is None else self.image[:, columns]
             text = None if self.text is None else self.text[:, columns]
-            self._parts[key] = Gate(self.weights[:, columns], image, text)
+            self._parts[key] = Gate(self.weights[:, columns], image, text, self.layers)
         return self._parts[key]
 
     def on_grid(self, height: int, width: int) -> Weights:

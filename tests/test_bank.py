@@ -163,6 +163,19 @@ def test_many_disjoint_regions_equal_one_region_after_the_other(base):
             torch.testing.assert_close(together, total, atol=1e-5, rtol=0)
 
 
+def test_layers_that_are_not_named_are_left_alone(base):
+    whole = every_kind(base)
+    some = replace(whole, factors={f"{BLOCK}.attn2.to_k": whole.factors[f"{BLOCK}.attn2.to_k"]}, biases={})
+    with AdapterBank(base, [some]).installed() as bank, bank.use(Gate(torch.ones(1, 1))):
+        truth = predict(base)
+    with AdapterBank(base, [whole]).installed() as bank:
+        with bank.use(Gate(torch.ones(1, 1), layers=("attn2.to_k", "attn2.to_v"))):
+            assert torch.equal(predict(base), truth)
+        with bank.use(Gate(torch.ones(1, 1), layers=("attn9.to_k",))):
+            assert torch.equal(predict(base), predict(base, rows=[0]))
+    assert not torch.equal(truth, predict(base))
+
+
 def test_a_gate_for_another_batch_is_an_error(base):
     bank = AdapterBank(base, [Adapter("a", "test", "sdxl", {LINEAR: low(16, 16)})])
     with bank.installed(), bank.use(Gate(torch.ones(3, 1))), pytest.raises(StudioError, match="gate is for 3 samples"):
