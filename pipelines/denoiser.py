@@ -12,6 +12,7 @@ from studio.errors import StudioError
 from studio.gates import Gate
 from studio.hush import hushed
 from studio.models import BaseModel
+from studio.pipelines.attention_bias import AttentionBias, BatchBias, BiasedRow
 from studio.pipelines.feature_cache import FeatureCache
 from studio.pipelines.probe import AttentionProbe, Maps
 from studio.pipelines.text_cache import TextCache
@@ -36,8 +37,9 @@ class Branch:
     """One prediction: weights of the k adapters, the key of its text, masks [k, H, W] over the latents and [k, N] over
     the tokens of the words, or [2, k, N] over the negative ones and the words.
 
-    Where `cached`, its deep features are those of the last step in which it was not. `columns` are the tokens of its
-    words whose attention maps are wanted.
+    Image masks [n, k, H, W] are each picture's own. Where `cached`, its deep features are those of the last step in
+    which it was not. `columns` are the tokens of its words whose attention maps are wanted; `bias` says who may look
+    at what.
     """
 
     weights: tuple[float, ...]
@@ -46,6 +48,7 @@ class Branch:
     words: Tensor | None = None
     cached: bool = False
     columns: tuple[int, ...] = ()
+    bias: AttentionBias | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class _Batch:
     embeds: Tensor
     added: dict[str, Tensor] | None
     gate: Gate
+    bias: BatchBias
     text: TextCache
     made_from: list[Any]
 
@@ -157,6 +161,7 @@ class Denoiser:
             if whole:
                 self._reckon(latents, branches, rows, block)
             block.enter_context(self.bank.use(batch.gate))
+            block.enter_context(batch.bias.over(self.base.unet))
             if self.keep_text:
                 block.enter_context(batch.text.over(self.base.unet))
             return self.base.unet(
@@ -179,38 +184,44 @@ class Denoiser:
 
     def _batch(self, latents: Tensor, branches: Sequence[Branch], rows: list[_Row]) -> _Batch:
         """Texts and gate of the rows: those of an earlier step where they are made from the same."""
-        chosen = [(branches[b], self.texts[branches[b].text], c) for b, c, _ in rows]
+        chosen = [(branches[b], self.texts[branches[b].text], c, i) for b, c, i in rows]
         key = (
             *latents.shape,
             self.layers,
-            *((id(text), c, b.weights, _version(b.image), _version(b.words)) for b, text, c in chosen),
+            *(
+                (id(text), c, i, b.weights, _version(b.image), _version(b.words), b.bias and b.bias.version)
+                for b, text, c, i in chosen
+            ),
         )
         if key in self._batches:
             self._batches[key] = self._batches.pop(key)
         else:
-            embeds = torch.stack([text.embeds[c] for _, text, c in chosen])
+            embeds = torch.stack([text.embeds[c] for _, text, c, _ in chosen])
             added = None
             if chosen[0][1].pooled is not None:
                 height, width = (side * self.base.pipe.vae_scale_factor for side in latents.shape[2:])
                 ids: Any = self.base.time_ids((height, width), (0, 0), (height, width))
-                pooled = [text.pooled[c] for _, text, c in chosen if text.pooled is not None]
+                pooled = [text.pooled[c] for _, text, c, _ in chosen if text.pooled is not None]
                 added = {"text_embeds": torch.stack(pooled), "time_ids": ids.expand(len(rows), -1)}
-            gate = self._gate([(b, c) for b, _, c in chosen], latents, embeds.shape[1])
+            gate = self._gate([(b, c, i) for b, _, c, i in chosen], latents, embeds.shape[1])
+            last = 1 if self.guided else 0
+            biased = [BiasedRow(b.bias, i, c == last) for b, _, c, i in chosen]
+            bias = BatchBias(biased, (latents.shape[2], latents.shape[3]), latents)
             self._batches = dict(list(self._batches.items())[1 - _BATCHES :])
-            self._batches[key] = _Batch(embeds, added, gate, TextCache(embeds), chosen)
+            self._batches[key] = _Batch(embeds, added, gate, bias, TextCache(embeds), chosen)
         return self._batches[key]
 
-    def _gate(self, rows: list[tuple[Branch, int]], latents: Tensor, tokens: int) -> Gate:
+    def _gate(self, rows: list[tuple[Branch, int, int]], latents: Tensor, tokens: int) -> Gate:
         def like(make: Any) -> Tensor:
             return make.to(latents.device, latents.dtype)
 
-        weights = like(torch.tensor([branch.weights for branch, _ in rows]))
+        weights = like(torch.tensor([branch.weights for branch, _, _ in rows]))
         image = text = None
         everywhere = torch.ones(self.bank.count, *latents.shape[2:])
-        if any(branch.image is not None for branch, _ in rows):
-            image = like(torch.stack([everywhere if b.image is None else b.image for b, _ in rows]))
-        if any(branch.words is not None for branch, _ in rows):
-            text = like(torch.stack([self._words(branch, condition, tokens) for branch, condition in rows]))
+        if any(branch.image is not None for branch, _, _ in rows):
+            image = like(torch.stack([everywhere if b.image is None else _own(b.image, i) for b, _, i in rows]))
+        if any(branch.words is not None for branch, _, _ in rows):
+            text = like(torch.stack([self._words(branch, condition, tokens) for branch, condition, _ in rows]))
         return Gate(weights, image, text, self.layers)
 
     def _words(self, branch: Branch, condition: int, tokens: int) -> Tensor:
@@ -224,3 +235,7 @@ class Denoiser:
 def _version(mask: Tensor | None) -> tuple[int, int] | None:
     """Another one for another mask, and after a change in place."""
     return None if mask is None else (id(mask), mask._version)
+
+
+def _own(mask: Tensor, picture: int) -> Tensor:
+    return mask if mask.dim() == 3 else mask[picture]

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from studio.errors import StudioError
 
 Tensor = torch.Tensor
+Act = Callable[[Tensor, Tensor, float, Tensor | None], Tensor | None]  # (query, key, scale, mask) -> the mask to use
 
 
 class _Enough(Exception):
@@ -67,23 +68,20 @@ class AttentionProbe:
         seen: dict[str, list[Tensor]] = {name: [] for name in self._modules}
         found = Maps({})
 
-        def look(name: str, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
+        def look(name: str, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor | None:
             seen[name].append(self._map(name, query, key, scale, mask, columns, sum(map(len, seen[name]))))
             if stop and all(seen.values()):
                 raise _Enough
+            return mask
 
         with ExitStack() as undo:
             for name, module in self._modules.items():
-                _tap(module, partial(look, name), undo)
+                tap(name, module, partial(look, name), undo)
             with suppress(_Enough):
                 yield found
         for name, parts in seen.items():
             if sum(map(len, parts)) != len(columns):
-                raise StudioError(
-                    f"The attention of {name} was seen for {sum(map(len, parts))} of {len(columns)} rows: another"
-                    " implementation of attention is at work there.",
-                    "Use PyTorch's own: pipe.unet.set_default_attn_processor().",
-                )
+                raise _hidden(name, sum(map(len, parts)), len(columns))
             found.layers[name] = torch.cat(parts)
 
     def _map(
@@ -116,12 +114,12 @@ def column_probabilities(query: Tensor, key: Tensor, scale: float, mask: Tensor 
 def layers_on(unet: torch.nn.Module, level: int, kind: str = "attn2") -> list[str]:
     """The attention layers whose grid is that of the latents halved `level` times; `kind` attn2 reads the words,
     attn1 the picture."""
-    return [name for name, _ in unet.named_modules() if name.endswith(kind) and _level(unet, name) == level]
+    return [name for name, _ in unet.named_modules() if name.endswith(kind) and level_of(unet, name) == level]
 
 
 def grid(unet: torch.nn.Module, name: str, size: tuple[int, int]) -> tuple[int, int]:
     """(h, w) of the layer `name` for latents of `size`."""
-    return halved(size, _level(unet, name))
+    return halved(size, level_of(unet, name))
 
 
 def halved(size: tuple[int, int], times: int) -> tuple[int, int]:
@@ -131,7 +129,8 @@ def halved(size: tuple[int, int], times: int) -> tuple[int, int]:
     return size
 
 
-def _level(unet: Any, name: str) -> int:
+def level_of(unet: Any, name: str) -> int:
+    """How many times the latents are halved where the layer `name` is."""
     part, number = name.split(".")[:2]
     last = len(unet.down_blocks) - 1
     if part == "down_blocks":
@@ -155,37 +154,61 @@ def _lean(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     return found
 
 
-def _tap(module: torch.nn.Module, look: Callable[..., None], undo: ExitStack) -> None:
-    """Show `look` what attention the forward of `module` computes, until `undo`."""
-    forward, own = module.forward, module.__dict__.get("forward")
+def tap(name: str, module: torch.nn.Module, act: Act, undo: ExitStack) -> None:
+    """Let `act` see what attention the forward of `module` computes, and say with which mask, until `undo`; where there
+    are several, the last to come is asked first.
 
-    def tapped(*args: Any, **kwargs: Any) -> Any:
-        with _Tap(look):
-            return forward(*args, **kwargs)
-
-    def restore() -> None:
-        if own is None:
-            del module.forward
+    The forward raises StudioError where it did not show its attention.
+    """
+    tapped = vars(module).get("forward")
+    if not isinstance(tapped, _Tapped):
+        tapped = _Tapped(name, module.forward)
+        if "forward" in vars(module):
+            undo.callback(vars(module).__setitem__, "forward", vars(module)["forward"])
         else:
-            module.forward = own
+            undo.callback(vars(module).__delitem__, "forward")
+        vars(module)["forward"] = tapped
+    tapped.acts.append(act)
+    undo.callback(tapped.acts.remove, act)
 
-    module.forward = tapped
-    undo.callback(restore)
+
+class _Tapped:
+    """The forward of an attention module, watched."""
+
+    def __init__(self, name: str, forward: Callable[..., Any]) -> None:
+        self._name, self._forward = name, forward
+        self.acts: list[Act] = []
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with _Tap(self.acts) as watch:
+            found = self._forward(hidden_states, *args, **kwargs)
+        if not watch.seen:
+            raise _hidden(self._name, 0, len(hidden_states))
+        return found
 
 
 class _Tap(TorchFunctionMode):
-    def __init__(self, look: Callable[..., None]) -> None:
+    def __init__(self, acts: Sequence[Act]) -> None:
         super().__init__()
-        self.look = look
+        self.acts, self.seen = acts, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            self.look(*_asked(*args, **kwargs))
-        return func(*args, **kwargs)
+            self.seen = True
+            return self._attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        for act in reversed(self.acts):
+            attn_mask = act(query, key, more.get("scale") or query.shape[-1] ** -0.5, attn_mask)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **more)
 
 
-def _asked(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
-) -> tuple[Tensor, Tensor, float, Tensor | None]:
-    return query, key, more.get("scale") or query.shape[-1] ** -0.5, attn_mask
+def _hidden(name: str, seen: int, rows: int) -> StudioError:
+    return StudioError(
+        f"The attention of {name} was seen for {seen} of {rows} rows: another implementation of attention is at work"
+        " there.",
+        "Use PyTorch's own: pipe.unet.set_default_attn_processor().",
+    )

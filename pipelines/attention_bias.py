@@ -1,0 +1,150 @@
+"""Who may look at what: a branch's biases on its attention, by regions of the picture."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from studio.errors import StudioError
+from studio.pipelines.probe import grid, level_of, tap
+
+Tensor = torch.Tensor
+_TIE = 1e-4  # shares of a pixel that differ by less are the same but for rounding
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBias:
+    """What a branch adds to its attention scores, by `regions` [r, H, W] of 0 to 1 over the latents.
+
+    `words` [r, N] is for pixels of each region on the N tokens of the words, `cells` [H, W, N] says the same cell by
+    cell; -inf hides a token, and what is in no region gets 0. Both are for rows with words. From `apart` halvings of
+    the latents on, pixels of one region do not look at those of another, with words or without; those of no region
+    look and are seen everywhere. With a dimension n before them, `regions` and `cells` are each picture's own.
+
+    A pixel of a layer that covers several cells, or lies in several regions, has the mean of their factors exp(bias),
+    so it sees what any of them sees; to be kept apart it is in the regions that cover most of it. Raises StudioError
+    where all tokens are hidden.
+    """
+
+    regions: Tensor | None = None
+    words: Tensor | None = None
+    cells: Tensor | None = None
+    apart: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.regions is None and (self.words is not None or self.apart is not None):
+            raise StudioError("An attention bias by regions has no regions.", "Give masks [r, H, W].")
+        for bias in (self.words, self.cells):
+            if bias is not None and bool((bias == -torch.inf).all(-1).any()):
+                raise StudioError("An attention bias hides every token.", "Leave at least one to look at.")
+
+    @property
+    def worded(self) -> bool:
+        """Whether any word is looked at more or less than without it."""
+        return any(one is not None and bool(one.any()) for one in (self.words, self.cells))
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Another one for another bias, and after a change in place."""
+        return (id(self), *(one._version for one in (self.regions, self.words, self.cells) if one is not None))
+
+    def on_words(self, picture: int, size: tuple[int, int]) -> Tensor:
+        """[h w, N] for the pixels of a layer with that grid; there have to be `words` or `cells`."""
+        found = []
+        if self.words is not None:
+            shares = self._shares(picture, size).flatten(1).T.log()
+            words = F.pad(self.words.float(), (0, 0, 0, 1)).to(shares.device)  # in none of the regions: 0
+            found.append((shares[:, :, None] + words).logsumexp(1))
+        if self.cells is not None:
+            cells = self.cells if self.cells.dim() == 3 else self.cells[picture]
+            found.append(F.adaptive_avg_pool2d(cells.float().exp().movedim(2, 0), size).flatten(1).T.log())
+        return torch.stack(found).sum(0)
+
+    def on_pixels(self, picture: int, size: tuple[int, int]) -> Tensor:
+        """[h w, h w] of 0 and -inf: who is kept apart from whom in a layer with that grid."""
+        shares = self._shares(picture, size).flatten(1)
+        inside = (shares[:-1] > shares.amax(0) - _TIE).float()
+        free = inside.amax(0) == 0
+        seen = (inside.T @ inside > 0) | free[:, None] | free
+        return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+
+    def _shares(self, picture: int, size: tuple[int, int]) -> Tensor:
+        """[r + 1, h, w], which sum to one: how much of a pixel is each region's, and that of none last."""
+        assert self.regions is not None
+        regions = (self.regions if self.regions.dim() == 3 else self.regions[picture]).float()
+        total = regions.sum(0, keepdim=True)
+        shares = torch.cat([regions / total.clamp(min=1), (1 - total).clamp(min=0)])
+        return F.adaptive_avg_pool2d(shares, size)
+
+
+@dataclass(frozen=True)
+class BiasedRow:
+    """A row of a batch: its bias, the picture it is of, and whether it has the words."""
+
+    bias: AttentionBias | None
+    picture: int
+    worded: bool
+
+
+class BatchBias:
+    """The biases of the `rows` of a batch for latents of `size`, like `example` in type and place; made once for each
+    grid, and zero for rows that have none."""
+
+    def __init__(self, rows: Sequence[BiasedRow], size: tuple[int, int], example: Tensor) -> None:
+        self._size, self._device, self._dtype = size, example.device, example.dtype
+        self._words = [row.bias if row.bias and row.worded and row.bias.worded else None for row in rows]
+        self._apart = [row.bias if row.bias and row.bias.apart is not None else None for row in rows]
+        self._pictures = [row.picture for row in rows]
+        self._known: dict[tuple[str, tuple[int, int], tuple[bool, ...]], Tensor] = {}
+
+    @contextmanager
+    def over(self, unet: torch.nn.Module) -> Iterator[None]:
+        """Add them in the forwards of this block; layers that no row has a bias for are not touched."""
+        acts = any(self._words) or any(self._apart)
+        with ExitStack() as undo:
+            for name, module in unet.named_modules() if acts else ():
+                kind = name[-5:]
+                if kind not in ("attn1", "attn2"):
+                    continue
+                acting = self._words if kind == "attn2" else self._kept_apart(level_of(unet, name))
+                if any(acting):
+                    tap(name, module, partial(self._add, kind, grid(unet, name, self._size), acting), undo)
+            yield
+
+    def _kept_apart(self, level: int) -> list[AttentionBias | None]:
+        return [one if one and one.apart is not None and one.apart <= level else None for one in self._apart]
+
+    def _add(
+        self,
+        kind: str,
+        size: tuple[int, int],
+        acting: Sequence[AttentionBias | None],
+        query: Tensor,
+        key: Tensor,
+        scale: float,
+        mask: Tensor | None,
+    ) -> Tensor:
+        known = (kind, size, tuple(one is not None for one in acting))
+        if known not in self._known:
+            self._known[known] = self._stacked(kind, size, acting, query.shape[2], key.shape[2])
+        return self._known[known] if mask is None else self._known[known] + mask
+
+    def _stacked(
+        self, kind: str, size: tuple[int, int], acting: Sequence[AttentionBias | None], pixels: int, keys: int
+    ) -> Tensor:
+        """[B, 1, pixels, keys]."""
+        stacked = torch.zeros(len(acting), 1, pixels, keys, device=self._device, dtype=self._dtype)
+        for row, one in enumerate(acting):
+            if one is None:
+                continue
+            found = (one.on_words if kind == "attn2" else one.on_pixels)(self._pictures[row], size)
+            if found.shape != (pixels, keys):
+                raise StudioError(
+                    f"An attention bias is for {list(found.shape)} pixels and keys; a layer has {[pixels, keys]}.",
+                    "Make it for the tokens of the text that the branch reads.",
+                )
+            stacked[row, 0] = found.to(stacked)
+        return stacked
