@@ -59,6 +59,7 @@ METHODS = {
     )
 }
 DEFAULT_METHOD = "recentred"
+PUBLISHED = ("switch", "composite", "cmlora", "clora", "lora-composer", "freefuse")  # for adapters, by others
 
 
 def find_method(name: str) -> Method:

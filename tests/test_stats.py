@@ -1,10 +1,11 @@
-"""Wilson's interval against its published form and its limits."""
+"""Wilson's interval against its published form and its limits; the bootstrap against the normal distribution."""
 
 import math
+import statistics
 
 import pytest
 
-from studio.stats import Share
+from studio.stats import Mean, Share
 
 
 def test_eight_of_ten_has_the_known_interval():
@@ -23,3 +24,24 @@ def test_the_ends_solve_wilsons_equation():
 def test_a_share_of_nothing_is_refused():
     with pytest.raises(ValueError, match="nothing"):
         Share.of([])
+
+
+def test_the_mean_of_single_values_has_the_interval_of_the_normal_distribution():
+    values = [math.sin(n * n) for n in range(400)]
+    mean = Mean.of(values, range(400))
+    spread = statistics.stdev(values) / 20
+    assert mean.value == pytest.approx(statistics.fmean(values))
+    assert (mean.low, mean.high) == pytest.approx((mean.value - 1.96 * spread, mean.value + 1.96 * spread), abs=0.01)
+
+
+def test_values_of_one_group_count_once():
+    """Groups of equal values are as uncertain as one value each, and of all groups alike nothing is uncertain."""
+    values = [float(n % 7) for n in range(50)]
+    assert Mean.of(values * 8, list(range(50)) * 8).low == pytest.approx(Mean.of(values, range(50)).low)
+    alike = Mean.of([1.0, 0.0] * 20, [n // 2 for n in range(40)])
+    assert (alike.low, alike.value, alike.high, alike.count) == (0.5, 0.5, 0.5, 40)
+
+
+def test_a_mean_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing"):
+        Mean.of([], [])
