@@ -3,7 +3,8 @@
 z <- refine(z);  E_b = model(z, branch b);  E = combine(E_b);  z <- step(u + guidance (c - u), z)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,20 +12,21 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 
-from studio.adapters import load_concept
+from studio.adapters import Adapter, load_concept
 from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
 from studio.models import BaseModel
 from studio.pipelines.denoiser import Branch, Denoiser
-from studio.pipelines.request import check_request, notices
+from studio.pipelines.request import check_request, notices, words_of
 from studio.pipelines.schedulers import make_scheduler
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Layout
 from studio.spans import Spelled, spell
 
 Tensor = torch.Tensor
+Strengths = Sequence[tuple[Concept, float]]
 AfterStep = Callable[[int, Tensor, Tensor], Tensor | None]  # (step, timestep, latents) -> latents; None ends the loop
 
 
@@ -90,46 +92,85 @@ class Composer(Protocol):
 def compose(
     base: BaseModel,
     settings: GenerateSettings,
-    concepts: Sequence[tuple[Concept, float]],
+    concepts: Strengths,
     composer: Composer,
     emit: Emit,
     layout: Layout | None = None,
+    styles: Strengths = (),
 ) -> list[Image]:
     """`settings.count` pictures by `composer`; picture i is drawn from the seed `settings.seed + i` on the CPU.
 
-    The base is as before at the end, also after an exception. Raises UsageError for what cannot be composed so, before
+    `styles` act everywhere, on every branch and word, at their strengths: the composer sees the concepts alone. The
+    base is as before at the end, also after an exception. Raises UsageError for what cannot be composed so, before
     anything is drawn.
     """
-    latents = draw(base, settings, concepts, composer, emit, layout)
+    latents = draw(base, settings, concepts, composer, emit, layout, styles=styles)
     return decode(base, latents, settings.vae_tiling)
 
 
 def draw(
     base: BaseModel,
     settings: GenerateSettings,
-    concepts: Sequence[tuple[Concept, float]],
+    concepts: Strengths,
     composer: Composer,
     emit: Emit,
     layout: Layout | None = None,
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     after_step: AfterStep | None = None,
+    styles: Strengths = (),
+    load: Callable[[Concept], Adapter] = load_concept,
 ) -> Tensor:
     """`compose` without decoding: latents [count, C, h, w].
 
-    All chance comes from `generators`, one a picture or one for all, where they are given in place of seeds.
+    All chance comes from `generators`, one a picture or one for all, where they are given in place of seeds. Without a
+    concept, what there is to compose is plainly drawn. `load` gives the adapters.
     """
-    check_request(settings, concepts, layout)
-    adapters = [load_concept(concept) for concept, _ in concepts]
-    strengths = tuple(strength for _, strength in concepts)
-    bank = AdapterBank(base, adapters)
-    warnings = (receipt.warning() for receipt in bank.receipts(strengths))
-    with bank.merged(strengths) if composer.folds else bank.installed():
-        run = start(base, bank, settings, [concept for concept, _ in concepts], strengths, layout)
-        for message in (*filter(None, warnings), *notices(base, settings, (run.prompt.text, run.negative), layout)):
+    from studio.pipelines.baselines import Merge  # which itself imports this
+
+    composer = composer if concepts else Merge()
+    with opened(base, settings, concepts, composer, emit, layout, styles, load) as run, torch.no_grad():
+        return denoise(run, composer, settings, emit, generators, after_step)
+
+
+@contextmanager
+def opened(
+    base: BaseModel,
+    settings: GenerateSettings,
+    concepts: Strengths,
+    composer: Composer,
+    emit: Emit,
+    layout: Layout | None = None,
+    styles: Strengths = (),
+    load: Callable[[Concept], Adapter] = load_concept,
+) -> Iterator[Run]:
+    """A run that `composer` has begun, with the adapters on the base while the block runs; raises UsageError."""
+    check_request(settings, concepts, layout, styles)
+    known, strengths = [one for one, _ in concepts], tuple(strength for _, strength in concepts)
+    bank = AdapterBank(base, [load(one) for one in known])
+    riders = AdapterBank(base, [load(one) for one, _ in styles])
+    receipts = [*bank.receipts(strengths), *riders.receipts([strength for _, strength in styles])]
+    warnings = [receipt.warning() for receipt in receipts]
+    with _acting(bank, strengths, riders, [strength for _, strength in styles], composer.folds):
+        run = start(base, bank, settings, known, strengths, layout, styles)
+        told = (run.prompt.text, run.negative)
+        for message in (*filter(None, warnings), *notices(base, settings, told, layout, styles)):
             emit(Notice(message))
         composer.begin(run)
-        with torch.no_grad():
-            return denoise(run, composer, settings, emit, generators, after_step)
+        yield run
+
+
+@contextmanager
+def _acting(
+    bank: AdapterBank, strengths: Sequence[float], riders: AdapterBank, style_strengths: Sequence[float], folds: bool
+) -> Iterator[None]:
+    """Riders are in the weights, where they cost nothing; the bank is with them, or gated."""
+    if folds:
+        adapters = [one.adapter for one in (*bank.placed, *riders.placed)]
+        with AdapterBank(bank.base, adapters).merged([*strengths, *style_strengths]):
+            yield
+    else:  # installed first: what depends on the base's own weights is computed then
+        with bank.installed(), riders.merged(style_strengths):
+            yield
 
 
 def start(
@@ -139,13 +180,15 @@ def start(
     concepts: list[Concept],
     strengths: tuple[float, ...],
     layout: Layout | None,
+    styles: Strengths = (),
 ) -> Run:
-    """The run that a composer begins with."""
+    """The run that a composer begins with: the words of `styles` belong to its prompt, and nothing else of them."""
     width, height = settings.size_for(base.sizes)
     factor = base.pipe.vae_scale_factor
     denoiser = Denoiser(base, bank, guided=settings.guidance > 1)
-    prompt = spell(settings.prompt, concepts)
-    negative = spell(settings.negative_prompt, concepts).text
+    known = [*concepts, *(style for style, _ in styles)]
+    prompt = spell(settings.prompt, known).with_words(words_of(styles))
+    negative = spell(settings.negative_prompt, known).text
     size = (height // factor, width // factor)
     scheduler = make_scheduler(base, settings.scheduler)
     scheduler.set_timesteps(settings.steps, device=base.device)

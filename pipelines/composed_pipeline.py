@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from studio.adapters import Adapter, load_concept
 from studio.bases import find_base
 from studio.concepts import CONCEPT_FILE, Concept, placeholders, read_concept
 from studio.errors import UsageError
@@ -40,14 +41,15 @@ class ComposedOutput:
 class ComposedPipeline:
     """A base with concepts, called with a prompt in which `<name>` stands for the concept of that name.
 
-    Names that were not added are looked up in the library of `home`. What the user should know of a picture comes as a
-    warning.
+    Names that were not added are looked up in the library of `home`. An adapter is read once for as long as its file
+    stays as it is. What the user should know of a picture comes as a warning.
     """
 
     def __init__(self, base: BaseModel, home: Path | str | None = None) -> None:
         self.base = base
         self.library = Library(Home.resolve(None if home is None else Path(home)))
         self._added: dict[str, Concept] = {}
+        self._loaded: dict[str, tuple[Concept, int, int, Adapter]] = {}
         self._imported: list[TemporaryDirectory[str]] = []
         self._interrupt = False
 
@@ -96,6 +98,7 @@ class ComposedPipeline:
         composer: str | Composer = DEFAULT_METHOD,
         layout: Layout | None = None,
         *,
+        styles: Mapping[str, float] | Sequence[str] = (),
         negative_prompt: str = "",
         height: int | None = None,
         width: int | None = None,
@@ -109,33 +112,44 @@ class ComposedPipeline:
     ) -> ComposedOutput:
         """Draw; arguments are named as in diffusers, defaults are those of `studio compose`.
 
-        `concepts` are strengths by name, or names; by default those that the prompt names, at strength 1. A list of
-        generators gives one picture each. Without a generator, torch's global one is asked for seeds. The callback gets
-        and may return {"latents": ...}; setting `pipe._interrupt` in it ends the drawing. Raises UsageError.
+        `concepts` are strengths by name, or names; by default those that the prompt names, at strength 1. `styles` are
+        given likewise and act everywhere, by any composer. A list of generators gives one picture each. Without a
+        generator, torch's global one is asked for seeds. The callback gets and may return {"latents": ...}; setting
+        `pipe._interrupt` in it ends the drawing. Raises UsageError.
         """
         if not isinstance(prompt, str):
             raise UsageError(f"The prompt is a {type(prompt).__name__}.", "Give one text, and call again for another.")
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"There is no output type {output_type!r}.", f"Use one of: {', '.join(OUTPUT_TYPES)}.")
-        chosen = self._choose(prompt, concepts)
+        named = [name for name in placeholders(prompt) if name not in styles]
+        chosen, riding = self._choose(named if concepts is None else concepts), self._choose(styles)
         settings = GenerateSettings(
             prompt, negative_prompt, width, height, num_inference_steps,
             usual_guidance(self.base.source) if guidance_scale is None else guidance_scale, scheduler,
             count=_count(generator, num_images_per_prompt),
         )  # fmt: skip
-        check_request(settings, chosen, layout)
+        check_request(settings, chosen, layout, riding)
         latents = draw(
             self.base, settings, chosen, self._composer(composer, settings, chosen, layout), _warn, layout,
-            _generators(generator, settings.count), self._after_step(callback_on_step_end),
+            _generators(generator, settings.count), self._after_step(callback_on_step_end), riding, self._load,
         )  # fmt: skip
         if output_type == "latent":
             return ComposedOutput(latents)
         return ComposedOutput(decode(self.base, latents, settings.vae_tiling, output_type))
 
-    def _choose(self, prompt: str, concepts: Mapping[str, float] | Sequence[str] | None) -> list[tuple[Concept, float]]:
-        wanted = placeholders(prompt) if concepts is None else concepts
+    def _choose(self, wanted: Mapping[str, float] | Sequence[str]) -> list[tuple[Concept, float]]:
         strengths = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)
         return [(self._added.get(name) or self.library.find(name), float(s)) for name, s in strengths.items()]
+
+    def _load(self, concept: Concept) -> Adapter:
+        """Its adapter, read anew where the file's size or time has changed since."""
+        about = concept.adapter_file.stat()
+        state = (concept, about.st_size, about.st_mtime_ns)
+        known = self._loaded.get(concept.name)
+        if known is None or known[:3] != state:
+            known = (*state, load_concept(concept))
+            self._loaded[concept.name] = known
+        return known[3]
 
     def _composer(
         self,

@@ -49,31 +49,41 @@ def describe(
     concepts: Sequence[tuple[Concept, float]],
     method: str = "merge",
     layout: Layout | None = None,
+    styles: Sequence[tuple[Concept, float]] = (),
 ) -> dict[str, Any]:
     """All that is needed to make the pictures again, as plain JSON values; the seed is that of the first."""
     places = {} if layout is None else {"layout": {name: box.sides for name, box in layout.boxes.items()}}
-    return places | {
-        "prompt": settings.prompt,
-        "negative_prompt": settings.negative_prompt,
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "scheduler": settings.scheduler,
-        "vae_tiling": settings.vae_tiling,
-        "method": method,
-        "base": source.name,
-        "family": source.family,
-        "concepts": [
-            {
-                "name": concept.name,
-                "phrase": concept.phrase,
-                "strength": strength,
-                "sha256": file_hash(concept.adapter_file),
-            }
-            for concept, strength in concepts
-        ],
-        "studio": version("concept-studio"),
-    }
+    riding = {"styles": _records(styles)} if styles else {}
+    return (
+        places
+        | riding
+        | {
+            "prompt": settings.prompt,
+            "negative_prompt": settings.negative_prompt,
+            "seed": settings.seed,
+            "steps": settings.steps,
+            "guidance": settings.guidance,
+            "scheduler": settings.scheduler,
+            "vae_tiling": settings.vae_tiling,
+            "method": method,
+            "base": source.name,
+            "family": source.family,
+            "concepts": _records(concepts),
+            "studio": version("concept-studio"),
+        }
+    )
+
+
+def _records(concepts: Sequence[tuple[Concept, float]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": concept.name,
+            "phrase": concept.phrase,
+            "strength": strength,
+            "sha256": file_hash(concept.adapter_file),
+        }
+        for concept, strength in concepts
+    ]
 
 
 def save_pictures(pictures: Sequence[Image], folder: Path, description: dict[str, Any]) -> list[Path]:

@@ -30,14 +30,14 @@ class RecalledConcept:
     strength: float
     sha256: str
 
-    def check(self, concept: Concept) -> None:
+    def check(self, concept: Concept, option: str = "--concept") -> None:
         """Raise UsageError where the library's concept of this name has another adapter."""
         now = file_hash(concept.adapter_file)
         if now != self.sha256:
             raise UsageError(
                 f"The concept {self.name!r} is not the one of the picture: its SHA-256 was {shown(self.sha256[:12])}..."
                 f" and is {now[:12]}...",
-                f"To draw with what the library holds now, say so: --concept {self.name}={self.strength:g}",
+                f"To draw with what the library holds now, say so: {option} {self.name}={self.strength:g}",
             )
 
 
@@ -51,6 +51,7 @@ class Recalled:
     method: str
     concepts: tuple[RecalledConcept, ...]
     layout: Layout | None
+    styles: tuple[RecalledConcept, ...]
     studio: str
 
     def notice(self) -> str | None:
@@ -91,19 +92,27 @@ def _recalled(path: Path, told: dict[str, Any]) -> Recalled:
             raise _unusable(path, f"has no {key!r}: a studio of another version wrote it")
         if not _is(told[key], kind):
             raise _unusable(path, f"says {shown(repr(told[key]), 60)} for {key!r}")
-    for one in told["concepts"]:
-        facts = {"name": str, "strength": float, "sha256": str}
-        if not isinstance(one, dict) or not all(_is(one.get(key), kind) for key, kind in facts.items()):
-            raise _unusable(path, f"says {shown(repr(one), 60)} of a concept")
     return Recalled(
         prompt=told["prompt"],
         settings={key: told[key] for key in SETTINGS},
         base=told["base"],
         method=told["method"],
-        concepts=tuple(RecalledConcept(one["name"], one["strength"], one["sha256"]) for one in told["concepts"]),
+        concepts=_concepts(path, told["concepts"]),
         layout=layout_of(told["layout"], f"The layout in {path}") if "layout" in told else None,
+        styles=_concepts(path, told.get("styles", [])),
         studio=told["studio"],
     )
+
+
+def _concepts(path: Path, told: object) -> tuple[RecalledConcept, ...]:
+    """The concepts or the styles that the picture names."""
+    if not isinstance(told, list):
+        raise _unusable(path, f"says {shown(repr(told), 60)} for 'styles'")
+    for one in told:
+        facts = {"name": str, "strength": float, "sha256": str}
+        if not isinstance(one, dict) or not all(_is(one.get(key), kind) for key, kind in facts.items()):
+            raise _unusable(path, f"says {shown(repr(one), 60)} of a concept")
+    return tuple(RecalledConcept(one["name"], one["strength"], one["sha256"]) for one in told)
 
 
 def _is(value: object, kind: type) -> bool:

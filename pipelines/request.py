@@ -1,5 +1,6 @@
 """What is asked of a composition: what cannot be meant, and what the user should know. Torch-free."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -17,15 +18,23 @@ LIMIT = 8
 PERIOD = 5  # steps of a turn, as Zhong et al. (2024) switch
 
 
-def check_request(settings: GenerateSettings, concepts: Sequence[tuple[Concept, float]], layout: Layout | None) -> None:
+def check_request(
+    settings: GenerateSettings,
+    concepts: Sequence[tuple[Concept, float]],
+    layout: Layout | None,
+    styles: Sequence[tuple[Concept, float]] = (),
+) -> None:
     """Raise UsageError for what no method can compose; nothing is loaded for it."""
     names = [concept.name for concept, _ in concepts]
-    places = spell(settings.prompt, [concept for concept, _ in concepts]).places
-    if not names:
+    everyone = [*concepts, *styles]
+    places = spell(settings.prompt, [concept for concept, _ in everyone]).places
+    if not everyone:
         raise UsageError("There is no concept to compose.", "Name one or more with <NAME> in the prompt or --concept.")
-    if len(names) > LIMIT:
-        raise UsageError(f"{len(names)} concepts are too many for one picture.", f"Use at most {LIMIT}.")
-    if wrong := [(name, s) for name, (_, s) in zip(names, concepts, strict=True) if not isfinite(s)]:
+    if len(everyone) > LIMIT:
+        raise UsageError(f"{len(everyone)} concepts are too many for one picture.", f"Use at most {LIMIT}.")
+    if twice := [name for name, count in Counter(one.name for one, _ in everyone).items() if count > 1]:
+        raise UsageError(f"<{twice[0]}> is given twice.", "Give it once, as a concept or as a style.")
+    if wrong := [(one.name, s) for one, s in everyone if not isfinite(s)]:
         raise UsageError(f"The strength of <{wrong[0][0]}> is {wrong[0][1]}.", "Give a number; 1 is usual.")
     if missing := [name for name in names if not places[name]]:
         raise UsageError(
@@ -58,9 +67,22 @@ def check_boxes(names: Sequence[str], layout: Layout | None, method: str) -> Non
         )
 
 
-def notices(base: "BaseModel", settings: GenerateSettings, texts: Sequence[str], layout: Layout | None) -> list[str]:
+def words_of(styles: Sequence[tuple[Concept, float]]) -> list[str]:
+    """What a prompt has to say for `styles` to be called; nothing for one that does not act."""
+    return [style.phrase for style, strength in styles if strength]
+
+
+def notices(
+    base: "BaseModel",
+    settings: GenerateSettings,
+    texts: Sequence[str],
+    layout: Layout | None,
+    styles: Sequence[tuple[Concept, float]] = (),
+) -> list[str]:
     """What is done in another way than the user may expect; `texts` are those of `settings`, spelled out."""
     found = []
+    if words := words_of(styles):
+        found.append(f"With {' and '.join(map(repr, words))} for the style, the prompt is {texts[0]!r}.")
     for text in texts:
         if unread := base.unread(text):
             found.append(f"The base reads {base.text_limit} tokens of a text; the rest has no effect: {unread!r}.")

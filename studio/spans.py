@@ -35,6 +35,14 @@ class Spelled:
             )
         return found
 
+    def with_words(self, phrases: Sequence[str]) -> "Spelled":
+        """The same prompt with those of `phrases` at its end that it does not say yet."""
+        text = self.text
+        for phrase in phrases:
+            if phrase not in text:
+                text = f"{text}, {phrase}" if text else phrase
+        return Spelled(text, self.places)
+
     def reworded(self, phrases: Mapping[str, str]) -> "Spelled":
         """The same prompt with other words where some concepts stand, by name."""
         spots = sorted((start, end, name) for name, spans in self.places.items() for start, end in spans)

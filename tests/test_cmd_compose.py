@@ -262,3 +262,62 @@ def test_a_layout_file_places_and_overlaps_are_said(run_studio, library, tmp_pat
     assert list(json.loads(ended.out)["layout"]) == ["rex", "milo"]
     ended = run_studio("compose", BOTH, "--layout", file, "--method", "merge", "--steps", 1, "--device", "cpu")
     assert "merge does not look at boxes" in ended.err
+
+
+@pytest.fixture
+def styled(run_studio, library, tmp_path):
+    library("neon", 1, trigger="zwx")
+    ended = run_studio("compose", BOTH, "--style", "neon=0.4", "--method", "composite", "--out", tmp_path / "s", *QUICK)
+    assert ended.code == 0, ended.err
+    assert "the prompt is 'a sks cat and a ohwx cat on the grass, zwx cat'" in ended.err
+    return Path(json.loads(ended.out)["pictures"][0]["path"])
+
+
+def test_a_style_rides_and_is_told_and_drawn_again(run_studio, styled, tmp_path):
+    ((name, strength),) = [(one["name"], one["strength"]) for one in told(styled)["styles"]]
+    assert (name, strength, told(styled)["prompt"]) == ("neon", 0.4, BOTH)
+    ended = run_studio("compose", "--from", styled, "--out", tmp_path / "again", "--device", "cpu")
+    assert ended.code == 0, ended.err
+    again = Path(ended.out.strip())
+    assert told(again) == told(styled)
+    assert Image.open(again).tobytes() == Image.open(styled).tobytes()
+
+
+def test_the_style_of_a_picture_can_be_given_anew(run_studio, styled, tmp_path):
+    options = ("--from", styled, "--device", "cpu", "--json")
+    off = run_studio("compose", "a <milo>", *options, "--style", "neon=0", "--out", tmp_path / "off")
+    none = run_studio("compose", "a <milo>", "--method", "composite", "--out", tmp_path / "none", *QUICK)
+    pictures = [Image.open(json.loads(ended.out)["pictures"][0]["path"]) for ended in (off, none)]
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+    kept = run_studio("compose", "a <milo>", *options, "--out", tmp_path / "kept")
+    assert Image.open(json.loads(kept.out)["pictures"][0]["path"]).tobytes() != pictures[1].tobytes()
+
+
+def test_a_style_that_has_changed_is_refused(run_studio, styled, home, tiny_loras):
+    shutil.copy(tiny_loras[0], home.library / "neon" / "adapter.safetensors")
+    ended = run_studio("compose", "--from", styled)
+    assert ended.code == 2
+    assert "--style neon=0.4" in ended.err
+
+
+def test_a_style_alone_is_drawn_once_even_to_compare(run_studio, styled, tmp_path):
+    ended = run_studio("compose", "a red cat", "--style", "neon", "--compare", "--out", tmp_path / "one", *QUICK)
+    assert ended.code == 0, ended.err
+    assert [one["method"] for one in json.loads(ended.out)["pictures"]] == ["merge"]
+    assert "names no concept" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--style", "neon", "--style", "neon=2"], "--style neon is given twice"),
+        (["--style", "neon=much"], "--style neon=much: 'much' is no strength"),
+        (["--style", "neon", "--concept", "neon"], "<neon> is given twice"),
+        (["--style", "nein"], "Did you mean 'neon'"),
+    ],
+)
+def test_wrong_styles_are_refused_before_the_base_is_loaded(run_studio, library, no_loading, arguments, said):
+    library("neon", 1, trigger="zwx")
+    ended = run_studio("compose", BOTH, *arguments)
+    assert ended.code == 2
+    assert said in ended.err

@@ -14,11 +14,18 @@ from studio.library import Library
 from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
 from studio.pipelines.settings import GenerateSettings, usual_guidance
 
-Strengths = list[tuple[Concept, float]]
+Strengths = Sequence[tuple[Concept, float]]
 
 ConceptOption = Annotated[
     list[str] | None,
     typer.Option(help="A concept by name, with its strength if not 1: milo or milo=0.8. Can be repeated."),
+]
+StyleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A concept that rides along as a style, with its strength if not 1: neon or neon=0.8. It acts everywhere,"
+        " and its words are added to the prompt. Can be repeated."
+    ),
 ]
 BaseOption = Annotated[
     str | None,
@@ -47,31 +54,44 @@ OffloadOption = Annotated[bool, typer.Option("--offload", help="Keep only the pa
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")]
 
 
-def find_concepts(library: Library, wanted: Sequence[str], prompt: str) -> Strengths:
-    """Those of `--concept` with their strengths, and with strength 1 those that only the prompt names.
+def find_concepts(library: Library, wanted: Sequence[str], prompt: str, styles: Strengths = ()) -> Strengths:
+    """Those of `--concept` with their strengths, and with strength 1 those that only the prompt names; without
+    `styles`, which it may name too.
 
     Raises UsageError for names that are unknown or given twice, and for what is no strength.
     """
-    found: dict[str, tuple[Concept, float]] = {}
-    for text in wanted:
-        name, strength = _parse(text)
-        if name in found:
-            raise UsageError(f"--concept {name} is given twice.", "Give each concept once.")
-        found[name] = (library.find(name), strength)
+    found = _given(library, wanted, "--concept")
+    riding = [style.name for style, _ in styles]
     for name in placeholders(prompt):
-        if name not in found and ":" not in name:  # "<lora:...>" is another tool's way, explained by expand_prompt
-            found[name] = (library.find(name), 1.0)
+        if name in found or name in riding or ":" in name:  # "<lora:...>" is another tool's way: see expand_prompt
+            continue
+        found[name] = (library.find(name), 1.0)
     return list(found.values())
 
 
-def _parse(text: str) -> tuple[str, float]:
+def find_styles(library: Library, wanted: Sequence[str]) -> Strengths:
+    """Those of `--style` with their strengths; raises UsageError as `find_concepts` does."""
+    return list(_given(library, wanted, "--style").values())
+
+
+def _given(library: Library, wanted: Sequence[str], option: str) -> dict[str, tuple[Concept, float]]:
+    found: dict[str, tuple[Concept, float]] = {}
+    for text in wanted:
+        name, strength = _parse(text, option)
+        if name in found:
+            raise UsageError(f"{option} {name} is given twice.", "Give each concept once.")
+        found[name] = (library.find(name), strength)
+    return found
+
+
+def _parse(text: str, option: str) -> tuple[str, float]:
     name, given, number = text.partition("=")
     try:
         strength = float(number) if given else 1.0
     except ValueError:
         strength = float("nan")
     if not -10 <= strength <= 10:
-        raise UsageError(f"--concept {text}: {number!r} is no strength.", f"Write a number, as in {name}=0.8.")
+        raise UsageError(f"{option} {text}: {number!r} is no strength.", f"Write a number, as in {name}=0.8.")
     return name, strength
 
 

@@ -17,7 +17,7 @@ from studio.library import Library
 from studio.pipelines.contact_sheet import contact_sheet
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS, Method, find_method
 from studio.pipelines.outputs import describe, output_folder, save_pictures, save_sheet
-from studio.pipelines.recall import Recalled, recall
+from studio.pipelines.recall import Recalled, RecalledConcept, recall
 from studio.pipelines.request import check_request
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Layout, parse_box, read_layout
@@ -35,11 +35,13 @@ from studio.ui.asking import (
     SeedOption,
     StepsOption,
     Strengths,
+    StyleOption,
     TilingOption,
     WidthOption,
     check_drawable,
     choose_base,
     find_concepts,
+    find_styles,
     make_settings,
 )
 from studio.ui.options import HomeOption, JsonOption, print_json
@@ -56,6 +58,7 @@ class _Plan:
     settings: GenerateSettings
     source: BaseSource
     concepts: Strengths
+    styles: Strengths
     methods: list[Method]
     layout: Layout | None
     folder: Path
@@ -68,6 +71,7 @@ def compose(
         typer.Argument(help="What to draw; <milo> stands for the concept milo. With --from: the picture's."),
     ] = None,
     concept: ConceptOption = None,
+    style: StyleOption = None,
     method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}. Default: {DEFAULT_METHOD}.")] = None,
     box: Annotated[
         list[str] | None,
@@ -110,7 +114,7 @@ def compose(
         "negative_prompt": negative, "scheduler": scheduler, "count": count, "vae_tiling": vae_tiling,
         "offload": offload,
     }  # fmt: skip
-    plan = _plan(state, options, concept or [], base, methods, places, out, told)
+    plan = _plan(state, options, concept or [], style or [], base, methods, places, out, told)
     _run(plan, device, as_json, compare=compare)
 
 
@@ -139,23 +143,36 @@ def _places(boxes: Sequence[str], file: Path | None, told: Recalled | None, prom
     return Layout(found) if found else None
 
 
-def _concepts(library: Library, given: Sequence[str], prompt: str, told: Recalled | None) -> Strengths:
-    """Those given, and those of the picture that the prompt names, which have to be the same as then."""
+def _concepts(
+    library: Library, given: Sequence[str], styles: Strengths, prompt: str, told: Recalled | None
+) -> Strengths:
+    """Those given, and those of the picture that the prompt names."""
     named = placeholders(prompt)
     recalled = [one for one in (told.concepts if told else ()) if one.name in named]
+    return find_concepts(library, _wanted(library, given, recalled, "--concept"), prompt, styles)
+
+
+def _styles(library: Library, given: Sequence[str], told: Recalled | None) -> Strengths:
+    """Those given, and those of the picture."""
+    return find_styles(library, _wanted(library, given, told.styles if told else (), "--style"))
+
+
+def _wanted(library: Library, given: Sequence[str], recalled: Sequence[RecalledConcept], option: str) -> list[str]:
+    """What is given, which outweighs what is recalled; of the latter each has to be the same as then."""
     wanted: list[str] = []
     for one in recalled:
         again = [text for text in given if text.partition("=")[0] == one.name]
         if not again:
-            one.check(library.find(one.name))
+            one.check(library.find(one.name), option)
         wanted += again or [f"{one.name}={one.strength!r}"]
-    return find_concepts(library, [*wanted, *(text for text in given if text not in wanted)], prompt)
+    return [*wanted, *(text for text in given if text not in wanted)]
 
 
 def _plan(
     state: Home,
     options: dict[str, Any],
     given: Sequence[str],
+    styled: Sequence[str],
     base: str | None,
     methods: list[Method],
     layout: Layout | None,
@@ -167,11 +184,13 @@ def _plan(
         options = {"prompt": told.prompt} | told.settings | {k: v for k, v in options.items() if v is not None}
     if options["prompt"] is None:
         raise UsageError("There is no prompt.", "Say what to draw, or give a picture with --from.")
-    concepts = _concepts(Library(state), given, options["prompt"], told)
-    source = choose_base(base or (told.base if told else None), [one for one, _ in concepts])
+    styles = _styles(Library(state), styled, told)
+    concepts = _concepts(Library(state), given, styles, options["prompt"], told)
+    everyone = [*concepts, *styles]
+    source = choose_base(base or (told.base if told else None), [one for one, _ in everyone])
     settings = make_settings(options, source)
-    check_request(settings, concepts, layout)
-    check_drawable(settings, source, concepts)
+    check_request(settings, concepts, layout, styles)
+    check_drawable(settings, source, everyone)
     names = [concept.name for concept, _ in concepts]
     if layout is not None:
         sizes = source_sizes(source)
@@ -179,6 +198,9 @@ def _plan(
         layout.masks(list(layout.boxes), height // sizes.factor, width // sizes.factor)
     notices = [told.notice() if told else None]
     able = []
+    if not concepts:
+        methods = [METHODS["merge"]]
+        notices.append("The prompt names no concept: the style draws alone, with every method the same.")
     for method in methods:
         try:
             method.check(names, layout, settings.steps)
@@ -190,7 +212,7 @@ def _plan(
         able.append(method)
         notices.append(method.notice(layout))
     folder = output_folder(state, out, settings.prompt)
-    return _Plan(settings, source, concepts, able, layout, folder, [one for one in notices if one])
+    return _Plan(settings, source, concepts, styles, able, layout, folder, [one for one in notices if one])
 
 
 def _left_out(method: Method, error: UsageError) -> str:
@@ -205,9 +227,9 @@ def _run(plan: _Plan, device: str | None, as_json: bool, *, compare: bool) -> No
         drawn = _draw(plan, device, emit)
     paths: dict[str, list[Path]] = {}
     for name, pictures in drawn.items():
-        told = describe(settings, plan.source, plan.concepts, name, plan.layout)
+        told = describe(settings, plan.source, plan.concepts, name, plan.layout, plan.styles)
         paths[name] = save_pictures(pictures, plan.folder / name if compare else plan.folder, told)
-    description = describe(settings, plan.source, plan.concepts, ", ".join(drawn), plan.layout)
+    description = describe(settings, plan.source, plan.concepts, ", ".join(drawn), plan.layout, plan.styles)
     sheet = None
     if compare:
         sheet = save_sheet(contact_sheet(drawn, columns=settings.count), plan.folder, description)
@@ -247,7 +269,9 @@ def _draw(plan: _Plan, device: str | None, emit: Emit) -> dict[str, list["Image"
         if len(plan.methods) > 1:
             emit(Phase(f"Method {method.name}"))
         try:
-            drawn[method.name] = draw(model, plan.settings, plan.concepts, method.make(), once, plan.layout)
+            drawn[method.name] = draw(
+                model, plan.settings, plan.concepts, method.make(), once, plan.layout, plan.styles
+            )
         except UsageError as error:
             if len(plan.methods) == 1:
                 raise
