@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 
 from studio.home import Home  # noqa: E402
 
-pytest_plugins = ["fixtures_models"]
+pytest_plugins = ["fixtures_models", "composing"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
+from composing import SETTINGS, latents
 from fixtures_models import build_lora
 from test_attaching import snapshot
-from test_compose import latents
 
 from studio.concepts import Concept
 from studio.errors import UsageError
@@ -14,19 +14,6 @@ from studio.models import find_base, load_base
 from studio.pipelines.baselines import Composite, Merge, Switch
 from studio.pipelines.clora import Clora, claimed, contrast, shares
 from studio.pipelines.compose import compose
-from studio.pipelines.settings import GenerateSettings
-
-SETTINGS = GenerateSettings("a <milo> and an <rex> on the grass", "night", steps=4, guidance=4.0, seed=7, count=2)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_sdxl):
-    return load_base(find_base(str(tiny_sdxl)), "cpu")
-
-
-@pytest.fixture
-def concepts(tiny_concepts) -> list[Concept]:
-    return tiny_concepts
 
 
 def loss(maps, labels, temperature=0.5) -> float:

@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
+from composing import SETTINGS, latents
 from test_attaching import snapshot
-from test_compose import SETTINGS, latents
 from torch.utils.flop_counter import FlopCounterMode
 
 from studio.errors import UsageError
@@ -18,16 +18,6 @@ from studio.pipelines.schedulers import make_scheduler
 from studio.pipelines.spectrum import amplitudes, clean_latents, fineness, radial_profile
 
 GIVEN = CmLora(early=("milo",), late=("rex",))
-
-
-@pytest.fixture(scope="module")
-def base(tiny_sdxl):
-    return load_base(find_base(str(tiny_sdxl)), "cpu")
-
-
-@pytest.fixture
-def concepts(tiny_concepts):
-    return tiny_concepts
 
 
 def waves(height: int, width: int, cycles: int) -> torch.Tensor:

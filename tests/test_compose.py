@@ -3,42 +3,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from composing import SETTINGS, latents
 from test_attaching import snapshot
 from test_generate import difference
 
-from studio.adapters import load_concept
-from studio.bank import AdapterBank
 from studio.errors import StudioError, UsageError
 from studio.events import Notice, Step, silent
-from studio.models import find_base, load_base
 from studio.pipelines.baselines import Composite, Merge, Recentred, Switch
-from studio.pipelines.compose import compose, denoise, start
+from studio.pipelines.compose import compose, denoise, opened
 from studio.pipelines.generate import generate
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
 
-SETTINGS = GenerateSettings("a <milo> and an <rex> on the grass", "night", steps=4, guidance=4.0, seed=7, count=2)
 ALL = [Merge(), Switch(2), Composite(), Recentred()]
-
-
-@pytest.fixture(scope="module")
-def base(tiny_sdxl):
-    return load_base(find_base(str(tiny_sdxl)), "cpu")
-
-
-@pytest.fixture
-def concepts(tiny_concepts):
-    return tiny_concepts
-
-
-def latents(base, concepts, composer, settings=SETTINGS, strengths=(1.0, 1.0)):
-    """What the loop makes before decoding, and the run."""
-    bank = AdapterBank(base, [load_concept(one) for one in concepts])
-    with bank.merged(strengths) if composer.folds else bank.installed():
-        run = start(base, bank, settings, list(concepts), tuple(strengths), None)
-        composer.begin(run)
-        with torch.no_grad():
-            return denoise(run, composer, settings, silent), run
 
 
 def test_merging_is_what_generate_draws(base, concepts):
@@ -88,13 +65,9 @@ def test_every_branch_of_a_step_is_one_forward(base, concepts, composer, branche
 
 def test_small_batches_change_nothing_but_rounding(base, concepts):
     whole, _ = latents(base, concepts, Composite())
-    bank = AdapterBank(base, [load_concept(one) for one in concepts])
-    with bank.installed():
-        run = start(base, bank, SETTINGS, list(concepts), (1.0, 1.0), None)
+    with opened(base, SETTINGS, [(one, 1.0) for one in concepts], Composite(), silent) as run, torch.no_grad():
         run.denoiser.max_rows = 3
-        Composite().begin(run)
-        with torch.no_grad():
-            parts = denoise(run, Composite(), SETTINGS, silent)
+        parts = denoise(run, Composite(), SETTINGS, silent)
     assert run.denoiser.forwards == SETTINGS.steps * 3
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 import warnings
@@ -13,10 +14,10 @@ from fixtures_models import build_lora
 from test_attaching import snapshot
 from test_generate import difference
 
+from studio.adapters import Adapter, load_concept
 from studio.concepts import Concept, write_concept
 from studio.errors import UsageError
 from studio.events import silent
-from studio.models import find_base, load_base
 from studio.pipelines.baselines import Composite, Merge
 from studio.pipelines.compose import compose
 from studio.pipelines.composed_pipeline import ComposedPipeline
@@ -26,11 +27,6 @@ from studio.regions import Box, Layout
 PROMPT = "a <milo> and an <rex> on the grass"
 FEW: Any = {"num_inference_steps": 3, "guidance_scale": 4.0}
 DOCS = Path(__file__).parents[1] / "docs" / "composing.md"
-
-
-@pytest.fixture(scope="module")
-def base(tiny_sdxl):
-    return load_base(find_base(str(tiny_sdxl)), "cpu")
 
 
 @pytest.fixture
@@ -95,6 +91,24 @@ def test_an_adapters_file_is_a_concept_with_its_words(base, pipe, tiny_loras, ti
     assert difference(strange("a <milo>", generator=seeded(1)[0], **FEW).images[0], alone) == 0
     with pytest.raises(UsageError, match="needs words"):
         strange.add_concept(tiny_loras[0])
+
+
+def test_an_adapter_is_read_again_only_where_its_file_changed(base, tiny_concepts, tiny_loras, tmp_path, monkeypatch):
+    shutil.copy(tiny_loras[0], tmp_path / "adapter.safetensors")
+    pipe, read = ComposedPipeline(base), []
+    pipe.add_concept(dataclasses.replace(tiny_concepts[0], folder=tmp_path))
+
+    def reading(concept: Concept) -> Adapter:
+        read.append(concept.name)
+        return load_concept(concept)
+
+    monkeypatch.setattr("studio.pipelines.composed_pipeline.load_concept", reading)
+    first, again = (pipe("a <milo>", generator=seeded(1)[0], **FEW).images[0] for _ in range(2))
+    assert difference(first, again) == 0
+    assert read == ["milo"]
+    shutil.copy(tiny_loras[1], tmp_path / "adapter.safetensors")
+    assert difference(first, pipe("a <milo>", generator=seeded(1)[0], **FEW).images[0]) > 1
+    assert read == ["milo"] * 2
 
 
 def test_sd15_composes_too(tiny_sd15, tmp_path):

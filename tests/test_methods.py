@@ -1,21 +1,15 @@
+import dataclasses
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from test_compose import SETTINGS, base, concepts  # noqa: F401
+from composing import HALVES, SETTINGS, latents
 
-from studio.adapters import load_concept
-from studio.bank import AdapterBank
 from studio.errors import UsageError
-from studio.events import silent
-from studio.pipelines.compose import denoise, start
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
-from studio.regions import Box, Layout
 
-HALVES = Layout({"milo": Box(0, 0, 0.5, 1), "rex": Box(0.5, 0, 1, 1)})
 DOCS = Path(__file__).parents[1] / "docs" / "composing.md"
 
 
@@ -32,17 +26,11 @@ def test_the_document_has_every_method_as_it_is():
 
 
 @pytest.mark.parametrize("name", [name for name, row in documented().items() if re.fullmatch(r"[k\d +]+", row[1])])
-def test_every_method_draws_at_the_documented_cost(base, concepts, name):  # noqa: F811
-    composer = find_method(name).make()
-    bank = AdapterBank(base, [load_concept(one) for one in concepts])
-    steps = 6
-    with bank.merged((1.0, 1.0)) if composer.folds else bank.installed():
-        settings = type(SETTINGS)(SETTINGS.prompt, steps=steps, guidance=4.0)
-        run = start(base, bank, settings, list(concepts), (1.0, 1.0), HALVES)
-        composer.begin(run)
-        with torch.no_grad():
-            assert denoise(run, composer, settings, silent).isfinite().all()
-    assert run.denoiser.rows == steps * 2 * eval(documented()[name][1], {"k": 2})
+def test_every_method_draws_at_the_documented_cost(base, concepts, name):
+    settings = dataclasses.replace(SETTINGS, steps=6, count=1)
+    found, run = latents(base, concepts, find_method(name).make(), settings, layout=HALVES)
+    assert found.isfinite().all()
+    assert run.denoiser.rows == 6 * 2 * eval(documented()[name][1], {"k": 2})
 
 
 def test_the_default_is_a_method():
