@@ -20,9 +20,10 @@ class AttentionBias:
     """What a branch adds to its attention scores, by `regions` [r, H, W] of 0 to 1 over the latents.
 
     `words` [r, N] is for pixels of each region on the N tokens of the words, `cells` [H, W, N] says the same cell by
-    cell; -inf hides a token, and what is in no region gets 0. Both are for rows with words. From `apart` halvings of
-    the latents on, pixels of one region do not look at those of another, with words or without; those of no region
-    look and are seen everywhere. With a dimension n before them, `regions` and `cells` are each picture's own.
+    cell; -inf hides a token, and what is in no region gets 0. Both are for rows with words, and where `always` for
+    those without. From `apart` halvings of the latents on, pixels of one region do not look at those of another, with
+    words or without; those of no region look and are seen everywhere. With a dimension n before them, `regions` and
+    `cells` are each picture's own.
 
     A pixel of a layer that covers several cells, or lies in several regions, has the mean of their factors exp(bias),
     so it sees what any of them sees; to be kept apart it is in the regions that cover most of it. Raises StudioError
@@ -33,6 +34,7 @@ class AttentionBias:
     words: Tensor | None = None
     cells: Tensor | None = None
     apart: int | None = None
+    always: bool = False
 
     def __post_init__(self) -> None:
         if self.regions is None and (self.words is not None or self.apart is not None):
@@ -95,7 +97,9 @@ class BatchBias:
 
     def __init__(self, rows: Sequence[BiasedRow], size: tuple[int, int], example: Tensor) -> None:
         self._size, self._device, self._dtype = size, example.device, example.dtype
-        self._words = [row.bias if row.bias and row.worded and row.bias.worded else None for row in rows]
+        self._words = [
+            row.bias if row.bias and (row.worded or row.bias.always) and row.bias.worded else None for row in rows
+        ]
         self._apart = [row.bias if row.bias and row.bias.apart is not None else None for row in rows]
         self._pictures = [row.picture for row in rows]
         self._known: dict[tuple[str, tuple[int, int], tuple[bool, ...]], Tensor] = {}

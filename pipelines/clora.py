@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from studio.errors import UsageError
 from studio.pipelines.compose import Run
 from studio.pipelines.denoiser import Branch
-from studio.pipelines.probe import AttentionProbe, Maps, halved, layers_on
+from studio.pipelines.descent import bounded, slope, unit
+from studio.pipelines.probe import AttentionProbe, Maps, layers_for
 from studio.spans import Spelled
 
 Tensor = torch.Tensor
@@ -27,12 +28,12 @@ class Clora:
     """The authors' numbers, for 50 steps at 512 pixels: 25 updates of the latents, hence the share `refined` of 0.5.
 
     `step_size` is for latents of unit variance, whatever the sampler makes of them, and of 64 x 64 cells: of fewer each
-    has more influence, and the step shrinks with their number; none is longer than `longest` (root mean square), since
-    gradients leap where maps are nearly flat (our bound). Steps in `repeated` are refined `repeats` times. Masks
-    hold where attention exceeds `threshold` of its maximum, from the share `masked_from` of the steps on, before which
-    the branches are averaged. The maps are of `level` halvings of the latents, but of at least `cells` a side where the
-    base has such layers. With `class_only` they are those of the class words: a trigger that was learned in few steps
-    may look everywhere. Without `background` there is no branch of the base, and the first concept draws the rest.
+    has more influence, and the step shrinks with their number; none is longer than `longest` (root mean square, our
+    bound). Steps in `repeated` are refined `repeats` times. Masks hold where attention exceeds `threshold` of its
+    maximum, from the share `masked_from` of the steps on, before which the branches are averaged. The maps are of
+    `level` halvings of the latents, but of at least `cells` a side where the base has such layers. With `class_only`
+    they are those of the class words: a trigger that was learned in few steps may look everywhere. Without `background`
+    there is no branch of the base, and the first concept draws the rest.
     """
 
     step_size: float = 20.0
@@ -67,7 +68,8 @@ class Clora:
             words = [read.tokens(run.base.tokenizers[0], name) for name in run.names]
             branches.append(Branch(run.only(own), str(own), columns=tuple(chain(*words))))
             labels.append([n for n, tokens in enumerate(words) for _ in tokens])
-        run.denoiser.probe = AttentionProbe(run.base.unet, self._layers(run), run.size)
+        layers = layers_for(run.base.unet, run.size, self.level, self.cells)
+        run.denoiser.probe = AttentionProbe(run.base.unet, layers, run.size)
         run.state |= {"branches": branches, "labels": labels}
 
     def branches(self, run: Run) -> list[Branch]:
@@ -78,12 +80,11 @@ class Clora:
         """Descend the contrastive loss of the maps; of one concept it is zero everywhere, and nothing is computed."""
         if len(run.concepts) < 2 or run.share >= self.refined or not self.step_size:
             return latents
-        scale = run.scheduler.scale_model_input(torch.ones_like(latents), timestep)  # samplers differ by a factor
+        scale = unit(run, latents, timestep)
         step_size = self.step_size * run.size[0] * run.size[1] / AUTHORS_CELLS
         for _ in range(self.repeats if run.step in self.repeated else 1):
             step = step_size * self._gradient(run, latents * scale, timestep)
-            length = step.square().mean((1, 2, 3), keepdim=True).sqrt()
-            latents = latents - step * (self.longest / length.clamp(min=self.longest)) / scale
+            latents = latents - bounded(step, self.longest) / scale
         return latents
 
     def combine(self, run: Run, predictions: Tensor) -> Tensor:
@@ -100,26 +101,14 @@ class Clora:
         return (predictions * weights[:, None].to(predictions.dtype)).sum(0)
 
     def _gradient(self, run: Run, scaled: Tensor, timestep: Tensor) -> Tensor:
-        """Of the loss for the scaled latents, each picture's its own; zero for one where it is not finite."""
-        with torch.enable_grad():
-            moved = scaled.detach().requires_grad_()
-            maps = run.denoiser.look(moved, timestep, run.state["branches"])
-            (gradient,) = torch.autograd.grad(self.loss(maps, run.state["labels"]).sum(), moved)
-        finite = gradient.isfinite().flatten(1).all(1)
-        return torch.where(finite[:, None, None, None], gradient, 0.0)
+        """Of the loss for the scaled latents."""
+        branches, labels = run.state["branches"], run.state["labels"]
+        return slope(scaled, lambda moved: self.loss(run.denoiser.look(moved, timestep, branches), labels))[1]
 
     def loss(self, maps: list[Maps], labels: list[list[int]]) -> Tensor:
         """[n]: the contrast of all words of all branches."""
         words = torch.cat([one.mean().flatten(2) for one in maps], dim=1)
         return contrast(words, torch.tensor(list(chain(*labels)), device=words.device), self.temperature)
-
-    def _layers(self, run: Run) -> list[str]:
-        """Those that read words, on the coarsest grid that is fine enough; else on the finest."""
-        unet = run.base.unet
-        found = {level: layers_on(unet, level) for level in range(len(unet.config["down_block_types"]))}
-        there = [level for level, layers in found.items() if layers]
-        fine = [level for level in there if level <= self.level and min(halved(run.size, level)) >= self.cells]
-        return found[fine[-1] if fine else there[0]]
 
 
 def _at_class_words(text: Spelled, classes: dict[str, str]) -> Spelled:

@@ -128,14 +128,18 @@ class Denoiser:
             found = found[sorted(range(len(rows)), key=order.__getitem__)]
         return found.unflatten(0, (len(branches), conditions, n))
 
-    def look(self, latents: Tensor, timestep: Tensor, branches: Sequence[Branch]) -> list[Maps]:
-        """What the probe reads of each branch, n rows each, for its words alone; no prediction is finished for it."""
-        assert self.probe is not None
+    def look(
+        self, latents: Tensor, timestep: Tensor, branches: Sequence[Branch], probe: AttentionProbe | None = None
+    ) -> list[Maps]:
+        """What the `probe`, or that of all predictions, reads of each branch, n rows each, for its words alone; no
+        prediction is finished for it."""
+        probe = probe or self.probe
+        assert probe is not None
         rows = [(b, 1 if self.guided else 0, i) for b in range(len(branches)) for i in range(len(latents))]
         parts = []
         for chunk in (rows[at : at + self.max_rows] for at in range(0, len(rows), self.max_rows)):
             self.looks, self.looked = self.looks + 1, self.looked + len(chunk)
-            with self.probe.reading(self._columns(branches, chunk), stop=True) as read:
+            with probe.reading(self._columns(branches, chunk), stop=True) as read:
                 self._forward(latents, timestep, branches, chunk, whole=False)
             parts.append(read)
         return self._by_branch(Maps.joined(parts), branches, rows)

@@ -15,6 +15,7 @@ from studio.errors import StudioError
 
 Tensor = torch.Tensor
 Act = Callable[[Tensor, Tensor, float, Tensor | None], Tensor | None]  # (query, key, scale, mask) -> the mask to use
+_OUTPUT = "to_out.0"
 
 
 class _Enough(Exception):
@@ -24,13 +25,18 @@ class _Enough(Exception):
 @dataclass(frozen=True)
 class Maps:
     """Attention probabilities, mean over heads, by the name of the layer: of cross-attention [B, C, h, w] for C chosen
-    tokens, of self-attention [B, h w, h w], a row for each pixel that looks."""
+    tokens, of self-attention [B, h w, h w], a row for each pixel that looks, and of a `to_out.0` its output
+    [B, h w, D]."""
 
     layers: dict[str, Tensor]
 
     def mean(self) -> Tensor:
         """Over the layers, which share one grid."""
         return torch.stack(list(self.layers.values())).mean(0)
+
+    def of(self, kind: str) -> "Maps":
+        """Those of cross-attention (attn2) or of self-attention (attn1)."""
+        return Maps({name: one for name, one in self.layers.items() if name.endswith(kind)})
 
     def pick(self, rows: list[int], columns: int) -> "Maps":
         """Some rows, and of cross-attention the first `columns`."""
@@ -43,19 +49,22 @@ class Maps:
 
 
 class AttentionProbe:
-    """Reads attention layers of `unet`, named as modules (`...attn1`, `...attn2`), for latents of `size` (h, w).
+    """Reads attention layers of `unet`, named as modules (`...attn1`, `...attn2`, or the `to_out.0` of one for what it
+    gives), for latents of `size` (h, w).
 
     The maps are those of whatever acts in the layers, a bank's adapters too: they are taken from the queries and keys
-    that reach `scaled_dot_product_attention`. In float32 at least, differentiable where the latents want gradients.
-    Raises StudioError for a name that is no attention layer.
+    that reach `scaled_dot_product_attention`. Where several `texts` of one length stand side by side, a word's map is
+    that among its own text's words, whoever may look at them. In float32 at least, differentiable where the latents
+    want gradients. Raises StudioError for a name that is no attention layer.
     """
 
-    def __init__(self, unet: torch.nn.Module, layers: Sequence[str], size: tuple[int, int]) -> None:
+    def __init__(self, unet: torch.nn.Module, layers: Sequence[str], size: tuple[int, int], texts: int = 1) -> None:
         known = dict(unet.named_modules())
         for name in layers:
-            if not name.endswith(("attn1", "attn2")) or name not in known:
+            if not name.endswith(("attn1", "attn2", _OUTPUT)) or name not in known:
                 raise StudioError(f"{name} is no attention layer of the base.", "Name one of its attn1 or attn2.")
         self._modules = {name: known[name] for name in layers}
+        self._texts = texts
         self._grids = {name: grid(unet, name, size) for name in layers}
 
     @contextmanager
@@ -68,15 +77,22 @@ class AttentionProbe:
         seen: dict[str, list[Tensor]] = {name: [] for name in self._modules}
         found = Maps({})
 
-        def look(name: str, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor | None:
-            seen[name].append(self._map(name, query, key, scale, mask, columns, sum(map(len, seen[name]))))
+        def keep(name: str, part: Tensor) -> None:
+            seen[name].append(part)
             if stop and all(seen.values()):
                 raise _Enough
+
+        def look(name: str, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor | None:
+            keep(name, self._map(name, query, key, scale, mask, columns, sum(map(len, seen[name]))))
             return mask
 
         with ExitStack() as undo:
             for name, module in self._modules.items():
-                tap(name, module, partial(look, name), undo)
+                if name.endswith(_OUTPUT):
+                    output = partial(lambda name, module, given, output: keep(name, output), name)
+                    undo.callback(module.register_forward_hook(output).remove)
+                else:
+                    tap(name, module, partial(look, name), undo)
             with suppress(_Enough):
                 yield found
         for name, parts in seen.items():
@@ -96,7 +112,9 @@ class AttentionProbe:
         if name.endswith("attn1"):
             return _lean(all_probabilities, query, key, scale, mask)
         chosen = columns[start : start + len(query)].to(query.device)
-        return _lean(column_probabilities, query, key, scale, mask, chosen).unflatten(2, (height, width))
+        mask = mask if self._texts == 1 else None
+        found = _lean(column_probabilities, query, key, scale, mask, chosen, self._texts)
+        return found.unflatten(2, (height, width))
 
 
 def all_probabilities(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
@@ -104,17 +122,32 @@ def all_probabilities(query: Tensor, key: Tensor, scale: float, mask: Tensor | N
     return _scores(query, key, scale, mask).softmax(3).mean(1)
 
 
-def column_probabilities(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, columns: Tensor) -> Tensor:
-    """The same at the keys `columns` [B, C] alone: [B, C, L]."""
+def column_probabilities(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, columns: Tensor, texts: int = 1
+) -> Tensor:
+    """The same at the keys `columns` [B, C] alone, each among those of its text, of `texts` side by side: [B, C, L]."""
     scores = _scores(query, key, scale, mask)
-    chosen = scores.gather(3, columns[:, None, None].expand(*scores.shape[:3], -1))
-    return (chosen - scores.logsumexp(3, keepdim=True)).exp().mean(1).transpose(1, 2)
+    totals = scores.unflatten(3, (texts, -1)).logsumexp(4)
+    chosen, total = (
+        one.gather(3, index[:, None, None].expand(*one.shape[:3], -1))
+        for one, index in ((scores, columns), (totals, columns // (scores.shape[3] // texts)))
+    )
+    return (chosen - total).exp().mean(1).transpose(1, 2)
 
 
 def layers_on(unet: torch.nn.Module, level: int, kind: str = "attn2") -> list[str]:
     """The attention layers whose grid is that of the latents halved `level` times; `kind` attn2 reads the words,
     attn1 the picture."""
     return [name for name, _ in unet.named_modules() if name.endswith(kind) and level_of(unet, name) == level]
+
+
+def layers_for(unet: Any, size: tuple[int, int], level: int, cells: int) -> list[str]:
+    """Those that read the words on the coarsest grid of at most `level` halvings and at least `cells` a side; on the
+    finest where there is none."""
+    found = {one: layers_on(unet, one) for one in range(len(unet.config["down_block_types"]))}
+    there = [one for one, layers in found.items() if layers]
+    fine = [one for one in there if one <= level and min(halved(size, one)) >= cells]
+    return found[fine[-1] if fine else there[0]]
 
 
 def grid(unet: torch.nn.Module, name: str, size: tuple[int, int]) -> tuple[int, int]:

@@ -285,3 +285,14 @@ def test_pictures_may_have_image_masks_of_their_own(bases, tiny_loras):
             alone = predict(asked, latents[i : i + 1], Branch((1, 1), image=masks[i]))
             torch.testing.assert_close(both[:, :, i], alone[:, :, 0], atol=1e-5, rtol=0)
     assert float((both - predict(asked, latents, Branch((1, 1)))).abs().max()) > 1e-3
+
+
+def test_words_without_words_are_biased_only_where_always(base):
+    asked, latents = asking(base), randn(2, 4, 8, 8, seed=1)
+    words = torch.zeros(1, tokens(asked)).index_fill(1, torch.tensor([1]), 3.0)
+    own, both = (AttentionBias(torch.ones(1, 8, 8), words, always=always) for always in (False, True))
+    plain, some, all_of = predict(asked, latents, Branch(()), Branch((), bias=own), Branch((), bias=both))
+    assert torch.equal(some[1], all_of[1])
+    assert not torch.equal(plain[1], some[1])
+    torch.testing.assert_close(some[0], plain[0], atol=1e-5, rtol=0)
+    assert float((all_of[0] - plain[0]).abs().max()) > 1e-4

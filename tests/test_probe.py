@@ -195,3 +195,18 @@ def test_names_and_sizes_that_are_not_there(base):
         AttentionProbe(base.unet, ["mid_block.resnets.0"], LATENTS)
     with pytest.raises(StudioError, match="image tokens"), torch.no_grad():
         read(base, attention_layers(base), latents=(16, 16))
+
+
+def test_words_of_texts_side_by_side_are_among_their_own(base):
+    """Two texts in one: each word's map is what it would be in a forward that shows its text alone to every pixel."""
+    layer = attention_layers(base)[:1]  # the first: what stands before it has read no text yet
+    given = inputs(base)
+    first, second = given["encoder_hidden_states"][:, :4], given["encoder_hidden_states"][:, 3:]
+    both = {**given, "encoder_hidden_states": torch.cat([first, second], 1)}
+    with torch.no_grad():
+        alone = [
+            read(base, layer, ALL[:, :4], {**given, "encoder_hidden_states": one})[layer[0]] for one in (first, second)
+        ]
+        with AttentionProbe(base.unet, layer, LATENTS, texts=2).reading(torch.arange(8).expand(ROWS, -1)) as maps:
+            base.unet(**both)
+    torch.testing.assert_close(maps.layers[layer[0]], torch.cat(alone, 1), atol=1e-6, rtol=0)
