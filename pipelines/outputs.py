@@ -20,6 +20,7 @@ from studio.pipelines.settings import GenerateSettings
 from studio.regions import Layout
 
 TEXT_KEY = "studio"
+STYLIZE = "stylize"  # the method of pictures that studio stylize draws
 SLUG_LIMIT = 40
 
 

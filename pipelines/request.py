@@ -39,7 +39,7 @@ def check_request(
     if missing := [name for name in names if not places[name]]:
         raise UsageError(
             f"The prompt does not name <{missing[0]}>, so nothing says what it should do in the picture.",
-            f"Write <{missing[0]}> where it belongs, or leave out --concept {missing[0]}.",
+            f"Write <{missing[0]}> where it belongs, or leave the concept out.",
         )
     if layout is not None and (unknown := [name for name in layout.boxes if name not in names]):
         raise UsageError(

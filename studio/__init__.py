@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from studio.pipelines.composed_pipeline import ComposedPipeline
     from studio.pipelines.generate import generate
     from studio.pipelines.settings import GenerateSettings
+    from studio.pipelines.stylize import stylize
     from studio.regions import Box, Layout
     from studio.trainers.dreambooth import train_concept
     from studio.trainers.recipe import Recipe
@@ -40,6 +41,7 @@ _PLACES = {
     "find_base": "studio.bases",
     "generate": "studio.pipelines.generate",
     "load_base": "studio.models",
+    "stylize": "studio.pipelines.stylize",
     "train_concept": "studio.trainers.dreambooth",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "find_base",
     "generate",
     "load_base",
+    "stylize",
     "train_concept",
 ]
 

@@ -1,4 +1,4 @@
-"""Adapters made of adapters: weighted sums, smaller ranks, and the halves of a B-LoRA.
+"""Adapters made of adapters: weighted sums, and smaller ranks.
 
 All of it is exact arithmetic on factors: a sum of low-rank changes is the concatenation of their factors, and its
 singular values follow from two QR decompositions and one small SVD, without the dense matrix (in float64).
@@ -15,7 +15,7 @@ import torch
 from studio.adapter_clusters import clustered
 from studio.adapter_family import FAMILY_KEY, NAMES
 from studio.adapter_parts import METADATA_KEY
-from studio.adapter_report import B_LORA, examples
+from studio.adapter_report import examples
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Dora, Factor, LowRank, low_rank_form
@@ -104,7 +104,7 @@ def resize(adapter: Adapter, *, rank: int | None = None, energy: float | None = 
         raise UsageError(f"An energy of {energy:g} cannot be kept.", "Give a share above 0 and up to 1, e.g. 0.95.")
     _refuse_other_parts(adapter)
     pairs = {layer: _decomposed(adapter, layer) for layer in adapter.factors}
-    metadata = {key: value for key, value in _with_family(adapter).items() if key not in _STALE_KEYS}
+    metadata = {key: value for key, value in with_family(adapter).items() if key not in _STALE_KEYS}
 
     def kept(values: Tensor) -> int:
         if rank is not None:
@@ -119,41 +119,7 @@ def resize(adapter: Adapter, *, rank: int | None = None, energy: float | None = 
     return _cut(pairs, kept, made)
 
 
-def split(adapter: Adapter) -> tuple[Adapter, Adapter, tuple[str, ...]]:
-    """(content, style, layers that are in neither) of a B-LoRA (Frenkel et al. 2024), told apart by place.
-
-    Raises UsageError where a half is missing, or the adapter is not for SDXL.
-    """
-    if adapter.family not in (None, "sdxl"):
-        raise UsageError(
-            f"{adapter.name} was made for {NAMES[adapter.family]}; a B-LoRA is for {NAMES['sdxl']}.",
-            "Give an adapter of SDXL.",
-        )
-    halves = {role: {layer for layer in adapter.layers if layer.startswith(start)} for role, start in B_LORA.items()}
-    for role, layers in halves.items():
-        if not layers:
-            raise UsageError(
-                f"{adapter.name} has no {role} half: none of its {len(adapter.layers)} layers is in"
-                f" {B_LORA[role].removesuffix('.')}.",
-                "Only a B-LoRA, or an SDXL LoRA of the whole UNet, can be split.",
-            )
-    content, style = (_part(adapter, role, layers) for role, layers in halves.items())
-    return content, style, tuple(layer for layer in adapter.layers if layer not in set().union(*halves.values()))
-
-
-def _part(adapter: Adapter, role: str, layers: set[str]) -> Adapter:
-    return replace(
-        adapter,
-        name=f"{adapter.name}_{role}",
-        factors={layer: factor for layer, factor in adapter.factors.items() if layer in layers},
-        biases={layer: bias for layer, bias in adapter.biases.items() if layer in layers},
-        embeddings=adapter.embeddings if role == "content" else {},
-        unread=(),
-        metadata=_with_family(adapter) | {"studio.role": role},
-    )
-
-
-def _with_family(adapter: Adapter) -> dict[str, str]:
+def with_family(adapter: Adapter) -> dict[str, str]:
     """The metadata with the family, which the layers that are left may no longer tell."""
     return adapter.metadata | ({} if adapter.family is None else {FAMILY_KEY: adapter.family})
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from studio.adapter_keys import parse_key
 from studio.adapters import PEFT_WEIGHTS, Adapter
+from studio.bases import SDXL_BLOCKS
 from studio.concepts import file_hash
 from studio.factors import Dora, Factor, Hadamard, Kronecker, LowRank, tensors_of
 from studio.trigger_words import TAGS_KEY, tag_counts, trigger_words
 from studio.untrusted import shown
 
-B_LORA = {"content": "unet.up_blocks.0.attentions.0.", "style": "unet.up_blocks.0.attentions.1."}
+_B_LORA = {role: f"unet.{block}." for role, block in SDXL_BLOCKS.items()}
 HIGH_SCALE = 4.0
 _TRAINING_PREFIXES = ("ss_", "sshs_", "studio.", "modelspec.")
 _TAG_LIMIT = 20
@@ -139,9 +140,9 @@ def _block(name: str, layers: list[str], adapter: Adapter) -> Block:
 
 def _halves(adapter: Adapter) -> tuple[str, ...]:
     """A B-LoRA is told by its place: nothing but one or two blocks of SDXL's UNet."""
-    if not adapter.layers or not all(layer.startswith(tuple(B_LORA.values())) for layer in adapter.layers):
+    if not adapter.layers or not all(layer.startswith(tuple(_B_LORA.values())) for layer in adapter.layers):
         return ()
-    return tuple(half for half, start in B_LORA.items() if any(layer.startswith(start) for layer in adapter.layers))
+    return tuple(half for half, start in _B_LORA.items() if any(layer.startswith(start) for layer in adapter.layers))
 
 
 def _frequent_tags(metadata: Mapping[str, str]) -> tuple[tuple[str, int], ...]:

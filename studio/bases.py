@@ -13,6 +13,7 @@ from studio.tensorfile import Header, read_header
 
 Family = Literal["sd15", "sdxl"]
 Layout = Literal["folder", "single-file", "hub"]
+Role = Literal["content", "style"]
 
 FAMILY_NAMES: dict[str, str] = {"sd15": "Stable Diffusion 1.5", "sdxl": "Stable Diffusion XL"}
 ALIASES = {
@@ -20,6 +21,9 @@ ALIASES = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 EMBEDDED = "picturebook"
+FACTS_FILE = "studio_base.json"  # what a base says of itself
+# The blocks of the UNet that carry one and little of the other (Frenkel et al. 2024).
+SDXL_BLOCKS: dict[Role, str] = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
 PARTS = {"sd15": ("unet", "vae", "text_encoder"), "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2")}
 _PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl"}
 _OTHER_PIPELINES = {
@@ -99,6 +103,22 @@ def source_sizes(source: BaseSource) -> Sizes:
     if folder is None:
         return Sizes((1024, 1024), 32) if source.family == "sdxl" else Sizes((512, 512), 64)
     return sizes(_read_json(folder / "unet" / "config.json"), _read_json(folder / "vae" / "config.json"))
+
+
+def role_blocks(source: BaseSource) -> dict[Role, str]:
+    """Which block of the UNet of `source` carries content, and which style: as the base says of itself, else as SDXL.
+
+    Raises UsageError for a family of which no such blocks are known.
+    """
+    facts = Path(source.location) / FACTS_FILE
+    if source.layout == "folder" and facts.is_file() and (own := _read_json(facts).get("blocks")):
+        return {"content": own["content"], "style": own["style"]}
+    if source.family != "sdxl":
+        raise UsageError(
+            f"Of {FAMILY_NAMES[source.family]} no block is known to carry content or style alone.",
+            f"Use a base of {FAMILY_NAMES['sdxl']}, or let the style ride along: studio compose --style NAME",
+        )
+    return SDXL_BLOCKS
 
 
 def config_folder(source: BaseSource) -> Path | None:

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from studio.adapter_algebra import add, add_and_cut, add_clustered, resize, split
+from studio.adapter_algebra import add, add_and_cut, add_clustered, resize
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
@@ -11,7 +11,6 @@ from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "unet.mid_block.resnets.0.conv1"
 OTHER = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-CONTENT, STYLE = (f"unet.up_blocks.0.attentions.{n}.transformer_blocks.0.attn1.to_q" for n in (0, 1))
 
 
 def random(*shape: int, seed: int) -> torch.Tensor:
@@ -27,7 +26,7 @@ def conv(rank: int, seed: int, alpha: float | None = None) -> LowRank:
 
 
 def adapter(name: str = "one", family: str | None = None, **parts: Factor) -> Adapter:
-    places = {"q": Q, "conv": CONV, "other": OTHER, "content": CONTENT, "style": STYLE}
+    places = {"q": Q, "conv": CONV, "other": OTHER}
     return Adapter(name, "kohya", family, {places[part]: factor for part, factor in parts.items()})
 
 
@@ -201,33 +200,10 @@ def test_a_layer_of_zeros_stays_one():
     assert made.worst[0] == CONV
 
 
-def test_split_takes_the_halves_as_they_are():
-    one = adapter("b", "sdxl", content=linear(2, 1, 1.0), style=linear(3, 2), q=linear(2, 3))
-    one.factors["unet.up_blocks.0.attentions.10.proj_in"] = linear(1, 4)
-    content, style, dropped = split(one)
-    assert content.factors == {CONTENT: one.factors[CONTENT]}
-    assert style.factors == {STYLE: one.factors[STYLE]}
-    assert set(dropped) == {Q, "unet.up_blocks.0.attentions.10.proj_in"}
-    assert [part.metadata["studio.role"] for part in (content, style)] == ["content", "style"]
-    assert [part.metadata["studio.family"] for part in (content, style)] == ["sdxl", "sdxl"]
-
-
 def test_what_was_said_of_the_old_rank_is_not_said_of_the_new():
     told = {"studio.rank": "6", "ss_network_dim": "6", "ss_network_alpha": "3", "ss_output_name": "milo"}
     made = resize(Adapter("a", "", "sd15", {Q: linear(6, 1)}, metadata=told), rank=2).adapter
     assert made.metadata == {"ss_output_name": "milo", "studio.family": "sd15"}
-
-
-@pytest.mark.parametrize("half", ["content", "style"])
-def test_split_names_the_half_that_is_missing(half: str):
-    other = {"content": "style", "style": "content"}[half]
-    with pytest.raises(UsageError, match=f"no {half} half"):
-        split(Adapter("b", "", "sdxl", {{"content": CONTENT, "style": STYLE}[other]: linear(2, 1)}))
-
-
-def test_split_refuses_another_family():
-    with pytest.raises(UsageError, match=r"Stable Diffusion 1\.5"):
-        split(adapter("b", "sd15", content=linear(2, 1), style=linear(2, 1)))
 
 
 DORA = Dora(linear(2, 1), torch.ones(24))

@@ -30,6 +30,7 @@ STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
     "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1),
 }
+BLOCKS = {"content": "up_blocks.1.attentions.1", "style": "up_blocks.1.attentions.2"}  # found by studio bench blocks
 MEETING = "meeting"  # the file by which the processes of a team find each other
 PREVIEW_PROMPTS = (
     "a red cat on grass, flat style",
@@ -160,7 +161,7 @@ def export(out: Path, vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditio
     _edit(out / "vae" / "config.json", drop="block_out_channels")  # diffusers writes it, and warns of it when it reads
     for tower in ("text_encoder", "text_encoder_2"):  # else they load in fp16 beside a UNet in fp32
         _edit(out / tower / "config.json", dtype="float32")
-    facts = {"identifiers": IDENTIFIERS, "native_size": 96, "prior_prompts": prior_prompts()}
+    facts = {"identifiers": IDENTIFIERS, "native_size": 96, "prior_prompts": prior_prompts(), "blocks": BLOCKS}
     (out / "studio_base.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

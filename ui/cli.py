@@ -24,6 +24,7 @@ from studio.ui import (
     cmd_generate,
     cmd_inspect,
     cmd_library,
+    cmd_stylize,
     cmd_train,
 )
 
@@ -37,6 +38,7 @@ app.command("demo")(cmd_demo.demo)
 app.command("train-concept")(cmd_train.train_concept)
 app.command("generate")(cmd_generate.generate)
 app.command("compose")(cmd_compose.compose)
+app.command("stylize")(cmd_stylize.stylize)
 app.command("convert")(cmd_convert.convert)
 app.add_typer(cmd_library.app, name="library")
 app.add_typer(cmd_bench.app, name="bench")

@@ -93,7 +93,7 @@ def split(
     """Split a B-LoRA into what carries content (up_blocks.0.attentions.0) and what carries style (.1)."""
     _check_out(out_content, [file])
     _check_out(out_style, [file, out_content])
-    from studio.adapter_algebra import split as halves
+    from studio.blora import split as halves
 
     adapter = _load(file)
     content, style, dropped = halves(adapter)

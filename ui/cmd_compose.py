@@ -16,7 +16,7 @@ from studio.home import Home
 from studio.library import Library
 from studio.pipelines.contact_sheet import contact_sheet
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS, Method, find_method
-from studio.pipelines.outputs import describe, output_folder, save_pictures, save_sheet
+from studio.pipelines.outputs import STYLIZE, describe, output_folder, save_pictures, save_sheet
 from studio.pipelines.recall import Recalled, RecalledConcept, recall
 from studio.pipelines.request import check_request
 from studio.pipelines.settings import GenerateSettings
@@ -107,6 +107,8 @@ def compose(
     """Draw pictures in which several trained concepts appear together, and save them as PNG files."""
     state = Home.resolve(home)
     told = None if from_picture is None else recall(from_picture)
+    if told is not None and told.method == STYLIZE:
+        raise UsageError(f"{from_picture} was drawn by studio stylize.", f"Use: studio stylize --from {from_picture}")
     methods = _methods(method, compare, told)
     places = _places(box or [], layout, told, prompt)
     options = {

@@ -1,0 +1,169 @@
+"""`studio stylize`: the content of one concept in the style of another, each by its half of a B-LoRA."""
+
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from studio.bases import BaseSource
+from studio.concepts import Concept
+from studio.errors import UsageError
+from studio.events import Phase
+from studio.home import Home
+from studio.library import Library
+from studio.pipelines.outputs import STYLIZE, describe, output_folder, save_pictures
+from studio.pipelines.recall import RecalledConcept, recall
+from studio.pipelines.request import check_request
+from studio.pipelines.settings import GenerateSettings
+from studio.ui.asking import (
+    BaseOption,
+    CountOption,
+    DeviceOption,
+    GuidanceOption,
+    HeightOption,
+    NegativeOption,
+    OffloadOption,
+    OutOption,
+    SchedulerOption,
+    SeedOption,
+    StepsOption,
+    TilingOption,
+    WidthOption,
+    check_drawable,
+    choose_base,
+    make_settings,
+)
+from studio.ui.options import HomeOption, JsonOption, print_json
+from studio.ui.progress import progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Chosen = tuple[Concept, float] | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    settings: GenerateSettings
+    source: BaseSource
+    content: Chosen
+    style: Chosen
+    folder: Path
+
+
+def stylize(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to draw; <milo> stands for the content milo. With --from: the picture's.")
+    ] = None,
+    content: Annotated[str | None, typer.Option(help="The concept whose content half acts.")] = None,
+    style: Annotated[str | None, typer.Option(help="The concept whose style half acts.")] = None,
+    content_strength: Annotated[float | None, typer.Option(help="Linear. Default: 1.")] = None,
+    style_strength: Annotated[float | None, typer.Option(help="Linear. Default: 1.")] = None,
+    blora_compat: Annotated[
+        bool, typer.Option("--blora-compat", help="Strengths as B-LoRA's own code takes them: they act squared.")
+    ] = False,
+    from_picture: Annotated[
+        Path | None, typer.Option("--from", help="Take everything that is not given from a PNG of studio stylize.")
+    ] = None,
+    base: BaseOption = None,
+    width: WidthOption = None,
+    height: HeightOption = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    negative: NegativeOption = None,
+    scheduler: SchedulerOption = None,
+    seed: SeedOption = None,
+    count: CountOption = None,
+    out: OutOption = None,
+    vae_tiling: TilingOption = None,
+    offload: OffloadOption = False,
+    device: DeviceOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the content of one concept in the style of another: both, or one of them with words for the other."""
+    state = Home.resolve(home)
+    options: dict[str, Any] = {
+        "prompt": prompt, "width": width, "height": height, "steps": steps, "guidance": guidance, "seed": seed,
+        "negative_prompt": negative, "scheduler": scheduler, "count": count, "vae_tiling": vae_tiling,
+        "offload": offload,
+    }  # fmt: skip
+    wanted = {"content": (content, content_strength), "style": (style, style_strength)}
+    if blora_compat:
+        wanted = {role: (name, None if s is None else s * s) for role, (name, s) in wanted.items()}
+    _run(_plan(state, options, wanted, base, out, from_picture), device, as_json)
+
+
+def _plan(
+    state: Home,
+    options: dict[str, Any],
+    wanted: dict[str, tuple[str | None, float | None]],
+    base: str | None,
+    out: Path | None,
+    picture: Path | None,
+) -> _Plan:
+    """Everything checked that can be before the base is loaded; raises UsageError."""
+    recalled: dict[str, RecalledConcept] = {}
+    if picture is not None:
+        told = recall(picture)
+        if told.method != STYLIZE:
+            raise UsageError(f"{picture} was not drawn by studio stylize.", f"Use: studio compose --from {picture}")
+        options = {"prompt": told.prompt} | told.settings | {k: v for k, v in options.items() if v is not None}
+        base = base or told.base
+        recalled = {role: one for role, ones in (("content", told.concepts), ("style", told.styles)) for one in ones}
+    if options["prompt"] is None:
+        raise UsageError("There is no prompt.", "Say what to draw, or give a picture with --from.")
+    library = Library(state)
+    content, style = (_choose(library, role, *wanted[role], recalled.get(role)) for role in ("content", "style"))
+    concepts, styles = [content] if content else [], [style] if style else []
+    source = choose_base(base, [one for one, _ in (*concepts, *styles)])
+    settings = make_settings(options, source)
+    from studio.adapters import load_concept
+    from studio.pipelines.stylize import halves_of
+
+    halves_of(source, content, style, partial(load_concept, values=False))
+    check_request(settings, concepts, None, [one for one in styles if not content or one[0].name != content[0].name])
+    check_drawable(settings, source, [*concepts, *styles])
+    return _Plan(settings, source, content, style, output_folder(state, out, settings.prompt))
+
+
+def _choose(
+    library: Library, role: str, name: str | None, strength: float | None, recalled: RecalledConcept | None
+) -> Chosen:
+    """The concept of that name with its strength; what is not given is as in the picture."""
+    if strength is not None and not math.isfinite(strength):
+        raise UsageError(f"--{role}-strength {strength} is no strength.", "Give a number; 1 is usual.")
+    if name is None and recalled is None:
+        if strength is not None:
+            raise UsageError(f"--{role}-strength is given without --{role}.", f"Say whose {role} it is: --{role} NAME")
+        return None
+    concept = library.find(name if name is not None or recalled is None else recalled.name)
+    if name is None and recalled is not None:
+        recalled.check(concept, f"--{role}")
+    usual = 1.0 if recalled is None else recalled.strength
+    return concept, usual if strength is None else strength
+
+
+def _run(plan: _Plan, device: str | None, as_json: bool) -> None:
+    began, settings = time.monotonic(), plan.settings
+    with progress() as emit:
+        emit(Phase("Loading the base model"))
+        from studio.models import load_base
+        from studio.pipelines.stylize import stylize as draw
+
+        model = load_base(plan.source, device, offload=settings.offload)
+        pictures: list[Image] = draw(model, settings, emit, plan.content, plan.style)
+    content, style = ([one] if one else [] for one in (plan.content, plan.style))
+    description = describe(settings, plan.source, content, STYLIZE, styles=style)
+    paths = save_pictures(pictures, plan.folder, description)
+    if as_json:
+        made = [{"path": path, "seed": settings.seed + n} for n, path in enumerate(paths)]
+        size = {"width": pictures[0].width, "height": pictures[0].height}
+        print_json({"pictures": made, "seconds": round(time.monotonic() - began, 2)} | description | size)
+        return
+    for path in paths:
+        typer.echo(path)
