@@ -1,18 +1,17 @@
-"""What a judge says of single pictures: of one concept in a scene, and of two side by side."""
+"""What a judge says of single pictures: of one concept in a scene, and of several side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL.Image import Image
 
-from studio.judge import Gallery, Judge, Reading
+from studio.judge import Box, Gallery, Judge, Reading
 from studio.picturebook import Scene, Subject
 from studio.picturebook_draw import render
-from studio.pipelines.base_bench import HALVES
 from studio.pipelines.concept_bench import FIELDS
 
 Setting = tuple[str, str]  # background, style
+NEARER = "nearer"
 
 
 @dataclass(frozen=True)
@@ -25,18 +24,28 @@ class SingleMarks:
 
 
 @dataclass(frozen=True)
-class PairMarks:
-    """One picture of two concepts: which of them is itself in its half, and has one taken on anything of the other?"""
+class Marks:
+    """One picture of k concepts, each with a place of its own.
 
-    left: bool
-    right: bool
+    Which of them is itself there, and by what margin; which is itself in any of the places; and what place i shows of
+    concept j, `leaks[i][j]`: fields in which the two differ and it reads as j's, and NEARER where it looks more like j.
+    """
+
+    in_place: tuple[bool, ...]
+    margins: tuple[float, ...]
+    seen: tuple[bool, ...]
+    leaks: tuple[tuple[tuple[str, ...], ...], ...]
     background: bool
-    leak: bool
 
     @property
-    def both(self) -> bool:
-        """Whether each concept is in its place."""
-        return self.left and self.right
+    def leak(self) -> bool:
+        """Whether any has taken on anything of another."""
+        return any(fields for place in self.leaks for fields in place)
+
+    @property
+    def success(self) -> bool:
+        """All in place, nothing of one in another, the prompt's background obeyed."""
+        return all(self.in_place) and not self.leak and self.background
 
 
 def mark_singles(
@@ -51,26 +60,51 @@ def mark_singles(
     ]
 
 
-def mark_pairs(
+def side_by_side(count: int) -> tuple[Box, ...]:
+    """Equal places from left to right: halves for two."""
+    return tuple((n / count, 0.0, (n + 1) / count, 1.0) for n in range(count))
+
+
+def mark_places(
     judge: Judge,
-    galleries: tuple[Gallery, Gallery],
-    subjects: tuple[Subject, Subject],
+    galleries: Sequence[Gallery],
+    subjects: Sequence[Subject],
     images: Sequence[Image],
     settings: Sequence[Setting],
-) -> list[PairMarks]:
-    """Marks of pictures that should show the first subject on the left and the second on the right."""
+) -> list[Marks]:
+    """Marks of pictures that should show the subjects from left to right, each told by a gallery that knows them all."""
     whole = judge.read(images)
-    in_place, leaks = [], []
-    for gallery, own, other, half in zip(galleries, subjects, subjects[::-1], HALVES, strict=True):
-        readings, embeddings = judge.look(images, [half] * len(images))
-        in_place.append(gallery.identity(embeddings, own)[0].tolist())
-        nearer = _nearer(gallery, embeddings, own, other)
-        leaks.append([near or _took(r, own, other) for near, r in zip(nearer, readings, strict=True)])
-    rows = zip(whole, settings, *in_place, *leaks, strict=True)
-    return [
-        PairMarks(left, right, seen.background == background, any(leaked))
-        for seen, (background, _), left, right, *leaked in rows
+    places = [judge.look(images, [place] * len(images)) for place in side_by_side(len(subjects))]
+    found = [
+        [gallery.identity(embeddings, own) for _, embeddings in places]
+        for gallery, own in zip(galleries, subjects, strict=True)
     ]
+    similar = [gallery.similarities(embeddings) for gallery, (_, embeddings) in zip(galleries, places, strict=True)]
+
+    def shown(place: int, picture: int) -> tuple[tuple[str, ...], ...]:
+        reading, near, known = places[place][0][picture], similar[place][picture], galleries[place].subjects
+        own = subjects[place]
+        return tuple(
+            taken(reading, own, other) + (NEARER,) * bool(near[known.index(other)] > near[known.index(own)])
+            for other in subjects
+        )
+
+    each = range(len(subjects))
+    return [
+        Marks(
+            tuple(bool(found[n][n][0][i]) for n in each),
+            tuple(float(found[n][n][1][i]) for n in each),
+            tuple(any(bool(found[n][place][0][i]) for place in each) for n in each),
+            tuple(shown(place, i) for place in each),
+            reading.background == background,
+        )
+        for i, (reading, (background, _)) in enumerate(zip(whole, settings, strict=True))
+    ]
+
+
+def taken(reading: Reading, own: Subject, other: Subject) -> tuple[str, ...]:
+    """The fields in which the two differ and which are read as the other's."""
+    return tuple(field for field in FIELDS if getattr(reading, field) == getattr(other, field) != getattr(own, field))
 
 
 def draw_truth(subjects: Sequence[Subject], settings: Sequence[Setting], seed: int) -> list[Image]:
@@ -79,15 +113,3 @@ def draw_truth(subjects: Sequence[Subject], settings: Sequence[Setting], seed: i
         render(Scene(tuple(subjects), background, style, "big", seed + n))
         for n, (background, style) in enumerate(settings)
     ]
-
-
-def _nearer(gallery: Gallery, embeddings: torch.Tensor, own: Subject, other: Subject) -> list[bool]:
-    """Whether each picture is nearer to the other subject than to its own."""
-    similarities = gallery.similarities(embeddings)
-    a, b = (similarities[:, gallery.subjects.index(subject)] for subject in (own, other))
-    return (b > a).tolist()
-
-
-def _took(reading: Reading, own: Subject, other: Subject) -> bool:
-    """Whether an attribute in which the two differ is read as the other's."""
-    return any(getattr(reading, field) == getattr(other, field) != getattr(own, field) for field in FIELDS)

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from studio.judge import Reading
 from studio.picturebook import SAMPLE_SUBJECTS, Subject
-from studio.pipelines.scores import draw_truth, mark_pairs, mark_singles
+from studio.pipelines.scores import FIELDS, draw_truth, mark_places, mark_singles, side_by_side
 
 MILO, REX = SAMPLE_SUBJECTS["milo"], SAMPLE_SUBJECTS["rex"]
 BLANK = Image.new("RGB", (96, 96))
@@ -63,17 +64,35 @@ def test_single_marks_ask_for_the_subject_the_background_and_the_style():
     assert [(m.identity, m.background, m.style) for m in marks] == [(True, True, True), (False, False, False)]
 
 
-def test_pair_marks_look_at_each_half_for_its_own():
+def test_every_place_is_looked_at_for_its_own():
     stained = Subject("dog", "green", "dotted", "yellow", "crown", "orange")  # Rex with Milo's pattern
     judge: Any = Told([MILO] * 3, [[MILO, REX, MILO], [REX, MILO, stained]])
     gallery: Any = TwoKnown()
-    marks = mark_pairs(judge, (gallery, gallery), (MILO, REX), [BLANK] * 3, [("night", "flat")] * 3)
-    assert [(m.left, m.right, m.both, m.leak) for m in marks] == [
-        (True, True, True, False),
-        (False, False, False, True),
-        (True, False, False, True),
+    marks = mark_places(judge, (gallery, gallery), (MILO, REX), [BLANK] * 3, [("night", "flat")] * 3)
+    assert [(m.in_place, m.seen, m.leak, m.success) for m in marks] == [
+        ((True, True), (True, True), False, True),
+        ((False, False), (True, True), True, False),
+        ((True, False), (True, False), True, False),
     ]
-    assert all(mark.background for mark in marks)
+    assert [m.margins for m in marks] == [(1, 1), (0, 0), (1, 0)]
+    assert marks[1].leaks == (((), (*FIELDS, "nearer")), ((*FIELDS, "nearer"), ()))
+    assert marks[2].leaks == (((), ()), (("pattern",), ()))
+
+
+def test_success_needs_the_background():
+    judge: Any = Told([MILO], [[MILO], [REX]])
+    gallery: Any = TwoKnown()
+    (mark,) = mark_places(judge, (gallery, gallery), (MILO, REX), [BLANK], [("sand", "flat")])
+    assert (all(mark.in_place), mark.background, mark.success) == (True, False, False)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_places_part_the_canvas(count: int):
+    places = side_by_side(count)
+    assert [left for left, *_ in places] == [0, *(right for _, _, right, _ in places[:-1])]
+    assert places[-1][2] == 1
+    assert {(top, bottom) for _, top, _, bottom in places} == {(0, 1)}
+    assert len({round(right - left, 9) for left, _, right, _ in places}) == 1
 
 
 def test_true_drawings_show_the_subjects_in_their_settings():

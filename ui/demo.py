@@ -22,7 +22,7 @@ from studio.models import BaseModel, load_base
 from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
 from studio.pipelines.concept_bench import gallery_of
 from studio.pipelines.generate import generate
-from studio.pipelines.scores import PairMarks, Setting, SingleMarks, draw_truth, mark_pairs, mark_singles
+from studio.pipelines.scores import Marks, Setting, SingleMarks, draw_truth, mark_places, mark_singles
 from studio.pipelines.settings import GenerateSettings, usual_guidance
 from studio.stats import Share
 from studio.trainers.sample_concepts import Learned, learn_sample, sample_folder
@@ -153,12 +153,12 @@ def _draw_pair(
     asked = [setting for setting in PAIR_SETTINGS for _ in range(desk.plan.count)]
     with clock.part("Judge both"):
         kinds = {"merged": after, UNTRAINED: before, TRUE: draw_truth(subjects, asked, desk.plan.seed)}
-        marks = {kind: mark_pairs(judge, galleries, subjects, made, asked) for kind, made in kinds.items()}
+        marks = {kind: mark_places(judge, galleries, subjects, made, asked) for kind, made in kinds.items()}
     shown = [_pair_marks(left.name, right.name, mark) for mark in marks["merged"]]
     return _rows(desk, prompts, [left, right], before, after, shown), (
-        Measure("Both themselves, each in its place?", _shares(marks, lambda m: m.both)),
-        Measure(f"Is {left.name} on the left?", _shares(marks, lambda m: m.left)),
-        Measure(f"Is {right.name} on the right?", _shares(marks, lambda m: m.right)),
+        Measure("Both themselves, each in its place?", _shares(marks, lambda m: all(m.in_place))),
+        Measure(f"Is {left.name} on the left?", _shares(marks, lambda m: m.in_place[0])),
+        Measure(f"Is {right.name} on the right?", _shares(marks, lambda m: m.in_place[1])),
         Measure("Has one taken on something of the other?", _shares(marks, lambda m: m.leak)),
         Measure("Are they where the prompt says?", _shares(marks, lambda m: m.background)),
     )
@@ -221,8 +221,8 @@ def _single_marks(name: str, mark: SingleMarks) -> tuple[Mark, ...]:
     return Mark(name, mark.identity), Mark("place", mark.background), Mark("style", mark.style)
 
 
-def _pair_marks(left: str, right: str, mark: PairMarks) -> tuple[Mark, ...]:
-    return Mark(left, mark.left), Mark(right, mark.right), Mark("no leak", not mark.leak)
+def _pair_marks(left: str, right: str, mark: Marks) -> tuple[Mark, ...]:
+    return Mark(left, mark.in_place[0]), Mark(right, mark.in_place[1]), Mark("no leak", not mark.leak)
 
 
 def _shares(marks: Mapping[str, Sequence[Any]], ask: Callable[[Any], bool]) -> dict[str, Share]:
