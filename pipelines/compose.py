@@ -33,7 +33,8 @@ AfterStep = Callable[[int, Tensor, Tensor], Tensor | None]  # (step, timestep, l
 @dataclass
 class Run:
     """What a composer knows of a composition: the concepts with their strengths, the prompt with their places in it,
-    boxes if there are any, and where the loop stands (`step` of `steps`, from 0)."""
+    boxes if there are any, and where the loop stands (`step` of `steps`, from 0); in it all chance comes from
+    `generators`."""
 
     base: BaseModel
     denoiser: Denoiser
@@ -47,6 +48,7 @@ class Run:
     guidance: float
     scheduler: Any
     step: int = 0
+    generators: list[torch.Generator] | torch.Generator | None = None
     state: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -223,7 +225,7 @@ def denoise(
         generators = list(generators)
     shape = (settings.count, base.unet.config["in_channels"], *run.size)
     latents = randn_tensor(shape, generators, base.device, base.dtype) * scheduler.init_noise_sigma
-    extra = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
+    run.generators = generators
     emit(Phase("Drawing"))
     for run.step, timestep in enumerate(scheduler.timesteps):
         latents = composer.refine(run, latents, timestep)
@@ -235,8 +237,7 @@ def denoise(
                 f"{type(composer).__name__}.combine made {list(combined.shape)} of {list(predictions.shape)}.",
                 "It has to combine the branches, the first dimension, and leave the others.",
             )
-        guided = combined[0] if len(combined) == 1 else combined[0] + run.guidance * (combined[1] - combined[0])
-        latents = scheduler.step(guided, timestep, latents, **extra, return_dict=False)[0]
+        latents = advance(run, scheduler, combined, timestep, latents)
         emit(Step(run.step + 1, len(scheduler.timesteps)))
         if after_step is not None:
             moved = after_step(run.step, timestep, latents)
@@ -244,6 +245,13 @@ def denoise(
                 break
             latents = moved
     return latents
+
+
+def advance(run: Run, scheduler: Any, combined: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+    """The latents [n, C, H, W] after a step of `scheduler`, by a prediction [conditions, n, C, H, W]."""
+    guided = combined[0] if len(combined) == 1 else combined[0] + run.guidance * (combined[1] - combined[0])
+    extra = {"generator": run.generators} if "generator" in scheduler.step.__code__.co_varnames else {}
+    return scheduler.step(guided, timestep, latents, **extra, return_dict=False)[0]
 
 
 @torch.no_grad()
