@@ -30,14 +30,14 @@ class RecalledConcept:
     strength: float
     sha256: str
 
-    def check(self, concept: Concept, option: str = "--concept") -> None:
-        """Raise UsageError where the library's concept of this name has another adapter."""
+    def check(self, concept: Concept, option: str) -> None:
+        """Raise UsageError where the library's concept of this name has another adapter; `option` asks for that one."""
         now = file_hash(concept.adapter_file)
         if now != self.sha256:
             raise UsageError(
                 f"The concept {self.name!r} is not the one of the picture: its SHA-256 was {shown(self.sha256[:12])}..."
                 f" and is {now[:12]}...",
-                f"To draw with what the library holds now, say so: {option} {self.name}={self.strength:g}",
+                f"To draw with what the library holds now, say so: {option}",
             )
 
 

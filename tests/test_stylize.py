@@ -178,9 +178,7 @@ def test_what_cannot_be_stylized(base, milo, neon, tiny_sdxl, tiny_sd15, tmp_pat
     with pytest.raises(UsageError, match="no block is known"):
         stylize(load_base(find_base(str(tiny_sd15)), "cpu"), SETTINGS, silent, (milo, 1.0))
     half = concept(tiny_sdxl, tmp_path, "half", ("sks", "cat"), 3, keep=lambda key: key.startswith(BLOCKS["style"]))
-    with pytest.raises(
-        UsageError, match=r"half has no content half.*it has 16 of style in up_blocks\.0\.attentions\.1"
-    ):
+    with pytest.raises(UsageError, match=r"no content half.*it has 16 of style in up_blocks\.0\.attentions\.1"):
         stylize(base, dataclasses.replace(SETTINGS, prompt="a <half>"), silent, (half, 1.0))
     zero = {key: 0 * value for key, value in load_file(half.adapter_file).items()}
     save_file(zero, half.adapter_file)

@@ -165,7 +165,7 @@ def _wanted(library: Library, given: Sequence[str], recalled: Sequence[RecalledC
     for one in recalled:
         again = [text for text in given if text.partition("=")[0] == one.name]
         if not again:
-            one.check(library.find(one.name), option)
+            one.check(library.find(one.name), f"{option} {one.name}={one.strength:g}")
         wanted += again or [f"{one.name}={one.strength!r}"]
     return [*wanted, *(text for text in given if text not in wanted)]
 

@@ -143,7 +143,7 @@ def _choose(
         return None
     concept = library.find(name if name is not None or recalled is None else recalled.name)
     if name is None and recalled is not None:
-        recalled.check(concept, f"--{role}")
+        recalled.check(concept, f"--{role} {recalled.name}")
     usual = 1.0 if recalled is None else recalled.strength
     return concept, usual if strength is None else strength
 
