@@ -54,6 +54,12 @@ METHODS = {
         Method("recentred", "the base, moved by what every adapter alone changes", "baselines:Recentred"),
         Method("cmlora", "composite with one adapter in the lead, the others mostly from a cache", "cmlora:CmLora"),
         Method("clora", "one branch a concept, each giving the pixels that its own words look at", "clora:Clora"),
+        Method(
+            "lora-composer",
+            "every box reads its own text by its own adapter and sees no other box; losses bring concepts there",
+            "lora_composer:LoraComposer",
+            "needs",
+        ),
         Method("masked", "what every adapter alone predicts, inside its box", "regional:Masked", "needs"),
         Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),
     )
