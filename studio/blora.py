@@ -48,7 +48,7 @@ def half_of(adapter: Adapter, role: Role, blocks: Mapping[Role, str] = SDXL_BLOC
     inside = {one: [layer for layer in adapter.layers if layer.startswith(f"unet.{at}.")] for one, at in blocks.items()}
     mine = set(inside[role])
     if not mine:
-        there = [f"it has {len(layers)} of {one} in {blocks[one]}" for one, layers in inside.items() if layers]
+        there = [f"it has {len(inside[one])} of {one} in {at}" for one, at in blocks.items() if inside[one]]
         raise UsageError(
             f"{adapter.name} has no {role} half: none of its {len(adapter.layers)} layers is in {blocks[role]}"
             + (f"; {there[0]}." if there else "."),

@@ -137,12 +137,13 @@ def _choose(
     """The concept of that name with its strength; what is not given is as in the picture."""
     if strength is not None and not math.isfinite(strength):
         raise UsageError(f"--{role}-strength {strength} is no strength.", "Give a number; 1 is usual.")
-    if name is None and recalled is None:
+    wanted = name or (recalled and recalled.name)
+    if not wanted:
         if strength is not None:
             raise UsageError(f"--{role}-strength is given without --{role}.", f"Say whose {role} it is: --{role} NAME")
         return None
-    concept = library.find(name if name is not None or recalled is None else recalled.name)
-    if name is None and recalled is not None:
+    concept = library.find(wanted)
+    if not name and recalled is not None:
         recalled.check(concept, f"--{role} {recalled.name}")
     usual = 1.0 if recalled is None else recalled.strength
     return concept, usual if strength is None else strength
