@@ -1,4 +1,4 @@
-"""Results of a long benchmark, kept one by one in a folder, so that it goes on where it was stopped and can be shared."""
+"""Results of a long benchmark, kept one by one in a folder, so that it can be stopped, continued and shared."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from studio.pipelines.scores import Marks
 
 @dataclass(frozen=True)
 class Result:
-    """What one arm made of one group of concepts from one seed; `made_from` is the fingerprint of all that decides it."""
+    """What one arm made of a group of concepts from one seed; `made_from` is the fingerprint of all that decides it."""
 
     arm: str
     group: tuple[str, ...]

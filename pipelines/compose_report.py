@@ -106,8 +106,8 @@ def _by_concept(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
     found: dict[str, list[tuple[bool, bool, float, tuple[str, ...]]]] = {}
     for one in results:
         marks = one.marks
-        for name, *own in zip(one.group, marks.in_place, marks.seen, marks.margins, strict=True):
-            found.setdefault(name, []).append((*own, one.group))
+        for name, here, seen, margin in zip(one.group, marks.in_place, marks.seen, marks.margins, strict=True):
+            found.setdefault(name, []).append((here, seen, margin, one.group))
     return {
         name: {
             "in place": Share.of([here for here, *_ in several]).rounded(),

@@ -72,7 +72,7 @@ def mark_places(
     images: Sequence[Image],
     settings: Sequence[Setting],
 ) -> list[Marks]:
-    """Marks of pictures that should show the subjects from left to right, each told by a gallery that knows them all."""
+    """Marks of pictures that should show the subjects from left to right, each told by a gallery of them all."""
     whole = judge.read(images)
     places = [judge.look(images, [place] * len(images)) for place in side_by_side(len(subjects))]
     found = [
