@@ -60,6 +60,11 @@ METHODS = {
             "lora_composer:LoraComposer",
             "needs",
         ),
+        Method(
+            "freefuse",
+            "the base shows where each thing will be; then every adapter there and on its own words",
+            "freefuse:FreeFuse",
+        ),
         Method("masked", "what every adapter alone predicts, inside its box", "regional:Masked", "needs"),
         Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),
     )
