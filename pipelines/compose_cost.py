@@ -99,9 +99,14 @@ def _counted(base: BaseModel, ask: Ask, arm: Arm) -> dict[str, Any]:
     assert arm.method is not None
     composer, settings = arm.method.make(), ask.settings([f"a <{one.concept.name}>" for one in ask.members])
     chosen, layout = [(one.concept, 1.0) for one in ask.members], layout_of(ask.members) if arm.boxes else None
-    with peak_memory(base) as memory, FlopCounterMode(display=False) as flops, _backward_rows(base) as backwards:
-        with opened(base, settings, chosen, composer, silent, layout) as run, torch.no_grad():
-            denoise(run, composer, settings, silent)
+    with (
+        peak_memory(base) as memory,
+        FlopCounterMode(display=False) as flops,
+        _backward_rows(base) as backwards,
+        opened(base, settings, chosen, composer, silent, layout) as run,
+        torch.no_grad(),
+    ):
+        denoise(run, composer, settings, silent)
     asked = run.denoiser
     return {
         "rows": asked.rows, "cached rows": asked.cached_rows, "looked rows": asked.looked,

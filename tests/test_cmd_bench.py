@@ -1,9 +1,12 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from small_world import shrink
+
+from studio.picturebook import SAMPLE_SUBJECTS
 
 
 @pytest.fixture
@@ -66,3 +69,54 @@ def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, smal
     assert any("they agree: kind" in line for line in lines)
     row = next(line for line in lines if "whole_kind" in line)
     assert row.split()[-2:] == ["0.750", "0.500"]
+
+
+COMPOSE = ("bench", "compose", "--names", "milo,rex", "--seeds", "2", "--steps", "1")
+
+
+@pytest.fixture
+def learned(small: Path, tiny_concepts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """milo and rex have been learned on the tiny base."""
+    found = [SimpleNamespace(sample=c.name, concept=c, subject=SAMPLE_SUBJECTS[c.name]) for c in tiny_concepts]
+    monkeypatch.setattr("studio.ui.cmd_bench_compose.learn_samples", lambda *_: found)
+
+
+def test_compose_measures_methods_and_costs_and_goes_on(run_studio, learned, tmp_path: Path):
+    out = ("--out", tmp_path / "out", "--json")
+    report = json.loads(run_studio(*COMPOSE, "--methods", "merge", "--rounds", "1", *out).out)
+    (section,) = report["sections"].values()
+    assert (section["groups"], set(section["methods"])) in ((["milo+rex"], {"merge"}), (["rex+milo"], {"merge"}))
+    assert section["methods"]["merge"]["success"]["count"] == 2
+    assert report["costs"]["methods"]["merge"]["rows"] == 2
+    assert json.loads((tmp_path / "out" / "compose.json").read_text()) == report
+    assert Image.open(tmp_path / "out" / "compose-pairs.png").height > 3 * 32
+    kept = sorted((tmp_path / "out").rglob("*.jsonl"))
+    before = [file.stat().st_mtime_ns for file in kept]
+    assert [file.parent.name for file in kept] == ["alone", "base", "merge", "truth"]
+    again = json.loads(run_studio(*COMPOSE, "--methods", "merge,regional", "--rounds", "0", *out).out)
+    assert [file.stat().st_mtime_ns for file in kept] == before
+    (section,) = again["sections"].values()
+    assert list(section["differences"]) == ["regional - merge"]
+    said = run_studio(*COMPOSE, "--methods", "merge,regional", "--rounds", "0", "--out", tmp_path / "out").out
+    rows = [line.split()[0] for line in said.splitlines()[1:]]
+    assert rows == ["truth", "base", "alone", "ceiling", "merge", "regional"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--pairs", "some"], "neither a number nor a range"),
+        (["--pairs", "7-3"], "neither a number nor a range"),
+        (["--pairs", "5-9"], "no pair or triple"),
+        (["--scenes", "night/flat,moon/flat"], "no scene 'moon/flat'"),
+        (["--methods", "merge,auot"], "no method 'auot'"),
+        (["--methods", "regional"], "beside those of merge"),
+        (["--names", "milo,rox"], "no sample concept 'rox'"),
+        (["--methods", "merge,switch"], "leave no turn for"),
+    ],
+)
+def test_compositions_that_cannot_be_measured_are_refused_at_once(
+    run_studio, learned, arguments: list[str], words: str
+):
+    said = run_studio(*COMPOSE, *arguments)
+    assert (said.code, words in said.err) == (2, True)

@@ -1,34 +1,39 @@
-"""`studio bench`: what the embedded base, the sample concepts and the judges are worth, in numbers."""
+"""`studio bench`: what the base, the sample concepts, their composition and the judges are worth, in numbers."""
 
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studio.errors import StudioError, UsageError
-from studio.events import Phase
-from studio.home import Home, ensure_writable, write_atomic
-from studio.ui.options import HomeOption, JsonOption, print_json
+from studio.errors import StudioError
+from studio.home import Home
+from studio.ui.benching import (
+    NamesOption,
+    OutOption,
+    PresetOption,
+    keep_report,
+    learn_samples,
+    load_tools,
+    prepare_out,
+    sample_names,
+    share_text,
+    show,
+)
+from studio.ui.cmd_bench_compose import compose
+from studio.ui.options import HomeOption, JsonOption
 from studio.ui.progress import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from studio.judge import Judge
-    from studio.models import BaseModel
-
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure the embedded base, the sample concepts and the judges; judge B reads the pictures.",
+    help="Measure the embedded base, the sample concepts, their composition and the judges; B reads the pictures.",
 )
 
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Also write the report and sheets of its pictures into this folder.")
-]
-Rows = list[tuple[str, ...]]
+app.command("compose")(compose)
 
 
 @app.command("base")
@@ -42,20 +47,20 @@ def base(
     as_json: JsonOption = False,
 ) -> None:
     """How often the base draws what captions of subjects that it never saw ask for."""
-    _prepare(out)
+    prepare_out(out)
     with progress() as emit:
-        model, judge = _tools(emit)
+        model, judge = load_tools(emit)
         from studio.pipelines.base_bench import BaseBench, bench_base
 
         found, pictures = bench_base(model, judge, BaseBench(singles, pairs, seed, steps, guidance), emit)
     report: dict[str, Any] = {"judge": "B", **found}
     rows = [
-        (part, question, _share(found), f"{found['on_renders']:.2f}", str(found["count"]))
+        (part, question, share_text(found), f"{found['on_renders']:.2f}", str(found["count"]))
         for part in pictures
         for question, found in report[part].items()
     ]
-    _show(report, ("", "right", "share [95 %]", "on true drawings", "of"), rows, as_json)
-    _keep(out, "base", report, pictures)
+    show(report, ("", "right", "share [95 %]", "on true drawings", "of"), rows, as_json)
+    keep_report(out, "base", report, pictures)
 
 
 @app.command("blocks")
@@ -66,40 +71,35 @@ def blocks(
     as_json: JsonOption = False,
 ) -> None:
     """What each attention block carries: how often the picture follows the prompt given to that block alone."""
-    _prepare(out)
+    prepare_out(out)
     with progress() as emit:
-        model, judge = _tools(emit)
+        model, judge = load_tools(emit)
         from studio.pipelines.block_bench import FIELDS, bench_blocks
 
         table, pictures = bench_blocks(model, judge, count, seed, emit)
     rows = [(name, *(f"{shares[field]:.2f}" for field in FIELDS)) for name, shares in table.items()]
     report = {"base": model.source.name, "judge": "B", "pairs": count, "seed": seed, "follows": table}
-    _show(report, ("block", *FIELDS), rows, as_json)
-    _keep(out, "blocks", report, pictures)
+    show(report, ("block", *FIELDS), rows, as_json)
+    keep_report(out, "blocks", report, pictures)
 
 
 @app.command("concepts")
 def concepts(
-    names: Annotated[str | None, typer.Option(help="Sample concepts, as in milo,rex.  [all]")] = None,
-    preset: Annotated[str, typer.Option(help="quick, normal or best.")] = "normal",
+    names: NamesOption = None,
+    preset: PresetOption = "normal",
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 8,
     out: OutOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """How well sample concepts are learned. Those that the library does not have yet are trained first."""
-    chosen = _samples(names)
-    _prepare(out)
+    chosen = sample_names(names)
+    prepare_out(out)
     reports: dict[str, dict[str, Any]] = {}
     pictures: dict[str, list[Image]] = {}
     with progress() as emit:
-        emit(Phase("Start"))
-        from studio.judge import Judge
-        from studio.trainers.sample_concepts import learn_sample
-
-        Judge.load("B")  # before the trainings, lest they be for nothing
-        learned = [learn_sample(name, preset, Home.resolve(home), emit) for name in chosen]
-        model, judge = _tools(emit)
+        learned = learn_samples(chosen, preset, Home.resolve(home), emit)
+        model, judge = load_tools(emit)
         from studio.pipelines.concept_bench import ConceptBench, bench_concept
 
         for one in learned:
@@ -109,10 +109,10 @@ def concepts(
     first = reports[chosen[0]]
     measured = [key for key, value in first.items() if isinstance(value, dict) and "low" in value]
     overall = {key: _pooled([report[key] for report in reports.values()]) for key in measured}
-    rows = [(name, *(_share(r[key]) for key in measured)) for name, r in (reports | {"all": overall}).items()]
+    rows = [(name, *(share_text(r[key]) for key in measured)) for name, r in (reports | {"all": overall}).items()]
     summary = {"judge": "B", "preset": preset, "seeds": seeds, "overall": overall, "concepts": reports}
-    _show(summary, ("concept", *measured), rows, as_json)
-    _keep(out, "concepts", summary, pictures)
+    show(summary, ("concept", *measured), rows, as_json)
+    keep_report(out, "concepts", summary, pictures)
 
 
 @app.command("judges")
@@ -123,41 +123,20 @@ def judges(
     as_json: JsonOption = False,
 ) -> None:
     """How often the judges are right on true drawings, as measured after their training, and how often they agree."""
-    _prepare(out)
+    prepare_out(out)
     report: dict[str, Any] = {which: _judge_report(which) for which in ("A", "B")}
     flat = {which: _flat(found) for which, found in report.items()}
     with progress() as emit:
-        model, judge = _tools(emit)
+        model, judge = load_tools(emit)
         from studio.judge import Judge
         from studio.pipelines.judge_bench import bench_agreement
 
         agreed, pictures = bench_agreement(model, (Judge.load("A"), judge), count, seed, emit)
     report["agreement on pictures of the base"] = agreed
     rows = [(name, *(_number(found.get(name)) for found in flat.values())) for name in flat["A"]]
-    rows += [(f"they agree: {field}", _share(found), "") for field, found in agreed.items()]
-    _show(report, ("", "judge A", "judge B"), rows, as_json)
-    _keep(out, "judges", report, {"pictures": pictures})
-
-
-def _tools(emit: Any) -> "tuple[BaseModel, Judge]":
-    emit(Phase("Load the base and judge B"))
-    from studio.bases import EMBEDDED, find_base
-    from studio.judge import Judge
-    from studio.models import load_base
-
-    source = find_base(EMBEDDED)
-    judge = Judge.load("B")
-    return load_base(source), judge
-
-
-def _samples(names: str | None) -> list[str]:
-    from studio.picturebook import SAMPLE_SUBJECTS
-
-    chosen = list(dict.fromkeys(names.split(","))) if names else list(SAMPLE_SUBJECTS)
-    for name in chosen:
-        if name not in SAMPLE_SUBJECTS:
-            raise UsageError(f"There is no sample concept {name!r}.", f"There are: {', '.join(SAMPLE_SUBJECTS)}.")
-    return chosen
+    rows += [(f"they agree: {field}", share_text(found), "") for field, found in agreed.items()]
+    show(report, ("", "judge A", "judge B"), rows, as_json)
+    keep_report(out, "judges", report, {"pictures": pictures})
 
 
 def _judge_report(which: str) -> dict[str, Any]:
@@ -183,40 +162,5 @@ def _flat(report: Mapping[str, Any]) -> dict[str, float]:
     return flat
 
 
-def _share(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _prepare(out: Path | None) -> None:
-    """Refuse a place that cannot be written to before anything is drawn."""
-    if out is not None and out.is_file():
-        raise UsageError(f"--out {out} is a file.", "Give a folder.")
-    if out is not None:
-        ensure_writable(out)
-
-
-def _show(report: Mapping[str, Any], heads: Sequence[str], rows: Rows, as_json: bool) -> None:
-    if as_json:
-        print_json(report)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*heads, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=True, markup=False, highlight=False).print(table)
-
-
-def _keep(out: Path | None, name: str, report: Mapping[str, Any], pictures: "Mapping[str, list[Image]]") -> None:
-    if out is None:
-        return
-    from studio.pipelines.contact_sheet import contact_sheet
-
-    text = json.dumps(report, indent=1) + "\n"
-    write_atomic(out / f"{name}.json", lambda file: file.write_text(text, encoding="utf-8"))
-    write_atomic(out / f"{name}.png", lambda file: contact_sheet(pictures).save(file, "PNG"))
