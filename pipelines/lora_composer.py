@@ -29,13 +29,15 @@ INJECTED = ("attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 @dataclass
 class LoraComposer:
-    """The authors' numbers, for their 50 steps.
+    """The authors' numbers, for their 50 steps, but for `whole_from` and `isolated`, which are 1 with them.
 
     Of an adapter they use the keys, values and outputs of the layers that read the text; from the share `whole_from` of
-    the steps on all of it acts inside its box (1 for their way). `texts` are those of the boxes by concept, in which
-    `<name>` stands for it; by default the prompt, the other concepts being spelled by their class words. What no box
-    holds reads the prompt with class words alone and has no adapter; so is the pooled text of SDXL. Where boxes
-    overlap, the one in front acts alone.
+    the steps on all of it acts inside its box. Looked at, on the embedded base: their way draws both creatures, none
+    itself; whole adapters from the start make one of them; whole ones after a fifth give patterns to their owner.
+
+    `texts` are those of the boxes by concept, in which `<name>` stands for it; by default the prompt, the other
+    concepts being spelled by their class words. What no box holds reads the prompt with class words alone and has no
+    adapter; so is the pooled text of SDXL. Where boxes overlap, the one in front acts alone.
 
     `isolated` is the share of the steps in which boxes do not see each other. The losses are weighed by `enhancement`,
     `fill` and `region`, and look at the `strongest` share of a box's cells. A picture is refined until its loss grows,
@@ -47,7 +49,7 @@ class LoraComposer:
 
     whole_from: float = 0.2
     texts: Mapping[str, str] = field(default_factory=dict)
-    isolated: float = 1.0
+    isolated: float = 0.5
     enhancement: float = 8.0
     fill: float = 2.0
     region: float = 10.0
