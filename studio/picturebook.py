@@ -168,7 +168,7 @@ SAMPLE_STYLES = ("blueprint", "sepia", "neon")
 def sample_scenes(subject: Subject, count: int, seed: int) -> list[Scene]:
     """Reference pictures of one subject: alone, flat, before changing backgrounds that leave `night` for later."""
     grounds = ("paper", "grass", "sky", "sand")
-    return [Scene((subject,), grounds[i % 4], "flat", SIZES[i % 5 != 2], seed + i) for i in range(count)]
+    return [Scene((subject,), grounds[i % 4], "flat", SIZES[i % 2 == 0], seed + i) for i in range(count)]
 
 
 def distractors(subject: Subject) -> list[Subject]:

@@ -11,8 +11,8 @@ from PIL import Image
 from studio.bases import find_base
 from studio.images import Picture
 from studio.models import load_base
-from studio.trainers.captions import class_prompt_for, prompt_for, prompts_for
-from studio.trainers.data import chosen_at, encode_examples, generator_for, square
+from studio.trainers.captions import beside, prompt_for, prompts_for, without_trigger
+from studio.trainers.data import Example, chosen_at, encode_examples, generator_for, square
 from studio.trainers.recipe import Recipe
 
 
@@ -59,7 +59,33 @@ def test_a_captioned_picture_can_be_shown_under_the_instance_prompt_too() -> Non
     ],
 )
 def test_class_prompts_are_the_captions_without_the_trigger(caption: str | None, prompt: str) -> None:
-    assert class_prompt_for(Picture(Path("a.png"), 8, 8, caption), recipe()) == prompt
+    assert without_trigger(prompt_for(Picture(Path("a.png"), 8, 8, caption), recipe()), recipe()) == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "left", "right"),
+    [
+        ("a sks cat on grass", "a sks cat on the left and a dog on the right on grass",
+         "a dog on the left and a sks cat on the right on grass"),
+        ("photo of sks cat, blurred", "photo of sks cat on the left and a dog on the right, blurred",
+         "photo of a dog on the left and sks cat on the right, blurred"),
+        ("sks asleep", "a sks cat on the left and a dog on the right", "a dog on the left and a sks cat on the right"),
+    ],
+)  # fmt: skip
+def test_another_thing_stands_beside_the_concept(prompt: str, left: str, right: str) -> None:
+    assert beside(prompt, recipe(), "a dog", right=False) == left
+    assert beside(prompt, recipe(), "a dog", right=True) == right
+
+
+def test_a_region_owns_the_share_of_each_cell_that_it_covers(tiny_sdxl: Path, tmp_path: Path) -> None:
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    path, region = drawn(tmp_path / "a.png", 1), (0.1, 0.25, 0.6, 1.0)
+    parts = [Example(path, "a cat"), Example(path, "a cat", region=region), Example(path, "a cat", region=(0, 0, 0, 0))]
+    own = encode_examples(base, parts, 32, tmp_path / "cache", true_sizes=False).whole.own
+    fine = torch.zeros(320, 320)
+    fine[80:320, 32:192] = 1
+    cells = fine.unflatten(0, (own.shape[2], -1)).unflatten(2, (own.shape[3], -1)).mean((1, 3))
+    torch.testing.assert_close(own, torch.stack([torch.ones_like(cells), cells, torch.zeros_like(cells)])[:, None])
 
 
 def test_the_square_is_cut_from_the_centre() -> None:
@@ -98,23 +124,23 @@ def test_generators_of_different_keys_differ() -> None:
 def test_a_tiny_autoencoder_gives_plain_scaled_latents(tiny_sdxl: Path, tmp_path: Path) -> None:
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
     path = drawn(tmp_path / "a.png", 1)
-    examples = encode_examples(base, [(path, "a cat")], 32, tmp_path / "cache", true_sizes=True)
+    examples = encode_examples(base, [Example(path, "a cat")], 32, tmp_path / "cache", true_sizes=True)
     with torch.no_grad():
         coder: Any = base.vae
         expected = coder.encode(square(Image.open(path), 32)[0][None]).latents * coder.config.scaling_factor
         states = base.encode(["a cat"])
     assert examples.std is None
-    torch.testing.assert_close(examples.mean, expected)
-    torch.testing.assert_close(examples.embeds, states.embeds)
-    torch.testing.assert_close(examples.pooled, states.pooled)
-    assert examples.time_ids is not None
-    assert examples.time_ids[0].tolist() == [40, 50, 0, 4, 32, 32]
+    torch.testing.assert_close(examples.whole.latents, expected)
+    torch.testing.assert_close(examples.whole.embeds, states.embeds)
+    torch.testing.assert_close(examples.whole.pooled, states.pooled)
+    assert examples.whole.time_ids is not None
+    assert examples.whole.time_ids[0].tolist() == [40, 50, 0, 4, 32, 32]
 
 
 def test_a_kl_autoencoder_is_sampled_anew_with_the_spread_it_states(tiny_sd15: Path, tmp_path: Path) -> None:
     base = load_base(find_base(str(tiny_sd15)), "cpu")
     path = drawn(tmp_path / "a.png", 2)
-    examples = encode_examples(base, [(path, "a cat")], 16, tmp_path / "cache", true_sizes=True)
+    examples = encode_examples(base, [Example(path, "a cat")], 16, tmp_path / "cache", true_sizes=True)
     drawn_latents = examples.batch([0] * 4000, torch.Generator().manual_seed(0)).latents
     with torch.no_grad():
         coder: Any = base.vae
@@ -122,20 +148,20 @@ def test_a_kl_autoencoder_is_sampled_anew_with_the_spread_it_states(tiny_sd15: P
     scale = coder.config.scaling_factor
     torch.testing.assert_close(drawn_latents.mean(0), moments.mean[0] * scale, atol=0.02, rtol=0.1)
     torch.testing.assert_close(drawn_latents.std(0), moments.std[0] * scale, atol=0.02, rtol=0.1)
-    assert examples.time_ids is None
+    assert examples.whole.time_ids is None
 
 
 def test_the_cache_is_keyed_by_content_and_survives_damage(tiny_sdxl: Path, tmp_path: Path) -> None:
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
     cache = tmp_path / "cache"
     path = drawn(tmp_path / "a.png", 3)
-    first = encode_examples(base, [(path, "a cat")], 32, cache, true_sizes=False)
+    first = encode_examples(base, [Example(path, "a cat")], 32, cache, true_sizes=False)
     kept = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
-    encode_examples(base, [(path.rename(tmp_path / "b.png"), "a cat")], 32, cache, true_sizes=False)
+    encode_examples(base, [Example(path.rename(tmp_path / "b.png"), "a cat")], 32, cache, true_sizes=False)
     assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == kept
-    encode_examples(base, [(drawn(tmp_path / "b.png", 4), "a cat")], 32, cache, true_sizes=False)
+    encode_examples(base, [Example(drawn(tmp_path / "b.png", 4), "a cat")], 32, cache, true_sizes=False)
     assert len(list(cache.iterdir())) == len(kept) + 1
     for file in kept:
         file.write_bytes(file.read_bytes()[:-8])
-    again = encode_examples(base, [(drawn(tmp_path / "b.png", 3), "a cat")], 32, cache, true_sizes=False)
-    assert torch.equal(again.mean, first.mean)
+    again = encode_examples(base, [Example(drawn(tmp_path / "b.png", 3), "a cat")], 32, cache, true_sizes=False)
+    assert torch.equal(again.whole.latents, first.whole.latents)

@@ -60,8 +60,19 @@ def test_predicting_noise_at_zero_snr_is_refused(sdxl: BaseModel, monkeypatch: p
 
 def test_prior_loss_is_two_means_not_one() -> None:
     prediction, target = torch.randn(2, 7, 4, 3, 3, generator=torch.Generator().manual_seed(2))
+    everywhere = torch.ones(7, 1, 3, 3)
     own = sum(((prediction[n] - target[n]) ** 2).mean().item() for n in range(2)) / 2
     prior = sum(((prediction[n] - target[n]) ** 2).mean().item() for n in range(2, 7)) / 5
-    found = prior_preserving_loss(prediction, target, 2, 0.7).item()
+    found = prior_preserving_loss(prediction, target, everywhere, 2, 0.7).item()
     assert found == pytest.approx(own + 0.7 * prior, rel=1e-5)
-    assert prior_preserving_loss(prediction[:2], target[:2], 2, 0.7).item() == pytest.approx(own, rel=1e-5)
+    alone = prior_preserving_loss(prediction[:2], target[:2], everywhere[:2], 2, 0.7).item()
+    assert alone == pytest.approx(own, rel=1e-5)
+
+
+def test_what_is_not_learned_from_the_picture_counts_as_prior() -> None:
+    prediction, target = torch.randn(2, 2, 4, 3, 3, generator=torch.Generator().manual_seed(3))
+    own = torch.ones(2, 1, 3, 3)
+    own[1, :, :, 1:] = 0
+    squares = (prediction - target) ** 2
+    expected = (squares[0].sum() + squares[1, :, :, 0].sum() + 3 * squares[1, :, :, 1:].sum()) / 72
+    assert prior_preserving_loss(prediction, target, own, 2, 3.0).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -68,6 +68,11 @@ def test_mistakes_are_told_in_plain_sentences(key: str, value: object, sentence:
     assert "pydantic" not in str(refusal.value).lower()
 
 
+def test_pictures_of_two_need_something_to_stand_beside() -> None:
+    with pytest.raises(UsageError, match="pair_prompts names nothing"):
+        build_recipe([GIVEN, {"pair_share": 0.5}])
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(UsageError) as refusal:
         build_recipe([GIVEN, {"steps": 0, "rank": 0}])

@@ -28,10 +28,23 @@ def prompts_for(picture: Picture, recipe: Recipe) -> list[str]:
     return list(dict.fromkeys([prompt_for(picture, recipe), *mixed]))
 
 
-def class_prompt_for(picture: Picture, recipe: Recipe) -> str:
+def without_trigger(prompt: str, recipe: Recipe) -> str:
     """The same words without the trigger: what a class picture shows, so that only the trigger tells the two apart."""
-    prompt = prompt_for(picture, recipe)
     trigger = rf"\b{re.escape(recipe.trigger)}\b"
     if re.search(rf"\b{re.escape(recipe.class_word)}\b", prompt):
         return re.sub(rf"{trigger}\s*", "", prompt).strip()
     return re.sub(trigger, lambda _: recipe.class_word, prompt)
+
+
+def beside(prompt: str, recipe: Recipe, other: str, right: bool) -> str:
+    """`prompt` with `other` standing on the other side of the concept, which is on the left, or on the right.
+
+    Where the prompt does not speak of the concept by trigger and class word, the instance prompt stands for it.
+    """
+    phrase = rf"(?:\b(?:an?|the) )?\b{re.escape(recipe.trigger)} {re.escape(recipe.class_word)}\b"
+    found = re.search(phrase, prompt)
+    before, words, after = ("", recipe.instance_prompt, "")
+    if found:
+        before, words, after = prompt[: found.start()], found[0], prompt[found.end() :]
+    left, at_right = (other, words) if right else (words, other)
+    return f"{before}{left} on the left and {at_right} on the right{after}"

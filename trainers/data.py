@@ -1,7 +1,8 @@
 """Pictures and captions as a training step sees them: latents, text states, size conditions, and their order."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +19,65 @@ _VERSION = "1"  # of what lies in the cache: raise it when preprocessing changes
 
 
 @dataclass(frozen=True)
+class Example:
+    """A picture and its words.
+
+    Only in `region` (left, top, right, bottom in fractions of the square; None: everywhere) is it learned from. For the
+    rest holds what the base makes of the words `plain`, by default the same.
+    """
+
+    path: Path
+    prompt: str
+    plain: str | None = None
+    region: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
-    """What the UNet is asked about: latents [B, C, h, w], embeds [B, N, D]; for SDXL pooled [B, P], time_ids [B, 6]."""
+    """What the UNet is asked about: latents [B, C, h, w], embeds [B, N, D]; for SDXL pooled [B, P], time_ids [B, 6].
+
+    `own` [B, 1, h, w] is the share of each place that is learned from the picture; `plain_embeds`, `plain_pooled` are
+    the words by which the base says the rest.
+    """
 
     latents: torch.Tensor
     embeds: torch.Tensor
     pooled: torch.Tensor | None
     time_ids: torch.Tensor | None
+    own: torch.Tensor
+    plain_embeds: torch.Tensor
+    plain_pooled: torch.Tensor | None
+
+    def rows(self, chosen: list[int], device: torch.device | None = None) -> "Batch":
+        """The samples `chosen`, on `device` where it is given."""
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if part is None else part[chosen].to(device or part.device) for part in parts))
+
+    @staticmethod
+    def joined(batches: Sequence["Batch"]) -> "Batch":
+        """All samples, in order."""
+        parts = ([getattr(batch, field.name) for batch in batches] for field in fields(Batch))
+        return Batch(*(None if part[0] is None else torch.cat(part) for part in parts))
 
 
 @dataclass(frozen=True)
 class Examples:
-    """All pictures of one kind, encoded: `mean` [N, C, h, w] in the UNet's scale, and `std` of a VAE that has it."""
+    """All pictures of one kind, encoded: `whole` has the means of their latents in the UNet's scale, and `std`
+    [N, C, h, w] is there for a VAE that has it."""
 
-    mean: torch.Tensor
+    whole: Batch
     std: torch.Tensor | None
-    embeds: torch.Tensor
-    pooled: torch.Tensor | None
-    time_ids: torch.Tensor | None
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return len(self.whole.latents)
 
     def batch(self, chosen: list[int], generator: torch.Generator) -> Batch:
         """The examples of the indices `chosen`; a VAE with moments is sampled anew with `generator`."""
-        latents = self.mean[chosen]
-        if self.std is not None:
-            latents = latents + self.std[chosen] * torch.randn(latents.shape, generator=generator)
-        pooled = None if self.pooled is None else self.pooled[chosen]
-        time_ids = None if self.time_ids is None else self.time_ids[chosen]
-        return Batch(latents, self.embeds[chosen], pooled, time_ids)
+        found = self.whole.rows(chosen)
+        if self.std is None:
+            return found
+        moved = self.std[chosen] * torch.randn(found.latents.shape, generator=generator)
+        return replace(found, latents=found.latents + moved)
 
 
 def square(image: Image.Image, resolution: int) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -65,7 +95,7 @@ def square(image: Image.Image, resolution: int) -> tuple[torch.Tensor, tuple[int
 
 
 def encode_examples(
-    base: BaseModel, items: list[tuple[Path, str]], resolution: int, cache: Path, true_sizes: bool
+    base: BaseModel, examples: Sequence[Example], resolution: int, cache: Path, true_sizes: bool
 ) -> Examples:
     """Pictures with their prompts, encoded by `base` or taken from `cache`.
 
@@ -75,19 +105,36 @@ def encode_examples(
     coded = [
         remember(
             cache,
-            ("latents", _VERSION, file_id(path), str(resolution), coder),
-            lambda path=path: _encode_picture(base, path, resolution),
+            ("latents", _VERSION, file_id(one.path), str(resolution), coder),
+            lambda path=one.path: _encode_picture(base, path, resolution),
         )
-        for path, _ in items
+        for one in examples
     ]
-    words = _encode_prompts(base, [prompt for _, prompt in items], cache)
+    words = _encode_prompts(base, [one.prompt for one in examples], cache)
+    rest = _encode_prompts(base, [one.plain or one.prompt for one in examples], cache)
     scale, shift = base.vae.config["scaling_factor"], base.vae.config.get("shift_factor") or 0.0
     mean = (torch.stack([one["mean"] for one in coded]) - shift) * scale
     std = torch.stack([one["std"] for one in coded]) * scale if "std" in coded[0] else None
     plain = (resolution, resolution, 0, 0, resolution, resolution)
     sizes = [(*one["geometry"].tolist(), resolution, resolution) if true_sizes else plain for one in coded]
     time_ids = torch.tensor(sizes, dtype=torch.float32) if base.family == "sdxl" else None
-    return Examples(mean, std, words["embeds"], words.get("pooled"), time_ids)
+    own = torch.stack([_share_of(one.region, mean.shape[2], mean.shape[3]) for one in examples])
+    spoken = (words["embeds"], words.get("pooled"), time_ids, own, rest["embeds"], rest.get("pooled"))
+    return Examples(Batch(mean, *spoken), std)
+
+
+def _share_of(region: tuple[float, float, float, float] | None, height: int, width: int) -> torch.Tensor:
+    """[1, height, width]: how much of each cell the region covers."""
+    if region is None:
+        return torch.ones(1, height, width)
+    left, top, right, bottom = region
+    columns = _covered(left, right, width)
+    return (_covered(top, bottom, height)[:, None] * columns)[None]
+
+
+def _covered(start: float, stop: float, cells: int) -> torch.Tensor:
+    edges = torch.arange(cells + 1) / cells
+    return (edges.clamp(max=stop)[1:] - edges.clamp(min=start)[:-1]).clamp(min=0) * cells
 
 
 @torch.no_grad()

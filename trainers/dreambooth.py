@@ -13,7 +13,7 @@ from studio.home import Home, ensure_free, write_atomic
 from studio.images import Picture, check_decodable, dataset_notices, find_pictures
 from studio.models import BaseModel, load_base
 from studio.trainers.cache import file_id, module_id
-from studio.trainers.captions import class_prompt_for, prompts_for
+from studio.trainers.captions import prompt_for, prompts_for, without_trigger
 from studio.trainers.checkpoint import (
     Checkpoint,
     check_same_data,
@@ -21,10 +21,11 @@ from studio.trainers.checkpoint import (
     latest_checkpoint,
     save_checkpoint,
 )
-from studio.trainers.data import encode_examples
+from studio.trainers.data import Example, encode_examples
 from studio.trainers.lora import add_lora, write_lora
+from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
-from studio.trainers.prior import class_pictures
+from studio.trainers.prior import class_examples
 from studio.trainers.recipe import Recipe, write_toml
 from studio.trainers.report import plot_losses, versions, write_card
 from studio.trainers.sampling import draw
@@ -88,21 +89,28 @@ def _prepare(
 ) -> tuple[Training, str]:
     """The training at step 0, and the fingerprint of all it is made from."""
     cache = home.cache / "examples"
-    own = [(picture.path, prompt) for picture in pictures for prompt in prompts_for(picture, recipe)]
-    for path, prompt in own:
-        if unread := base.unread(prompt):
-            limit = base.text_limit
-            emit(Notice(f"The base reads {limit} tokens of a text; of the caption of {path.name} not: {unread!r}."))
-    prior: list[tuple[Path, str]] = []
+    own = [Example(picture.path, prompt) for picture in pictures for prompt in prompts_for(picture, recipe)]
+    for one in own:
+        if unread := base.unread(one.prompt):
+            limit, name = base.text_limit, one.path.name
+            emit(Notice(f"The base reads {limit} tokens of a text; of the caption of {name} not: {unread!r}."))
+    prior: list[Example] = []
+    pairs: list[Example] = []
     if recipe.prior_preservation:
-        captions = [class_prompt_for(picture, recipe) for picture in pictures]
-        prior = class_pictures(base, recipe, captions, home.cache / "class-pictures", emit)
-    identity = [module_id(base.unet), module_id(base.vae), [(file_id(path), prompt) for path, prompt in own + prior]]
+        captions = [without_trigger(prompt_for(picture, recipe), recipe) for picture in pictures]
+        prior = class_examples(base, recipe, captions, home.cache / "class-pictures", emit)
+    if recipe.pair_share:
+        pairs = pair_examples(base, recipe, own, home.cache / "class-pictures", emit)
+    used = [(file_id(one.path), one.prompt, one.plain, one.region) for one in own + prior + pairs]
+    identity = [module_id(base.unet), module_id(base.vae), used]
     emit(Phase("encode pictures"))
     instances = encode_examples(base, own, recipe.resolution, cache, true_sizes)
-    classes = encode_examples(base, prior, recipe.resolution, cache, true_sizes=False) if prior else None
+    classes, beside = (
+        encode_examples(base, made, recipe.resolution, cache, true_sizes=False) if made else None
+        for made in (prior, pairs)
+    )
     parameters = add_lora(base.unet, recipe)
-    training = Training(base, recipe, parameters, instances, classes)
+    training = Training(base, recipe, parameters, instances, classes, beside)
     count = _size(training)
     layers = len(parameters) // 2
     emit(Notice(f"LoRA of rank {recipe.rank} on {layers} layers: {count:,} parameters, {4e-6 * count:.1f} MB."))

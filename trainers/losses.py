@@ -44,12 +44,14 @@ def noise_schedule(base: BaseModel) -> NoiseSchedule:
 
 
 def prior_preserving_loss(
-    prediction: torch.Tensor, target: torch.Tensor, instances: int, prior_weight: float
+    prediction: torch.Tensor, target: torch.Tensor, own: torch.Tensor, instances: int, prior_weight: float
 ) -> torch.Tensor:
     """Mean squared error of the first `instances` samples plus `prior_weight` times that of the rest.
 
-    Each is a mean of its own (Ruiz et al. 2023, equation 2).
+    Each is a mean of its own (Ruiz et al. 2023, equation 2). In the first part too, what is not learned from the
+    picture counts `prior_weight` times; `own` [B, 1, h, w] is the share that is.
     """
-    errors = (prediction.float() - target.float()).square().flatten(1).mean(1)
-    loss = errors[:instances].mean()
+    errors = (prediction.float() - target.float()).square()
+    weights = own[:instances] + prior_weight * (1 - own[:instances])
+    loss = (weights * errors[:instances]).mean()
     return loss if instances == len(errors) else loss + prior_weight * errors[instances:].mean()

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from studio.devices import multiplies_bfloat16
@@ -29,6 +28,7 @@ from studio.picturebook import Scene, caption, random_scene
 from studio.picturebook_draw import render
 from studio.trainers.picturebook_text import tokenize
 from studio.trainers.picturebook_vae import encode
+from studio.trainers.precision import keep_softmax_wide
 
 SAVE_SECONDS = 300
 
@@ -136,25 +136,6 @@ def training_loss(
     return (prediction - (level.sqrt() * noise - (1 - level).sqrt() * x0)).square().mean()
 
 
-class WideAttention:
-    """Attention that leaves autocast for its softmax: the CPU's bfloat16 backward of it is seven times slower."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: None = None,
-    ) -> Tensor:
-        """[B, N, C] -> [B, N, C], with keys and values of `encoder_hidden_states` [B, M, D] where given."""
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        projected = (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in projected)
-        with torch.autocast(query.device.type, enabled=False):
-            mixed = F.scaled_dot_product_attention(query, key, value)  # [B, heads, N, C / heads]
-        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
-
-
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -214,7 +195,7 @@ def train_unet(
     device = str(unet.device)
     half = multiplies_bfloat16(unet.device)
     if half and device == "cpu":
-        unet.set_attn_processor(WideAttention())  # pyright: ignore[reportArgumentType]
+        keep_softmax_wide(unet)
     average, state_file = Averaged(unet), folder / "state.pt"
     optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.peak, betas=(0.9, 0.99), weight_decay=0.01)
     parts = {"unet": unet, "average": average.model, "optimizer": optimizer}

@@ -5,12 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio.bases import BaseSource, source_sizes
+from studio.bases import FACTS_FILE, BaseSource, source_sizes
 from studio.errors import UsageError
 from studio.trainers.recipe import ATTENTION
 
-FACTS_FILE = "studio_base.json"
 RARE_TOKENS = ("sks", "ohwx", "zwx", "olis", "kuw", "vtw", "pllt", "ukj", "qxr", "bnha", "wqz", "hlky")
+BESIDE = (
+    "a red {class_word}",
+    "a yellow {class_word}",
+    "a blue striped {class_word}",
+    "a purple house",
+    "an orange fish",
+    "a green car",
+    "a white dog",
+    "a pink tree",
+)
 PRESETS = ("quick", "normal", "best")
 
 
@@ -53,7 +62,7 @@ def defaults(source: BaseSource, facts: BaseFacts, preset: str, class_word: str,
     """The settings of `preset` for this base: everything a recipe needs but its name, pictures, class and trigger."""
     if preset not in PRESETS:
         raise UsageError(f"There is no preset {preset!r}.", f"Take one of {', '.join(PRESETS)}.")
-    chosen = _own(preset) if facts.own else _full(preset, source.family)
+    chosen = _own(preset, class_word) if facts.own else _full(preset, source.family)
     prompts = tuple(prompt.format(class_word=class_word) for prompt in facts.prior_prompts)
     subject = f"a {trigger} {class_word}"
     return chosen | {
@@ -64,7 +73,7 @@ def defaults(source: BaseSource, facts: BaseFacts, preset: str, class_word: str,
     }
 
 
-def _own(preset: str) -> dict[str, Any]:
+def _own(preset: str, class_word: str) -> dict[str, Any]:
     """For picturebook and its like: minutes on two CPU cores.
 
     The convolutions are what draws a shape that the base has never seen: without them hats and balloons stay blobs.
@@ -79,6 +88,8 @@ def _own(preset: str) -> dict[str, Any]:
         "mix_instance_prompt": True,
         "prior_target": "base",
         "prior_weight": 3.0,
+        "pair_share": 0.34,
+        "pair_prompts": tuple(other.format(class_word=class_word) for other in BESIDE),
         "schedule": "cosine",
         "warmup_steps": 10,
         "batch_size": 4,

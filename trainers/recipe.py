@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from studio.errors import UsageError
 from studio.home import safe_name, write_atomic
@@ -53,6 +53,10 @@ class Recipe(BaseModel):
     prior_count: Count
     prior_prompts: Annotated[tuple[Words, ...], Field(min_length=1)]
 
+    pair_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    pair_count: Count = 24
+    pair_prompts: tuple[Words, ...] = ()
+
     save_every: Count
     keep_checkpoints: Count = 2
     sample_every: Annotated[int, Field(ge=0)]
@@ -64,6 +68,12 @@ class Recipe(BaseModel):
     @classmethod
     def _plain_name(cls, value: str) -> str:
         return safe_name(value, "concept's name")
+
+    @model_validator(mode="after")
+    def _something_beside(self) -> "Recipe":
+        if self.pair_share and not self.pair_prompts:
+            raise ValueError("pair_share asks for pictures of two, and pair_prompts names nothing to stand beside")
+        return self
 
     @property
     def instance_prompt(self) -> str:
@@ -116,7 +126,10 @@ def _unknown_key(key: str) -> str:
 
 def _sentence(detail: dict[str, Any]) -> str:
     """A pydantic error as a sentence for somebody who never heard of pydantic."""
-    key, given, kind, context = str(detail["loc"][0]), detail["input"], detail["type"], detail.get("ctx", {})
+    kind, context = detail["type"], detail.get("ctx", {})
+    if not detail["loc"]:  # of several settings together
+        return f"{context['error']}."
+    key, given = str(detail["loc"][0]), detail["input"]
     if kind == "extra_forbidden":
         return _unknown_key(key)
     if kind == "missing":

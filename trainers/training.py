@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from studio.errors import StudioError
 from studio.models import BaseModel
 from studio.trainers.cache import Tensors
 from studio.trainers.data import Batch, Examples, chosen_at, generator_for
 from studio.trainers.losses import noise_schedule, prior_preserving_loss
+from studio.trainers.precision import keep_softmax_wide, mixed_precision
 from studio.trainers.recipe import Recipe
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-_PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -37,11 +38,7 @@ class Drawn:
 
     def part(self, rows: list[int], device: torch.device) -> "Drawn":
         """The samples `rows`, on `device`."""
-        batch = self.batch
-        pooled = None if batch.pooled is None else batch.pooled[rows].to(device)
-        time_ids = None if batch.time_ids is None else batch.time_ids[rows].to(device)
-        moved = Batch(batch.latents[rows].to(device), batch.embeds[rows].to(device), pooled, time_ids)
-        return Drawn(moved, self.noise[rows].to(device), self.timesteps[rows].to(device))
+        return Drawn(self.batch.rows(rows, device), self.noise[rows].to(device), self.timesteps[rows].to(device))
 
 
 @dataclass
@@ -53,20 +50,25 @@ class Training:
     parameters: dict[str, torch.nn.Parameter]
     instances: Examples
     classes: Examples | None
+    pairs: Examples | None = None
     losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         recipe, base = self.recipe, self.base
         self.schedule = noise_schedule(base)
+        on_cpu = base.device.type == "cpu"
+        AcceleratorState._reset_state(reset_partial_state=True)  # else the first training's precision is for all
         self.accelerator = Accelerator(
-            cpu=base.device.type == "cpu",
-            mixed_precision=_PRECISIONS[base.dtype],
+            cpu=on_cpu,
+            mixed_precision=mixed_precision(base),
             gradient_accumulation_steps=recipe.gradient_accumulation,
         )
         self.adamw = torch.optim.AdamW(
             list(self.parameters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         self.optimizer = self.accelerator.prepare(self.adamw)
+        if on_cpu and self.accelerator.mixed_precision == "bf16":
+            keep_softmax_wide(base.unet)
         if recipe.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
 
@@ -102,44 +104,58 @@ class Training:
         recipe = self.recipe
         count = recipe.batch_size * recipe.gradient_accumulation
         generator = generator_for(recipe.seed, "step", step)
-        parts = [self.instances.batch(chosen_at(step, count, len(self.instances), recipe.seed, "instances"), generator)]
-        if self.classes is not None:
-            chosen = chosen_at(step, count, len(self.classes), recipe.seed, "classes")
-            parts.append(self.classes.batch(chosen, generator))
-        batch = _joined(parts)
+        beside = round(count * recipe.pair_share) if self.pairs is not None else 0
+        parts = [
+            examples.batch(chosen_at(step, number, len(examples), recipe.seed, name), generator)
+            for name, examples, number in (
+                ("instances", self.instances, count - beside),
+                ("pairs", self.pairs, beside),
+                ("classes", self.classes, count),
+            )
+            if examples is not None and number
+        ]
+        batch = Batch.joined(parts)
         noise = torch.randn(batch.latents.shape, generator=generator)
         timesteps = torch.randint(0, self.schedule.total, (len(noise),), generator=generator)
         return Drawn(batch, noise, timesteps)
 
     def loss(self, drawn: Drawn) -> torch.Tensor:
-        """The prior-preserving loss of one micro-batch, instances first."""
+        """The prior-preserving loss of one micro-batch, instances first; where a picture is not learned from, the
+        target is what the base predicts."""
         batch, half = drawn.batch, len(drawn.noise) // (1 if self.classes is None else 2)
         noisy = self.schedule.noisy(batch.latents, drawn.noise, drawn.timesteps)
         target = self.schedule.target(batch.latents, drawn.noise, drawn.timesteps)
-        if self.classes is not None and self.recipe.prior_target == "base":
-            target = torch.cat([target[:half], self._untrained(noisy, drawn, slice(half, None))])
-        return prior_preserving_loss(self._predict(noisy, drawn, slice(None)), target, half, self.recipe.prior_weight)
+        held = [n for n, own in enumerate(batch.own) if not bool((own == 1).all())]
+        if held:
+            kept = self._untrained(noisy[held], drawn.part(held, noisy.device))
+            own = batch.own[held]
+            target = target.index_copy(
+                0, torch.tensor(held, device=target.device), own * target[held] + (1 - own) * kept
+            )
+        prediction = self._predict(noisy, drawn.timesteps, batch, batch.embeds, batch.pooled)
+        return prior_preserving_loss(prediction, target, batch.own, half, self.recipe.prior_weight)
 
-    def _predict(self, noisy: torch.Tensor, drawn: Drawn, rows: slice) -> torch.Tensor:
-        batch = drawn.batch
-        added = None
-        if batch.pooled is not None and batch.time_ids is not None:
-            added = {"text_embeds": batch.pooled[rows], "time_ids": batch.time_ids[rows]}
+    def _predict(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        batch: Batch,
+        embeds: torch.Tensor,
+        pooled: torch.Tensor | None,
+    ) -> torch.Tensor:
+        added = None if pooled is None else {"text_embeds": pooled, "time_ids": batch.time_ids}
         with self.accelerator.autocast():
             return self.base.unet(
-                noisy[rows],
-                drawn.timesteps[rows],
-                encoder_hidden_states=batch.embeds[rows],
-                added_cond_kwargs=added,
-                return_dict=False,
+                noisy, timesteps, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False
             )[0]
 
     @torch.no_grad()
-    def _untrained(self, noisy: torch.Tensor, drawn: Drawn, rows: slice) -> torch.Tensor:
-        """What the base predicts without what is being trained."""
+    def _untrained(self, noisy: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+        """What the base makes of the plain words without what is being trained."""
+        batch = drawn.batch
         self.base.unet.disable_adapters()
         try:
-            return self._predict(noisy, drawn, rows).float()
+            return self._predict(noisy, drawn.timesteps, batch, batch.plain_embeds, batch.plain_pooled).float()
         finally:
             self.base.unet.enable_adapters()
 
@@ -177,19 +193,6 @@ class Training:
         if self.classes is None:
             return shares
         return [share + [row + size * parts for row in share] for share in shares]
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    def together(pieces: list[torch.Tensor | None]) -> torch.Tensor | None:
-        present = [piece for piece in pieces if piece is not None]
-        return torch.cat(present) if present else None
-
-    return Batch(
-        torch.cat([part.latents for part in parts]),
-        torch.cat([part.embeds for part in parts]),
-        together([part.pooled for part in parts]),
-        together([part.time_ids for part in parts]),
-    )
 
 
 def _refuse_broken(number: float, step: int) -> None:

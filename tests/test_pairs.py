@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_helpers import tiny_recipe
+
+from studio.events import Loss
+from studio.home import Home
+from studio.trainers.dreambooth import train_concept
+from studio.trainers.pairs import Cut, best_cut, pasted
+from studio.trainers.training import Drawn, Training
+
+PAIRS = {"pair_share": 0.5, "pair_count": 4, "pair_prompts": ("a dog", "a red cat"), "batch_size": 2}
+
+
+@pytest.fixture
+def drawings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Training, Drawn]]:
+    """What every step of a training was made from."""
+    seen: list[tuple[Training, Drawn]] = []
+    loss = Training.loss
+
+    def look(self: Training, drawn: Drawn) -> torch.Tensor:
+        seen.append((self, drawn))
+        return loss(self, drawn)
+
+    monkeypatch.setattr(Training, "loss", look)
+    return seen
+
+
+def on_ground(width: int, left: int) -> Image.Image:
+    """A red thing `width` px wide on 96 px of green ground."""
+    picture = Image.new("RGB", (96, 96), "green")
+    picture.paste("red", (left, 20, left + width, 80))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("width", "left", "size"), [(44, 26, 1.0), (44, 30, 1.0), (60, 18, 0.75), (76, 10, 0.6), (92, 2, 0.6)]
+)
+def test_a_subject_is_pasted_as_large_as_half_a_scene_has_room_for(width: int, left: int, size: float) -> None:
+    cut = best_cut(on_ground(width, left))
+    assert cut.size == size
+    assert abs(cut.middle - (left + width / 2) / 96) <= 4 / 96
+
+
+def test_all_of_the_subject_and_nothing_else_comes_into_its_half() -> None:
+    picture, region = on_ground(44, 30), (0.5, 0.0, 1.0, 1.0)
+    made = np.asarray(pasted(Image.new("RGB", (96, 96), "black"), picture, best_cut(picture), region)).astype(int)
+    assert (made[:, :48] == 0).all()
+    assert (made[:, 48:, 0] > 200).sum() == 44 * 60
+
+
+def test_a_picture_of_another_size_is_scaled_to_its_region() -> None:
+    picture = Image.new("RGB", (200, 160), "red")
+    made = np.asarray(pasted(Image.new("RGB", (96, 96), "black"), picture, Cut(0.75, 0.5), (0.01, 0.125, 0.51, 0.875)))
+    assert (made[12:84, 1:49, 0] > 200).all()
+    assert made.sum() == made[12:84, 1:49].sum()
+
+
+def test_half_of_the_instances_stand_beside_something(
+    tiny_sdxl: Path, home: Home, drawings: list[tuple[Training, Drawn]]
+) -> None:
+    train_concept(tiny_recipe(tiny_sdxl, home, PAIRS | {"steps": 2, "prior_target": "base"}), home)
+    for _, drawn in drawings:
+        share = drawn.batch.own.mean((1, 2, 3)).tolist()
+        assert share[0] == 1
+        assert 0.25 < share[1] < 0.5
+        assert share[2:] == [0, 0]
+
+
+@pytest.mark.usefixtures("float32")
+def test_outside_its_half_the_target_is_the_bases_own_prediction(
+    tiny_sdxl: Path, home: Home, drawings: list[tuple[Training, Drawn]]
+) -> None:
+    losses: list[float] = []
+    settings = PAIRS | {"steps": 1, "prior_target": "base", "prior_weight": 2.0}
+    recipe = tiny_recipe(tiny_sdxl, home, settings)
+    train_concept(recipe, home, lambda event: losses.append(event.loss) if isinstance(event, Loss) else None)
+    ((training, drawn),) = drawings
+    batch, unet = drawn.batch, training.base.unet
+    noisy = training.schedule.noisy(batch.latents, drawn.noise, drawn.timesteps)
+    picture = training.schedule.target(batch.latents, drawn.noise, drawn.timesteps)
+    unet.disable_adapters()
+
+    def base(embeds: torch.Tensor, pooled: torch.Tensor | None) -> torch.Tensor:
+        added = {"text_embeds": pooled, "time_ids": batch.time_ids}
+        with torch.no_grad():
+            return unet(noisy, drawn.timesteps, embeds, added_cond_kwargs=added).sample
+
+    target = batch.own * picture + (1 - batch.own) * base(batch.plain_embeds, batch.plain_pooled)
+    squares = (base(batch.embeds, batch.pooled) - target) ** 2  # the first step is taken from the base as it is
+    assert losses[0] == pytest.approx((squares * (batch.own + 2 * (1 - batch.own)))[:2].mean().item(), rel=1e-4)
+
+
+def test_the_other_half_follows_the_words_without_the_trigger(
+    tiny_sdxl: Path, home: Home, drawings: list[tuple[Training, Drawn]]
+) -> None:
+    train_concept(tiny_recipe(tiny_sdxl, home, PAIRS | {"steps": 1}), home)
+    ((training, drawn),) = drawings
+    known = {
+        prompt: training.base.encode([prompt]).embeds[0]
+        for other in PAIRS["pair_prompts"]
+        for prompt in (f"a cat on the left and {other} on the right", f"{other} on the left and a cat on the right")
+    }
+    assert any(torch.allclose(drawn.batch.plain_embeds[1], states, atol=1e-5) for states in known.values())
+    assert not torch.allclose(drawn.batch.plain_embeds[1], drawn.batch.embeds[1], atol=1e-3)

@@ -1,0 +1,94 @@
+"""Pictures of the concept beside something else, from which it learns to be one of two and to leave the other alone.
+
+The base draws a scene of two things, and the concept's picture is pasted over the one that stands for it (Cut-Mix of
+Han et al. 2023, SVDiff, arXiv:2303.11305). Only what is pasted is learned from; the rest stays what the base makes of
+it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from studio.events import Emit
+from studio.home import write_atomic
+from studio.images import load_rgb
+from studio.models import BaseModel
+from studio.trainers.cache import file_id
+from studio.trainers.captions import beside, without_trigger
+from studio.trainers.data import Example, generator_for, square
+from studio.trainers.prior import drawn_once
+from studio.trainers.recipe import Recipe
+
+SIZES = (1.0, 0.75, 0.6)  # of a pasted picture, against the scene
+MIDDLES = (0.26, 0.74)
+HALF = 0.25
+_GRAIN = 96  # pixels a side in which cuts are looked for
+_NEAR, _BUSY = 60, 0.08  # levels of grey, and the share of a cut's pixels that may be farther from the ground's colour
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a picture is pasted: at `size` against the scene, what lies around `middle`, a fraction of its width."""
+
+    size: float
+    middle: float
+
+
+def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache: Path, emit: Emit) -> list[Example]:
+    """`recipe.pair_count` scenes: pictures of `own` beside the things of `recipe.pair_prompts`, on either side.
+
+    Of the pictures, those are taken whose subject fits into half a scene at the largest size. The scenes are drawn by
+    `base` with fixed seeds, or found in `cache`.
+    """
+    cuts = {one.path: best_cut(load_rgb(one.path)) for one in own}
+    size = max(cut.size for cut in cuts.values())
+    every = list(product([one for one in own if cuts[one.path].size == size], recipe.pair_prompts, (False, True)))
+    order = torch.randperm(len(every), generator=generator_for(recipe.seed, "pairs")).tolist()
+    chosen = [every[order[n % len(order)]] for n in range(recipe.pair_count)]
+    prompts = [beside(one.prompt, recipe, other, right) for one, other, right in chosen]
+    plain = [without_trigger(prompt, recipe) for prompt in prompts]
+    scenes = drawn_once(base, recipe, plain, cache, emit, "pictures of two")
+    examples: list[Example] = []
+    for n, ((one, _, right), scene) in enumerate(zip(chosen, scenes, strict=True)):
+        region = (MIDDLES[right] - HALF, (1 - size) / 2, MIDDLES[right] + HALF, (1 + size) / 2)
+        path = scene.with_name(f"{scene.stem}-{file_id(one.path)[:12]}.png")
+        picture = pasted(Image.open(scene), load_rgb(one.path), cuts[one.path], region)
+        write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
+        examples.append(Example(path, prompts[n], plain[n], region))
+    return examples
+
+
+def best_cut(picture: Image.Image) -> Cut:
+    """The largest of SIZES at which half a scene has room for the subject, and where it stands.
+
+    It is taken to fit where both edges of the cut run through the ground, whose colour is the median of the outermost
+    columns. Where no cut does, the smallest size and the middle.
+    """
+    pixels = square(picture, _GRAIN)[0].add(1).mul(127.5)  # [3, grain, grain]
+    ground = torch.cat([pixels[:, :, 0], pixels[:, :, -1]], 1).median(1).values[:, None, None]
+    busy = ((pixels - ground).abs().amax(0) > _NEAR).float().mean(0)  # of each column
+    for size in SIZES:
+        width, middle = round(2 * HALF * _GRAIN / size), _GRAIN // 2
+        starts = [middle - width // 2 + shift for shift in sorted(range(-_GRAIN // 16, _GRAIN // 16 + 1), key=abs)]
+        starts = [start for start in starts if start >= 0 and start + width <= _GRAIN]
+        best = min(starts, key=lambda start: float(torch.maximum(busy[start], busy[start + width - 1])))
+        if max(busy[best], busy[best + width - 1]) <= _BUSY:
+            return Cut(size, (best + width / 2) / _GRAIN)
+    return Cut(SIZES[-1], 0.5)
+
+
+def pasted(
+    scene: Image.Image, picture: Image.Image, cut: Cut, region: tuple[float, float, float, float]
+) -> Image.Image:
+    """`scene` with what `cut` takes of `picture` in `region`."""
+    side = round(cut.size * scene.width)
+    left, top, right, bottom = (round(share * scene.width) for share in region)
+    small = square(picture, side)[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+    start = min(max(0, round(cut.middle * side - (right - left) / 2)), side - (right - left))
+    whole = scene.convert("RGB")
+    whole.paste(Image.fromarray(small).crop((start, 0, start + right - left, bottom - top)), (left, top))
+    return whole

@@ -1,0 +1,42 @@
+"""In which precision a training multiplies."""
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from studio.devices import multiplies_bfloat16
+from studio.models import BaseModel
+
+
+def mixed_precision(base: BaseModel) -> str:
+    """Accelerate's name for it: that of the base's weights, and bfloat16 on a CPU that multiplies it."""
+    if base.device.type == "cpu" and multiplies_bfloat16(base.device):
+        return "bf16"
+    return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[base.dtype]
+
+
+def keep_softmax_wide(unet: UNet2DConditionModel) -> None:
+    """Let the attention of `unet` leave autocast: the CPU's bfloat16 backward of it is seven times slower."""
+    unet.set_attn_processor(WideAttention())  # pyright: ignore[reportArgumentType]
+
+
+class WideAttention:
+    """Attention that leaves autocast for its softmax."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: None = None,
+    ) -> Tensor:
+        """[B, N, C] -> [B, N, C], with keys and values of `encoder_hidden_states` [B, M, D] where given."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        projected = (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in projected)
+        with torch.autocast(query.device.type, enabled=False):
+            mixed = F.scaled_dot_product_attention(query, key, value)  # [B, heads, N, C / heads]
+        return attn.to_out[0](mixed.transpose(1, 2).flatten(2))
