@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/picturebook.md", "docs/judge.md", "docs/training.md", "assets/picturebook/README.md")
+DOCUMENTS = (
+    "README.md", "docs/picturebook.md", "docs/judge.md", "docs/training.md", "docs/composing.md",
+    "assets/picturebook/README.md",
+)  # fmt: skip
 TARGETS = {
     "class": 0.95, "colour": 0.95, "background": 0.98, "style": 0.9, "both classes and colours in place": 0.8,
 }  # fmt: skip
@@ -83,11 +86,69 @@ def judges(report: dict[str, Any]) -> str:
     return table(heads, rows)
 
 
+def compose(report: dict[str, Any]) -> str:
+    """How well the methods compose: a table for pairs, for those of one class, and for triples."""
+    costs, plan = report["costs"].get("methods", {}), report["plan"]
+    heads = ("success", "of the ceiling", "all in place", "leak", "background", "over `merge`")
+    parts = []
+    for title, section in report["sections"].items():
+        rows = [(name, *_composed(row), "", "") for name, row in section["yardsticks"].items()]
+        rows.append(("ceiling", interval(section["ceiling"]), *[""] * 7))
+        for name, row in section["methods"].items():
+            cost = ("", "")
+            if name in costs:
+                cost = (f"{costs[name]['rows over merge']:.2f}", f"{costs[name]['time over merge']['value']:.2f}")
+            rows.append((f"`{name}`", *_composed(row), *cost))
+        parts.append(table((f"{title}: {len(section['groups'])}", *heads, "rows", "time"), rows))
+    scenes = ", ".join(f"{ground} {style}" for ground, style in plan["scenes"])
+    return "\n\n".join(parts) + (
+        f"\n\n{plan['seeds']} seeds of each pair and triple, scenes {scenes}, {plan['steps']} steps, guidance"
+        f" {plan['guidance']:g}, read by judge {report['judge']}. Shares with 95 % Wilson intervals; the ceiling and"
+        " the paired differences with bootstrap intervals over pairs or triples. Rows through the UNet and time are"
+        " those of one picture of two concepts, `merge` being 1. `studio bench compose` measures it again."
+    )
+
+
+def _composed(row: dict[str, Any]) -> tuple[str, ...]:
+    of, over = row.get("share of the ceiling"), row.get("over merge")
+    return (
+        interval(row["success"]),
+        "" if of is None else f"{of:.2f}",
+        f"{row['all in place']['value']:.2f}",
+        f"{row['leak']['value']:.2f}" if "leak" in row else "",
+        f"{row['background']['value']:.2f}",
+        "" if over is None else interval(over),
+    )
+
+
+def compose_cost(report: dict[str, Any]) -> str:
+    """What many adapters cost."""
+    cached, change, memory = report["cmlora over composite"], report["change of gate"], report["memory"]
+    gated = next(name for name in report if name.endswith("gated over 1"))
+    rows = [
+        ("`composite` over the loop of `set_adapters`, time", interval(report["composite over set_adapters"]), "0.50"),
+        ("largest difference of what the two draw", f"{report['their largest difference']:.1e}", "1e-4"),
+        ("`cmlora` over `composite`, time", interval(cached["time"]), ""),
+        ("`cmlora` over `composite`, arithmetic", f"{cached['FLOPs']:.2f}", ""),
+        (gated + ", time", interval(report[gated]), "1.25"),
+        ("a gate made and set", f"{change['made and set, ms']:.2f} ms", "1 ms"),
+        ("its first forward, beside the next", f"{change['more in its first forward, ms']:.2f} ms", ""),
+        ("`set_adapters`", f"{change['set_adapters, ms']:.1f} ms", ""),
+        ("peak memory, over that of one adapter", f"{memory['peak over that of 1']:.2f}", "1.15"),
+        ("weight-shaped tensors for each adapter", f"{memory['weight-shaped tensors an adapter']:g}", "0"),
+    ]
+    return table((f"{report['composed']} concepts, {report['steps']} steps", "measured", "at most"), rows) + (
+        f"\n\nRatios of time are medians of {report['rounds']} rounds in turn, with quartiles."
+        " `studio bench compose-cost` measures it again."
+    )
+
+
 def filled(text: str) -> str:
     """`text` with every marked table made anew."""
-    for make in (base, concepts, blocks, judges):
-        file = ROOT / "docs" / "benchmarks" / f"{make.__name__}.json"
-        marks = f"<!-- {make.__name__} -->", f"<!-- /{make.__name__} -->"
+    for make in (base, concepts, blocks, judges, compose, compose_cost):
+        name = make.__name__.replace("_", "-")
+        file = ROOT / "docs" / "benchmarks" / f"{name}.json"
+        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
         if marks[0] in text:
             made = f"{marks[0]}\n{make(json.loads(file.read_text(encoding='utf-8')))}\n{marks[1]}"
             text = re.sub(f"{marks[0]}.*?{marks[1]}", lambda _, made=made: made, text, flags=re.DOTALL)

@@ -29,3 +29,38 @@ def test_a_table_is_replaced_and_nothing_around_it(monkeypatch: pytest.MonkeyPat
     assert made.startswith("before\n<!-- blocks -->\n| text swapped in | kind |\n| --- | --- |\n| none | 0.12 |")
     assert made.endswith("<!-- /blocks -->\nafter")
     assert "old" not in made
+
+
+def share(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def test_compositions_stand_beside_their_ceiling_and_their_cost():
+    row = {"success": share(0.5), "all in place": share(0.6), "background": share(0.9), "leak": share(0.2)}
+    over = row | {"share of the ceiling": 0.75, "over merge": share(0.3)}
+    cost = {"rows over merge": 1.0, "time over merge": share(1.5)}
+    section = {
+        "groups": ["a+b"], "yardsticks": {"truth": row}, "ceiling": share(0.7),
+        "methods": {"merge": row | {"share of the ceiling": 0.5}, "regional": over},
+    }  # fmt: skip
+    plan = {"seeds": 8, "steps": 25, "guidance": 2.5, "scenes": [["night", "flat"]]}
+    costs = {"methods": {"merge": cost, "regional": cost}}
+    lines = tables.compose({"sections": {"pairs": section}, "costs": costs, "plan": plan, "judge": "B"}).splitlines()
+    assert len({line.count("|") for line in lines[:6]}) == 1
+    assert lines[0].startswith("| pairs: 1 | success |")
+    assert lines[3].startswith("| ceiling | 0.70 [0.60, 0.80] | ")
+    assert lines[5] == (
+        "| `regional` | 0.50 [0.40, 0.60] | 0.75 | 0.60 | 0.20 | 0.90 | 0.30 [0.20, 0.40] | 1.00 | 1.50 |"
+    )
+
+
+def test_costs_of_adapters_stand_beside_what_they_may_be():
+    report = {
+        "composed": 5, "steps": 25, "rounds": 7, "composite over set_adapters": share(0.4),
+        "their largest difference": 2e-6, "cmlora over composite": {"time": share(0.8), "FLOPs": 0.7},
+        "8 gated over 1": share(1.2), "memory": {"peak over that of 1": 1.1, "weight-shaped tensors an adapter": 0.0},
+        "change of gate": {"made and set, ms": 0.2, "more in its first forward, ms": 0.5, "set_adapters, ms": 90.0},
+    }  # fmt: skip
+    lines = tables.compose_cost(report).splitlines()
+    assert lines[2] == "| `composite` over the loop of `set_adapters`, time | 0.40 [0.30, 0.50] | 0.50 |"
+    assert "| 8 gated over 1, time | 1.20 [1.10, 1.30] | 1.25 |" in lines

@@ -67,6 +67,15 @@ def share_text(found: Mapping[str, float]) -> str:
     return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
+def flat(report: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Every value, and every share with its interval, under the names that lead to it."""
+    found: dict[str, Any] = {}
+    for name, value in report.items():
+        deeper = isinstance(value, dict) and "low" not in value
+        found |= flat(value, f"{before}{name}: ") if deeper else {before + name: value}
+    return found
+
+
 def prepare_out(out: Path | None) -> None:
     """Refuse a place that cannot be written to before anything is drawn."""
     if out is not None and out.is_file():

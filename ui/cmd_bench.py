@@ -13,6 +13,7 @@ from studio.ui.benching import (
     NamesOption,
     OutOption,
     PresetOption,
+    flat,
     keep_report,
     learn_samples,
     load_tools,
@@ -21,7 +22,7 @@ from studio.ui.benching import (
     share_text,
     show,
 )
-from studio.ui.cmd_bench_compose import compose
+from studio.ui.cmd_bench_compose import compose, compose_cost
 from studio.ui.options import HomeOption, JsonOption
 from studio.ui.progress import progress
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 
 app.command("compose")(compose)
+app.command("compose-cost")(compose_cost)
 
 
 @app.command("base")
@@ -125,7 +127,7 @@ def judges(
     """How often the judges are right on true drawings, as measured after their training, and how often they agree."""
     prepare_out(out)
     report: dict[str, Any] = {which: _judge_report(which) for which in ("A", "B")}
-    flat = {which: _flat(found) for which, found in report.items()}
+    flat = {which: flat(found) for which, found in report.items()}
     with progress() as emit:
         model, judge = load_tools(emit)
         from studio.judge import Judge
@@ -153,13 +155,6 @@ def _pooled(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     hits = sum(round(one["value"] * one["count"]) for one in found)
     total = int(sum(one["count"] for one in found))
     return Share.of([n < hits for n in range(total)]).rounded()
-
-
-def _flat(report: Mapping[str, Any]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in report.items():
-        flat |= {f"{key}: {name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,66 @@
+"""Counts and outputs; ratios of time are for quiet machines."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures_models import build_lora
+
+from studio.concepts import Concept
+from studio.events import silent
+from studio.models import BaseModel, find_base, load_base
+from studio.pipelines.engine_bench import bench_engine, loops, memory
+from studio.pipelines.switched_loop import SwitchedLoop
+
+
+def learned(tiny_sdxl: Path, folder: Path, **options: Any) -> list[Concept]:
+    """Five concepts with random adapters of one shape."""
+    found = []
+    for n, name in enumerate(("a1", "b2", "c3", "d4", "e5")):
+        (folder / name).mkdir()
+        build_lora(tiny_sdxl, folder / name / "adapter.safetensors", seed=n, **options)
+        found.append(Concept(name, "sks", "cat", "tiny", "sdxl", "lora", folder / name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def five(tiny_sdxl, tmp_path_factory) -> list[Concept]:
+    """With adapters for the UNet and both text encoders."""
+    return learned(tiny_sdxl, tmp_path_factory.mktemp("five"), text=True)
+
+
+def load(folder) -> BaseModel:
+    return load_base(find_base(str(folder)), "cpu")
+
+
+@pytest.fixture(scope="module")
+def report(tiny_sdxl, five):
+    return bench_engine(load(tiny_sdxl), load(tiny_sdxl), five, steps=2, rounds=1, emit=silent)
+
+
+def test_the_loop_of_diffusers_draws_the_same(report):
+    assert 0 < report["their largest difference"] < 1e-4
+
+
+def test_that_difference_would_tell(tiny_sdxl, five):
+    """Of a loop in which all adapters are the first one."""
+    base, other = load(tiny_sdxl), load(tiny_sdxl)
+    wrong = [replace(one, folder=five[0].folder) for one in five]
+    found = loops(base, SwitchedLoop(other, wrong), five, 2, 1, silent)
+    assert found["their largest difference"] > 1e-3
+
+
+def test_no_adapter_takes_a_weight_and_five_fit_beside_one(tiny_sdxl, tmp_path_factory):
+    """Of rank one, since beside so small a base every adapter is large."""
+    found = memory(load(tiny_sdxl), learned(tiny_sdxl, tmp_path_factory.mktemp("thin"), rank=1))
+    assert found["weight-shaped tensors an adapter"] == 0
+    assert 1 < found["peak over that of 1"] <= 1.15
+    assert found["beyond the weights MB"]["5"] > found["beyond the weights MB"]["1"] > 0
+
+
+def test_all_is_told(report):
+    assert report["composed"] == 5
+    assert report["cmlora over composite"]["FLOPs"] > 1  # two steps, in which the order is measured
+    assert set(report["change of gate"]) == {"made and set, ms", "more in its first forward, ms", "set_adapters, ms"}
+    assert {"composite over set_adapters", "5 gated over 1", "1 gated over the base"} <= set(report)
