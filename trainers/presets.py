@@ -78,7 +78,7 @@ def _own(preset: str, class_word: str) -> dict[str, Any]:
 
     The convolutions are what draws a shape that the base has never seen: without them hats and balloons stay blobs.
     """
-    steps = {"quick": 120, "normal": 280, "best": 800}[preset]
+    steps = {"quick": 160, "normal": 420, "best": 1200}[preset]
     return {
         "rank": 16,
         "alpha": 16.0,
@@ -92,7 +92,7 @@ def _own(preset: str, class_word: str) -> dict[str, Any]:
         "pair_prompts": tuple(other.format(class_word=class_word) for other in BESIDE),
         "schedule": "cosine",
         "warmup_steps": 10,
-        "batch_size": 4,
+        "batch_size": 3,
         "prior_count": {"quick": 16, "normal": 32, "best": 64}[preset],
         "sample_every": steps // 2,
         "sample_steps": 12,
