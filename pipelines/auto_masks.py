@@ -108,3 +108,16 @@ def grown(masks: Tensor, scores: Tensor) -> Tensor:
     best = scores[:, :-1].masked_fill(touched == 0, -torch.inf).argmax(1)
     taken = F.one_hot(best, masks.shape[1] - 1).movedim(3, 1) * touched
     return torch.cat([masks[:, :-1] + taken, masks[:, -1:] - taken.sum(1, keepdim=True)], 1)
+
+
+def bands(ground: Tensor, order: Sequence[int]) -> Tensor:
+    """[n, k, H, W]: what is not background [n, H, W] in vertical bands of equal area, from left to right for the k
+    concepts by `order`."""
+    free = 1 - ground
+    columns = free.sum(1)  # [n, W]
+    total = columns.sum(1, keepdim=True).clamp(min=1)
+    middles = (columns.cumsum(1) - columns / 2) / total
+    owner = (middles * len(order)).long().clamp(max=len(order) - 1)  # [n, W]
+    rank = torch.tensor(order).argsort().argsort()
+    chosen = owner[:, None] == rank.to(owner.device)[None, :, None]  # [n, k, W]
+    return free[:, None] * chosen[:, :, None].to(free.dtype)

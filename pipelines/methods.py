@@ -48,6 +48,12 @@ class Method:
 METHODS = {
     one.name: one
     for one in (
+        Method(
+            "auto",
+            "every adapter on its own words and its own ground: its box, or where the base puts its class",
+            "auto:Auto",
+            "uses",
+        ),
         Method("merge", "adds all adapters to the weights; the usual way, and the one that blends", "baselines:Merge"),
         Method("switch", "one adapter at a time, for five steps each in turn", "baselines:Switch", period=PERIOD),
         Method("composite", "the mean of what every adapter alone predicts", "baselines:Composite"),
@@ -69,7 +75,7 @@ METHODS = {
         Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),
     )
 }
-DEFAULT_METHOD = "recentred"
+DEFAULT_METHOD = "auto"
 PUBLISHED = ("switch", "composite", "cmlora", "clora", "lora-composer", "freefuse")  # for adapters, by others
 
 

@@ -1,0 +1,122 @@
+"""`auto`, what we recommend: every adapter on its own words, and where its concept is; one row a step.
+
+Where that is, boxes say, or where the base looks at the class words while it lays the picture out alone (after
+FreeFuse). A concept's ground reaches beyond what the base had in mind, since it may wear or hold something.
+"""
+
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+
+from studio.pipelines.attention_bias import AttentionBias
+from studio.pipelines.auto_masks import AutoMasks, bands
+from studio.pipelines.baselines import Plain
+from studio.pipelines.compose import Run
+from studio.pipelines.denoiser import Branch
+from studio.pipelines.freefuse import mask_probe, own_readings, routed
+from studio.pipelines.probe import Maps
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class Auto(Plain):
+    """The base draws alone for the share `alone` of the steps; then every adapter acts on its ground.
+
+    Class words are not looked at, and concepts' words less by `hidden`, beyond the boxes of those that have one. Masks
+    from maps count where each covers from `least` to `most` of the picture; else, and where the maps of two concepts
+    are alike by more than `alike` (cosine), what is not background is shared out from left to right in the order of the
+    prompt. `level` and `cells` as in FreeFuse.
+    """
+
+    alone: float = 0.08
+    hidden: float = 8.0
+    masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=2))
+    least: float = 0.02
+    most: float = 0.7
+    alike: float = 0.9
+    level: int = 2
+    cells: int = 8
+
+    def begin(self, run: Run) -> None:
+        """Read the prompt with and without adapters; choose the layers that show where the classes are."""
+        super().begin(run)
+        if len(run.concepts) < 2:
+            run.state["acting"] = Branch(run.strengths)
+            return
+        run.denoiser.texts["all"] = own_readings(run)
+        classes = run.prompt.reworded({one.name: one.class_word or one.phrase for one in run.concepts})
+        run.denoiser.read("base", classes.text, run.negative, run.only())
+        places = [classes.tokens(run.base.tokenizers[0], name) for name in run.names]
+        run.state["tokens"] = [len(place) for place in places]
+        bias = None
+        if run.layout is not None:
+            bias = self._hiding(run, places, torch.inf)
+        run.state["holding"] = Branch(run.only(), "base", columns=tuple(chain(*places)), bias=bias)
+        run.state["probe"] = mask_probe(run, self.level, self.cells)
+
+    def branches(self, run: Run) -> list[Branch]:
+        """One: the base alone until it is known where what is, then gated."""
+        if "acting" in run.state:
+            return [run.state["acting"]]
+        if run.step == self._held(run) - 1:
+            run.denoiser.probe = run.state["probe"]
+        return [run.state["holding"]]
+
+    def combine(self, run: Run, predictions: Tensor) -> Tensor:
+        """The one prediction."""
+        if run.denoiser.probe is not None:
+            run.state["acting"] = self._acting(run, run.denoiser.maps[0])
+            run.denoiser.probe = None
+        return predictions[0]
+
+    def _held(self, run: Run) -> int:
+        return min(max(1, round(self.alone * len(run.scheduler.timesteps))), len(run.scheduler.timesteps) - 1)
+
+    def _boxes(self, run: Run) -> Tensor:
+        """[k, H, W]; nothing where a concept has no box."""
+        layout = run.layout
+        return torch.zeros(len(run.names), *run.size) if layout is None else layout.masks(run.names, *run.size)
+
+    def _hiding(self, run: Run, places: list[list[int]], by: float) -> AttentionBias:
+        """Of concepts that have a box, the words in `places` are hidden `by` so much wherever it is not."""
+        boxes = self._boxes(run)
+        regions = torch.cat([boxes, 1 - boxes.sum(0, keepdim=True)])
+        words = torch.zeros(len(regions), run.denoiser.texts["base"].embeds.shape[1])
+        for n, tokens in enumerate(places):
+            if boxes[n].any():
+                words[:, tokens] = -by
+                words[n, tokens] = 0
+        return AttentionBias(regions, words)
+
+    def _acting(self, run: Run, maps: Maps) -> Branch:
+        boxes = self._boxes(run)
+        placed = boxes.flatten(1).any(1)
+        if bool(placed.all()):
+            masks = boxes
+        else:
+            masks = self._grounds(run, maps)
+            masks = masks * (1 - boxes.sum(0)).to(masks)  # a box belongs to its concept, and to nobody else
+            masks = torch.where(placed[:, None, None].to(masks.device), boxes.to(masks), masks)
+        acting = routed(run, masks, 1.0, 0.0, 0.0)
+        if run.layout is None:
+            return acting
+        places = [run.prompt.tokens(run.base.tokenizers[0], name) for name in run.names]
+        return Branch(acting.weights, image=masks, words=acting.words, bias=self._hiding(run, places, self.hidden))
+
+    def _grounds(self, run: Run, maps: Maps) -> Tensor:
+        """[n, k, H, W] by what the base looked at, or by the order of the words where that tells nothing."""
+        each = maps.of("attn2").mean().split(run.state["tokens"], dim=1)
+        words = torch.stack([one.mean(1) for one in each], dim=1)  # [n, k, h, w]
+        masks = self.masks(words, list(maps.of("to_out.0").layers.values()), run.size)
+        told = self._told(words, masks[:, :-1])
+        shared = bands(masks[:, -1], [run.prompt.places[name][0][0] for name in run.names])
+        return torch.where(told[:, None, None, None], masks[:, :-1], shared)
+
+    def _told(self, words: Tensor, masks: Tensor) -> Tensor:
+        """[n]: whether the masks of a picture say who is where."""
+        areas = masks.mean((2, 3))
+        flat = torch.nn.functional.normalize(words.flatten(2), dim=2)
+        alike = (flat @ flat.transpose(1, 2)).triu(1).flatten(1).amax(1)
+        return ((areas >= self.least) & (areas <= self.most)).all(1) & (alike <= self.alike)

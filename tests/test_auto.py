@@ -1,0 +1,102 @@
+import dataclasses
+
+import pytest
+import torch
+from composing import HALVES, SETTINGS, latents
+from test_attaching import snapshot
+
+from studio.events import Step
+from studio.pipelines.auto import Auto
+from studio.pipelines.auto_masks import AutoMasks, bands
+from studio.pipelines.baselines import Merge
+from studio.pipelines.compose import compose
+from studio.pipelines.regional import own_words
+from studio.regions import Box, Layout
+
+
+class Split(AutoMasks):
+    """A map that says: the first concept on top, the second below, nothing between."""
+
+    def __call__(self, words, features, size):
+        masks = torch.zeros(len(words), 3, *size)
+        third = size[0] // 3
+        masks[:, 0, :third], masks[:, 1, -third:], masks[:, 2, third:-third] = 1, 1, 1
+        return masks
+
+
+def test_it_takes_as_many_forwards_as_merging(base, concepts):
+    for layout in (None, HALVES):
+        _, run = latents(base, concepts, Auto(), layout=layout)
+        assert (run.denoiser.forwards, run.denoiser.looks) == (SETTINGS.steps, 0)
+        assert run.denoiser.rows == SETTINGS.steps * 2 * SETTINGS.count
+
+
+def test_one_concept_is_plainly_drawn(base, concepts):
+    settings = dataclasses.replace(SETTINGS, prompt="a <milo> on the grass")
+    found, _ = latents(base, concepts[:1], Auto(), settings, (0.8,))
+    truth, _ = latents(base, concepts[:1], Merge(), settings, (0.8,))
+    torch.testing.assert_close(found, truth, atol=1e-4, rtol=1e-3)
+
+
+def test_each_adapter_acts_where_the_maps_say_and_on_its_own_words(base, concepts):
+    _, run = latents(base, concepts, Auto(masks=Split(), alike=2.0))
+    acting, third = run.state["acting"], run.size[0] // 3
+    assert acting.bias is None or not acting.bias.worded
+    for n, rows in enumerate((slice(third), slice(-third, None))):
+        expected = torch.zeros(SETTINGS.count, *run.size)
+        expected[:, rows] = 1
+        assert torch.equal(acting.image[:, n], expected)
+    assert torch.equal(acting.words[1], own_words(run, 1.0))
+
+
+def test_boxes_are_the_grounds_and_hide_the_words_elsewhere(base, concepts):
+    _, run = latents(base, concepts, Auto(hidden=5.0), layout=HALVES)
+    assert torch.equal(run.state["acting"].image, HALVES.masks(run.names, *run.size))
+    for state, by, text in (("holding", torch.inf, None), ("acting", 5.0, run.prompt)):
+        bias = run.state[state].bias
+        assert torch.equal(bias.regions.sum(0), torch.ones(run.size))
+        if text is not None:
+            for n, name in enumerate(run.names):
+                tokens = text.tokens(run.base.tokenizers[0], name)
+                assert (bias.words[:, tokens] == -by + by * torch.eye(3)[:, n : n + 1]).all()
+        assert bias.words.min() == -by
+
+
+def test_a_box_for_some_leaves_the_maps_for_the_others(base, concepts):
+    layout = Layout({"rex": Box(0, 0, 1, 0.5)})
+    _, run = latents(base, concepts, Auto(masks=Split(), alike=2.0), layout=layout)
+    image, half = run.state["acting"].image, run.size[0] // 2
+    assert (image[:, 1, :half] == 1).all()
+    assert (image[:, 1, half:] == 0).all()
+    assert (image[:, 0] == 0).all()  # its map lies wholly in the other's box
+
+
+def test_where_the_maps_tell_nothing_the_ground_is_shared_out_in_the_order_of_the_words(base, concepts):
+    _, run = latents(base, concepts, Auto(masks=Split(), most=0.1))
+    image, middle = run.state["acting"].image, run.size[1] // 2
+    assert (image[:, 0, 0, :middle] == 1).all()
+    assert (image[:, 1, 0, middle:] == 1).all()
+    assert (image.sum((1, 2, 3)) == 2 * (run.size[0] // 3) * run.size[1]).all()
+
+
+def test_bands_have_equal_areas():
+    ground = torch.ones(1, 6, 12)
+    ground[:, 1:5, 3:9] = 0
+    masks = bands(ground, [7, 3])
+    assert masks.sum((2, 3)).tolist() == [[12, 12]]
+    assert masks[0, 1].sum(0)[:6].sum() == 12
+    assert torch.equal(masks.sum(1), 1 - ground)
+
+
+def test_the_base_is_as_before_also_after_an_exception(base, concepts):
+    before = snapshot(base)
+    chosen = [(one, 1.0) for one in concepts]
+    compose(base, SETTINGS, chosen, Auto(), lambda event: None)
+
+    def stop(event):
+        if isinstance(event, Step) and event.step == 2:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        compose(base, SETTINGS, chosen, Auto(), stop)
+    assert snapshot(base) == before
