@@ -92,7 +92,8 @@ def compose(report: dict[str, Any]) -> str:
     heads = ("success", "of the ceiling", "all in place", "leak", "background", "over `merge`")
     parts = []
     for title, section in report["sections"].items():
-        rows = [(name, *_composed(row), "", "") for name, row in section["yardsticks"].items()]
+        rows: list[tuple[str, ...]] = []
+        rows += [(name, *_composed(row), "", "") for name, row in section["yardsticks"].items()]
         rows.append(("ceiling", interval(section["ceiling"]), *[""] * 7))
         for name, row in section["methods"].items():
             cost = ("", "")
@@ -134,7 +135,12 @@ def compose_cost(report: dict[str, Any]) -> str:
         ("a gate made and set", f"{change['made and set, ms']:.2f} ms", "1 ms"),
         ("its first forward, beside the next", f"{change['more in its first forward, ms']:.2f} ms", ""),
         ("`set_adapters`", f"{change['set_adapters, ms']:.1f} ms", ""),
-        ("peak memory, over that of one adapter", f"{memory['peak over that of 1']:.2f}", "1.15"),
+        (
+            f"peak memory at {memory['rows']} rows, over that of one adapter",
+            f"{memory['peak over that of 1']:.2f}",
+            "1.15",
+        ),
+        ("an adapter more, over the size of its file", f"{memory['each more, times its file']:.2f}", ""),
         ("weight-shaped tensors for each adapter", f"{memory['weight-shaped tensors an adapter']:g}", "0"),
     ]
     return table((f"{report['composed']} concepts, {report['steps']} steps", "measured", "at most"), rows) + (

@@ -18,7 +18,7 @@ from studio.models import BaseModel
 from studio.pipelines.baselines import Composite
 from studio.pipelines.cmlora import CmLora
 from studio.pipelines.compose import draw
-from studio.pipelines.compose_cost import interleaved, peak_memory, ratio
+from studio.pipelines.compose_cost import MB, interleaved, peak_memory, ratio
 from studio.pipelines.settings import GenerateSettings
 from studio.pipelines.switched_loop import SwitchedLoop
 
@@ -124,41 +124,46 @@ def _first_and_next(base: BaseModel, bank: AdapterBank, gated: Callable[[Adapter
 
 
 def memory(base: BaseModel, concepts: Sequence[Concept]) -> dict[str, Any]:
-    """The peak of a gated forward of two rows with all adapters against that with one, their files' content included;
-    and how many tensors of a weight's shape each adapter more took."""
+    """The peak of a gated forward with all adapters against that with one, their files' content included, at the batch
+    that composing them all takes; how often its own size each adapter more takes; and how many tensors of a weight's
+    shape."""
     shapes = {tuple(one.shape) for one in base.unet.parameters() if one.dim() > 1}
-    found = {}
+    found, rows = {}, 2 * len(concepts)
     for count in (1, len(concepts)):
         with peak_memory(base, sorted(shapes)) as told:
-            _installed_forward(base, [load_concept(one) for one in concepts[:count]])
-        found[count] = told
-    alone, all_of_them = found[1], found[len(concepts)]
+            _installed_forward(base, [load_concept(one) for one in concepts[:count]], rows)
+        found[str(count)] = told
+    alone, together = found["1"], found[str(len(concepts))]
+    more = together["peak MB"] - alone["peak MB"]
+    own = sum(one.adapter_file.stat().st_size for one in concepts[1:]) / MB
     return {
-        "peak MB": {str(count): told["peak MB"] for count, told in found.items()},
-        "peak over that of 1": round(all_of_them["peak MB"] / alone["peak MB"], 3),
-        "beyond the weights MB": {str(count): told["beyond the weights MB"] for count, told in found.items()},
-        "weight-shaped tensors an adapter": (all_of_them["shaped"] - alone["shaped"]) / (len(concepts) - 1),
+        "rows": rows,
+        "peak MB": {count: told["peak MB"] for count, told in found.items()},
+        "peak over that of 1": round(together["peak MB"] / alone["peak MB"], 3),
+        "beyond the weights MB": {count: told["beyond the weights MB"] for count, told in found.items()},
+        "each more, times its file": round(more / own, 2),
+        "weight-shaped tensors an adapter": (together["shaped"] - alone["shaped"]) / (len(concepts) - 1),
     }
 
 
-def _installed_forward(base: BaseModel, adapters: list[Adapter]) -> None:
+def _installed_forward(base: BaseModel, adapters: list[Adapter], rows: int) -> None:
     bank = AdapterBank(base, adapters)
-    with bank.installed(), bank.use(_regions(base, bank.count)):
-        _forward(base)()
+    with bank.installed(), bank.use(_regions(base, bank.count, rows)):
+        _forward(base, rows)()
 
 
-def _forward(base: BaseModel) -> Callable[[], None]:
-    """The UNet on two rows of noise at the base's native size."""
-    text = base.encode(["a cat", "a dog"])
+def _forward(base: BaseModel, rows: int = 2) -> Callable[[], None]:
+    """The UNet on rows of noise at the base's native size."""
+    text = base.encode(["a cat"] * rows)
     width, height = base.native_size
     factor = base.pipe.vae_scale_factor
-    size = (2, base.unet.config["in_channels"], height // factor, width // factor)
+    size = (rows, base.unet.config["in_channels"], height // factor, width // factor)
     noise = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(base.device, base.dtype)
     added = None
     if text.pooled is not None:
         ids = base.time_ids((height, width), (0, 0), (height, width))
         assert ids is not None
-        added = {"text_embeds": text.pooled, "time_ids": ids.expand(2, -1)}
+        added = {"text_embeds": text.pooled, "time_ids": ids.expand(rows, -1)}
 
     @torch.no_grad()
     def forward() -> None:
@@ -167,13 +172,13 @@ def _forward(base: BaseModel) -> Callable[[], None]:
     return forward
 
 
-def _regions(base: BaseModel, count: int, shift: int = 0) -> Gate:
-    """Each adapter on a strip of its own, for two rows; `shift` moves the strips."""
+def _regions(base: BaseModel, count: int, rows: int = 2, shift: int = 0) -> Gate:
+    """Each adapter on a strip of its own; `shift` moves the strips."""
     width, height = (side // base.pipe.vae_scale_factor for side in base.native_size)
     owner = (torch.arange(width) * count // width + shift) % count
     masks = torch.stack([(owner == n).to(base.dtype).expand(height, width) for n in range(count)])
-    weights = torch.ones(2, count, device=base.device, dtype=base.dtype)
-    return Gate(weights, masks[None].expand(2, -1, -1, -1).to(base.device))
+    weights = torch.ones(rows, count, device=base.device, dtype=base.dtype)
+    return Gate(weights, masks[None].expand(rows, -1, -1, -1).to(base.device))
 
 
 def _milliseconds(call: Callable[[int], object], rounds: int) -> float:

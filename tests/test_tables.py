@@ -58,7 +58,11 @@ def test_costs_of_adapters_stand_beside_what_they_may_be():
     report = {
         "composed": 5, "steps": 25, "rounds": 7, "composite over set_adapters": share(0.4),
         "their largest difference": 2e-6, "cmlora over composite": {"time": share(0.8), "FLOPs": 0.7},
-        "8 gated over 1": share(1.2), "memory": {"peak over that of 1": 1.1, "weight-shaped tensors an adapter": 0.0},
+        "8 gated over 1": share(1.2),
+        "memory": {
+            "rows": 10, "peak over that of 1": 1.1, "each more, times its file": 2.0,
+            "weight-shaped tensors an adapter": 0.0,
+        },
         "change of gate": {"made and set, ms": 0.2, "more in its first forward, ms": 0.5, "set_adapters, ms": 90.0},
     }  # fmt: skip
     lines = tables.compose_cost(report).splitlines()

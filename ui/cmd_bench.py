@@ -127,7 +127,7 @@ def judges(
     """How often the judges are right on true drawings, as measured after their training, and how often they agree."""
     prepare_out(out)
     report: dict[str, Any] = {which: _judge_report(which) for which in ("A", "B")}
-    flat = {which: flat(found) for which, found in report.items()}
+    told = {which: flat(found) for which, found in report.items()}
     with progress() as emit:
         model, judge = load_tools(emit)
         from studio.judge import Judge
@@ -135,7 +135,7 @@ def judges(
 
         agreed, pictures = bench_agreement(model, (Judge.load("A"), judge), count, seed, emit)
     report["agreement on pictures of the base"] = agreed
-    rows = [(name, *(_number(found.get(name)) for found in flat.values())) for name in flat["A"]]
+    rows = [(name, *(_number(found.get(name)) for found in told.values())) for name in told["A"]]
     rows += [(f"they agree: {field}", share_text(found), "") for field, found in agreed.items()]
     show(report, ("", "judge A", "judge B"), rows, as_json)
     keep_report(out, "judges", report, {"pictures": pictures})
