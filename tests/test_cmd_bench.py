@@ -120,3 +120,19 @@ def test_compositions_that_cannot_be_measured_are_refused_at_once(
 ):
     said = run_studio(*COMPOSE, *arguments)
     assert (said.code, words in said.err) == (2, True)
+
+
+def test_compose_cost_prints_every_figure_and_keeps_the_report(run_studio, learned, tmp_path: Path, monkeypatch):
+    told = {"steps": 3, "ratio": {"value": 0.5, "low": 0.4, "high": 0.625}, "memory": {"peak MB": {"1": 2.5}}}
+    asked = []
+
+    def bench(base, other, concepts, steps, rounds, emit):
+        asked.append((base.unet is other.unet, [one.name for one in concepts], steps, rounds))
+        return told
+
+    monkeypatch.setattr("studio.pipelines.engine_bench.bench_engine", bench)
+    said = run_studio("bench", "compose-cost", "--steps", "3", "--rounds", "2", "--out", tmp_path / "out").out
+    assert asked == [(False, ["milo", "rex"], 3, 2)]
+    assert [line.split("  ")[0].strip() for line in said.splitlines()[1:]] == ["steps", "ratio", "memory: peak MB: 1"]
+    assert "0.50 [0.40, 0.62]" in said
+    assert json.loads((tmp_path / "out" / "compose-cost.json").read_text()) == told
