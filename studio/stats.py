@@ -36,8 +36,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of `count` values, with a 95 % percentile bootstrap interval (Efron 1979) that draws whole groups: values
-    of one group are not taken to be independent. Differences of paired values give a paired interval."""
+    """The mean of `count` values, with a 95 % percentile bootstrap interval (Efron 1979) that draws whole groups.
+
+    Values of one group are not taken to be independent. Differences of paired values give a paired interval.
+    """
 
     value: float
     low: float
