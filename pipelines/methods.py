@@ -62,7 +62,7 @@ METHODS = {
         Method("clora", "one branch a concept, each giving the pixels that its own words look at", "clora:Clora"),
         Method(
             "lora-composer",
-            "every box reads its own text by its own adapter and at first sees no other; losses bring concepts there",
+            "every box reads its own text by its own adapter; losses bring concepts there",
             "lora_composer:LoraComposer",
             "needs",
         ),

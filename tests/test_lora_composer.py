@@ -22,7 +22,7 @@ from studio.regions import Box, Layout
 SPREAD = Layout({"milo": Box(0, 0, 0.75, 0.5), "rex": Box(0.5, 0.25, 1, 0.75)})  # they overlap, and leave ground free
 WHOLE = Layout({"milo": Box(0, 0, 1, 1)})
 ONE = dataclasses.replace(SETTINGS, prompt="a <milo> on the grass")
-STILL = LoraComposer(step_size=0)
+STILL = LoraComposer(whole_from=0.2, isolated=0.5, step_size=0)
 TIME = torch.tensor(500)
 
 
