@@ -45,18 +45,30 @@ def test_a_subject_is_pasted_as_large_as_half_a_scene_has_room_for(width: int, l
     assert abs(cut.middle - (left + width / 2) / 96) <= 4 / 96
 
 
-def test_all_of_the_subject_and_nothing_else_comes_into_its_half() -> None:
-    picture, region = on_ground(44, 30), (0.5, 0.0, 1.0, 1.0)
-    made = np.asarray(pasted(Image.new("RGB", (96, 96), "black"), picture, best_cut(picture), region)).astype(int)
-    assert (made[:, :48] == 0).all()
-    assert (made[:, 48:, 0] > 200).sum() == 44 * 60
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize(("width", "left"), [(44, 26), (44, 30), (40, 22)])
+def test_all_of_the_subject_comes_into_its_half_by_whole_cells(width: int, left: int, right: bool) -> None:
+    picture = on_ground(width, left)
+    scene = Image.new("RGB", (96, 96), "black")
+    made, region = pasted(scene, picture, best_cut(picture), right, 16)
+    pixels = np.asarray(made).astype(int)
+    red = (pixels[:, :, 0] > 200).any(0).nonzero()[0]
+    assert len(red) == width
+    assert (red[0] - left) % 16 == 0
+    assert abs(red.mean() - (72 if right else 24)) < 16
+    covered = (pixels.sum(2) > 0).any(0).nonzero()[0]
+    assert (covered[0] / 96, (covered[-1] + 1) / 96) == (region[0], region[2])
+    assert region[2] == 1 if right else region[0] == 0
 
 
-def test_a_picture_of_another_size_is_scaled_to_its_region() -> None:
+def test_a_large_or_wide_picture_is_scaled_and_what_it_does_not_reach_stays() -> None:
     picture = Image.new("RGB", (200, 160), "red")
-    made = np.asarray(pasted(Image.new("RGB", (96, 96), "black"), picture, Cut(0.75, 0.5), (0.01, 0.125, 0.51, 0.875)))
-    assert (made[12:84, 1:49, 0] > 200).all()
-    assert made.sum() == made[12:84, 1:49].sum()
+    made, region = pasted(Image.new("RGB", (96, 96), "black"), picture, Cut(0.75, 0.5), False, 16)
+    pixels = np.asarray(made).astype(int)
+    left, top, right, bottom = (round(96 * one) for one in region)
+    assert (top, bottom) == (12, 84)
+    assert (pixels[top:bottom, left:right, 0] > 200).all()
+    assert pixels.sum() == pixels[top:bottom, left:right].sum()
 
 
 def test_half_of_the_instances_stand_beside_something(

@@ -24,8 +24,6 @@ from studio.trainers.prior import drawn_once
 from studio.trainers.recipe import Recipe
 
 SIZES = (1.0, 0.75, 0.6)  # of a pasted picture, against the scene
-MIDDLES = (0.26, 0.74)
-HALF = 0.25
 _GRAIN = 96  # pixels a side in which cuts are looked for
 _NEAR, _BUSY = 60, 0.08  # levels of grey, and the share of a cut's pixels that may be farther from the ground's colour
 
@@ -52,11 +50,11 @@ def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache
     prompts = [beside(one.prompt, recipe, other, right) for one, other, right in chosen]
     plain = [without_trigger(prompt, recipe) for prompt in prompts]
     scenes = drawn_once(base, recipe, plain, cache, emit, "pictures of two")
+    cell = base.pipe.vae_scale_factor * 2 ** (len(base.unet.config["down_block_types"]) - 1)
     examples: list[Example] = []
     for n, ((one, _, right), scene) in enumerate(zip(chosen, scenes, strict=True)):
-        region = (MIDDLES[right] - HALF, (1 - size) / 2, MIDDLES[right] + HALF, (1 + size) / 2)
+        picture, region = pasted(Image.open(scene), load_rgb(one.path), cuts[one.path], right, cell)
         path = scene.with_name(f"{scene.stem}-{file_id(one.path)[:12]}.png")
-        picture = pasted(Image.open(scene), load_rgb(one.path), cuts[one.path], region)
         write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
         examples.append(Example(path, prompts[n], plain[n], region))
     return examples
@@ -72,7 +70,7 @@ def best_cut(picture: Image.Image) -> Cut:
     ground = torch.cat([pixels[:, :, 0], pixels[:, :, -1]], 1).median(1).values[:, None, None]
     busy = ((pixels - ground).abs().amax(0) > _NEAR).float().mean(0)  # of each column
     for size in SIZES:
-        width, middle = round(2 * HALF * _GRAIN / size), _GRAIN // 2
+        width, middle = round(0.5 * _GRAIN / size), _GRAIN // 2
         starts = [middle - width // 2 + shift for shift in sorted(range(-_GRAIN // 16, _GRAIN // 16 + 1), key=abs)]
         starts = [start for start in starts if start >= 0 and start + width <= _GRAIN]
         best = min(starts, key=lambda start: float(torch.maximum(busy[start], busy[start + width - 1])))
@@ -82,13 +80,20 @@ def best_cut(picture: Image.Image) -> Cut:
 
 
 def pasted(
-    scene: Image.Image, picture: Image.Image, cut: Cut, region: tuple[float, float, float, float]
-) -> Image.Image:
-    """`scene` with what `cut` takes of `picture` in `region`."""
-    side = round(cut.size * scene.width)
-    left, top, right, bottom = (round(share * scene.width) for share in region)
+    scene: Image.Image, picture: Image.Image, cut: Cut, right: bool, cell: int
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """`scene` with `picture` in its left or right half, and the region that it covers, in fractions.
+
+    The picture is moved sideways by whole cells of `cell` px, the UNet's coarsest, so that the network sees what it
+    showed before; what `cut` takes and all that is beyond, to the scene's edge, covers what the base drew there.
+    """
+    width, side = scene.width, round(cut.size * scene.width)
     small = square(picture, side)[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
-    start = min(max(0, round(cut.middle * side - (right - left) / 2)), side - (right - left))
+    goal = width * (0.75 if right else 0.25)
+    top = (width - side) // 2
+    left = top + int((goal - top - cut.middle * side) / cell) * cell  # where the picture's own left edge comes to lie
+    inner = round(left + cut.middle * side + (-0.25 if right else 0.25) * width)
+    edges = (max(inner, left), min(width, left + side)) if right else (max(0, left), min(inner, left + side))
     whole = scene.convert("RGB")
-    whole.paste(Image.fromarray(small).crop((start, 0, start + right - left, bottom - top)), (left, top))
-    return whole
+    whole.paste(Image.fromarray(small).crop((edges[0] - left, 0, edges[1] - left, side)), (edges[0], top))
+    return whole, (edges[0] / width, top / width, edges[1] / width, (top + side) / width)
