@@ -46,7 +46,7 @@ def story(*concepts: ConceptStory) -> Story:
     return Story(
         concepts=(first, second),
         pair_scenes=(SceneRow("both <milo> and <rex>", "studio x", (shot("pair before"),), (shot("pair after"),)),),
-        pair_measures=(Measure("Both in place?", {"merged": Share.of([True, False])}),),
+        pair_measures=(Measure("Both in place?", {kind: Share.of([True, False]) for kind in ("merged", "composed")}),),
         candidates=28,
         times=(("Learn milo", 61.0), ("Draw milo", 9.0)),
         machine="2 CPU cores; Linux",

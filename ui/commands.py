@@ -29,6 +29,12 @@ def next_commands(first: str, second: str, command: Callable[[str], str]) -> tup
             command(f'generate "a <{second}> on the left and a red car on the right on grass" --count 4'),
             f"{second}, with something that nobody trained",
         ),
+        Command(
+            command(
+                f'compose "a <{first}> and a <{second}> at night" --box {first}=0.5,0,1,1 --box {second}=0,0,0.5,1'
+            ),
+            "Both together, each where you say",
+        ),
         Command(command(yours), "A concept from a folder of your own drawings"),
         Command(command(f"{yours} --base sdxl"), "From photographs, on Stable Diffusion XL; this wants a GPU"),
         Command(command("library list"), "What has been learned so far"),

@@ -15,13 +15,15 @@ from PIL import Image
 
 from studio.bases import EMBEDDED, find_base
 from studio.concepts import Concept, expand_prompt
-from studio.events import Done, Emit, Event, Phase, Preview, Step
+from studio.events import Done, Emit, Event, Phase, Preview, Step, silent
 from studio.home import Home
 from studio.judge import Gallery, Judge
 from studio.models import BaseModel, load_base
 from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
+from studio.pipelines.compose import compose
 from studio.pipelines.concept_bench import gallery_of
 from studio.pipelines.generate import generate
+from studio.pipelines.methods import DEFAULT_METHOD, find_method
 from studio.pipelines.scores import Marks, Setting, SingleMarks, draw_truth, mark_places, mark_singles
 from studio.pipelines.settings import GenerateSettings, usual_guidance
 from studio.stats import Share
@@ -68,6 +70,19 @@ class _Desk:
     plan: DemoPlan
     command: Callable[[str], str]
     emit: Emit
+
+    def untrained(self, prompt: str, concepts: Sequence[Concept]) -> list[Image.Image]:
+        """Pictures by the base, to which a trigger means nothing."""
+        return generate(self.base, _settings(self, expand_prompt(prompt, concepts)), [], silent)
+
+    def merge(self, prompt: str, concepts: Sequence[Concept]) -> list[Image.Image]:
+        """Pictures with the concepts added to the weights."""
+        return generate(self.base, _settings(self, prompt), _at_one(concepts), silent)
+
+    def compose(self, prompt: str, concepts: Sequence[Concept]) -> list[Image.Image]:
+        """Pictures by the method that we recommend."""
+        composer = find_method(DEFAULT_METHOD).make()
+        return compose(self.base, _settings(self, prompt), _at_one(concepts), composer, silent)
 
 
 def run_demo(plan: DemoPlan, home: Home, home_option: Path | None, emit: Emit) -> Story:
@@ -117,7 +132,7 @@ def _learn(plan: DemoPlan, sample: str, home: Home, clock: _Clock) -> Learned:
 def _concept_story(desk: _Desk, judge: Judge, gallery: Gallery, one: Learned, clock: _Clock) -> ConceptStory:
     name = one.concept.name
     prompts = [f"a <{name}> {_words(setting)}" for setting in SETTINGS]
-    before, after = _draw_all(desk, prompts, [one.concept], name, clock)
+    before, after = _draw_all(desk, prompts, [one.concept], name, clock, [desk.merge])
     asked = [setting for setting in SETTINGS for _ in range(desk.plan.count)]
     with clock.part(f"Judge {name}"):
         true = draw_truth([one.subject], asked, desk.plan.seed)
@@ -134,7 +149,7 @@ def _concept_story(desk: _Desk, judge: Judge, gallery: Gallery, one: Learned, cl
         reused=one.reused,
         losses=one.losses,
         growth=_growth(one),
-        scenes=_rows(desk, prompts, [one.concept], before, after, shown),
+        scenes=_rows(desk, "generate", prompts, [one.concept], (before, after), ([()] * len(before), shown)),
         measures=(
             Measure(f"Is it {name}?", _shares(marks, lambda m: m.identity)),
             Measure("Is it where the prompt says?", _shares(marks, lambda m: m.background)),
@@ -149,13 +164,16 @@ def _draw_pair(
     left, right = (one.concept for one in pair)
     subjects = (pair[0].subject, pair[1].subject)
     prompts = [f"a <{left.name}> on the left and a <{right.name}> on the right {_words(s)}" for s in PAIR_SETTINGS]
-    before, after = _draw_all(desk, prompts, [left, right], "both together", clock)
+    before, merged, composed = _draw_all(
+        desk, prompts, [left, right], "both together", clock, [desk.merge, desk.compose]
+    )
     asked = [setting for setting in PAIR_SETTINGS for _ in range(desk.plan.count)]
     with clock.part("Judge both"):
-        kinds = {"merged": after, UNTRAINED: before, TRUE: draw_truth(subjects, asked, desk.plan.seed)}
+        true = draw_truth(subjects, asked, desk.plan.seed)
+        kinds = {"merged": merged, "composed": composed, UNTRAINED: before, TRUE: true}
         marks = {kind: mark_places(judge, galleries, subjects, made, asked) for kind, made in kinds.items()}
-    shown = [_pair_marks(left.name, right.name, mark) for mark in marks["merged"]]
-    return _rows(desk, prompts, [left, right], before, after, shown), (
+    told = [[_pair_marks(left.name, right.name, mark) for mark in marks[kind]] for kind in ("merged", "composed")]
+    return _rows(desk, "compose", prompts, [left, right], (merged, composed), told), (
         Measure("Both themselves, each in its place?", _shares(marks, lambda m: all(m.in_place))),
         Measure(f"Is {left.name} on the left?", _shares(marks, lambda m: m.in_place[0])),
         Measure(f"Is {right.name} on the right?", _shares(marks, lambda m: m.in_place[1])),
@@ -165,21 +183,22 @@ def _draw_pair(
 
 
 def _draw_all(
-    desk: _Desk, prompts: Sequence[str], concepts: Sequence[Concept], title: str, clock: _Clock
-) -> tuple[list[Image.Image], list[Image.Image]]:
-    """The prompts drawn by the untrained base, and with the concepts; `plan.count` pictures each, the same seeds."""
-    total = 2 * len(prompts) * desk.plan.count
-    before: list[Image.Image] = []
-    after: list[Image.Image] = []
+    desk: _Desk,
+    prompts: Sequence[str],
+    concepts: Sequence[Concept],
+    title: str,
+    clock: _Clock,
+    ways: Sequence[Callable[[str, Sequence[Concept]], list[Image.Image]]],
+) -> list[list[Image.Image]]:
+    """The prompts drawn by the untrained base and in each of the `ways`: `plan.count` pictures each, the same seeds."""
+    total = (1 + len(ways)) * len(prompts) * desk.plan.count
+    made: list[list[Image.Image]] = [[] for _ in range(1 + len(ways))]
     with clock.part(f"Draw {title}", Phase(f"Draw {title}", total)):
         for prompt in prompts:
-            for made, text, acting in (
-                (before, expand_prompt(prompt, concepts), []),
-                (after, prompt, [(concept, 1.0) for concept in concepts]),
-            ):
-                made += generate(desk.base, _settings(desk, text), acting, lambda event: None)
-                desk.emit(Step(len(before) + len(after), total))
-    return before, after
+            for pictures, way in zip(made, (desk.untrained, *ways), strict=True):
+                pictures += way(prompt, concepts)
+                desk.emit(Step(sum(map(len, made)), total))
+    return made
 
 
 def _settings(desk: _Desk, prompt: str) -> GenerateSettings:
@@ -189,21 +208,23 @@ def _settings(desk: _Desk, prompt: str) -> GenerateSettings:
 
 def _rows(
     desk: _Desk,
+    verb: str,
     prompts: Sequence[str],
     concepts: Sequence[Concept],
-    before: Sequence[Image.Image],
-    after: Sequence[Image.Image],
-    marks: Sequence[tuple[Mark, ...]],
+    pictures: tuple[Sequence[Image.Image], Sequence[Image.Image]],
+    marks: Sequence[Sequence[tuple[Mark, ...]]],
 ) -> tuple[SceneRow, ...]:
+    """The prompts with the pictures of two ways and their marks; the command `verb` draws those of the second."""
     count, seeds = desk.plan.count, range(desk.plan.seed, desk.plan.seed + desk.plan.count)
     rows = []
     for number, prompt in enumerate(prompts):
-        part = slice(number * count, (number + 1) * count)
-        text = expand_prompt(prompt, concepts)
-        plain = tuple(Shot(p, text, seed) for p, seed in zip(before[part], seeds, strict=True))
-        own = tuple(Shot(p, text, seed, m) for p, seed, m in zip(after[part], seeds, marks[part], strict=True))
-        command = desk.command(f'generate "{prompt}" --seed {desk.plan.seed} --count {count}')
-        rows.append(SceneRow(prompt, command, plain, own))
+        part, text = slice(number * count, (number + 1) * count), expand_prompt(prompt, concepts)
+        before, after = (
+            tuple(Shot(p, text, seed, m) for p, seed, m in zip(made[part], seeds, told[part], strict=True))
+            for made, told in zip(pictures, marks, strict=True)
+        )
+        command = desk.command(f'{verb} "{prompt}" --seed {desk.plan.seed} --count {count}')
+        rows.append(SceneRow(prompt, command, before, after))
     return tuple(rows)
 
 
@@ -227,6 +248,10 @@ def _pair_marks(left: str, right: str, mark: Marks) -> tuple[Mark, ...]:
 
 def _shares(marks: Mapping[str, Sequence[Any]], ask: Callable[[Any], bool]) -> dict[str, Share]:
     return {kind: Share.of([ask(mark) for mark in made]) for kind, made in marks.items()}
+
+
+def _at_one(concepts: Sequence[Concept]) -> list[tuple[Concept, float]]:
+    return [(concept, 1.0) for concept in concepts]
 
 
 def _words(setting: Setting) -> str:

@@ -28,12 +28,12 @@ class Shot:
 
 @dataclass(frozen=True)
 class SceneRow:
-    """One prompt, drawn by the untrained base and with the concepts, with the same seeds; `command` draws it again."""
+    """One prompt, drawn in two ways with the same seeds; `command` draws the second again."""
 
     prompt: str
     command: str
-    base: tuple[Shot, ...]
-    trained: tuple[Shot, ...]
+    before: tuple[Shot, ...]
+    after: tuple[Shot, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Story:
     def pictures(self) -> int:
         """How many pictures the demo drew."""
         rows = [row for concept in self.concepts for row in concept.scenes] + list(self.pair_scenes)
-        return sum(len(row.base) + len(row.trained) for row in rows)
+        return sum(len(row.before) + len(row.after) for row in rows)
 
     @property
     def seconds(self) -> float:
