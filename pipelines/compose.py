@@ -19,6 +19,7 @@ from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
 from studio.models import BaseModel
 from studio.pipelines.denoiser import Branch, Denoiser
+from studio.pipelines.methods import METHODS
 from studio.pipelines.request import check_request, notices, words_of
 from studio.pipelines.schedulers import make_scheduler
 from studio.pipelines.settings import GenerateSettings
@@ -127,9 +128,7 @@ def draw(
     All chance comes from `generators`, one a picture or one for all, where they are given in place of seeds. Without a
     concept, what there is to compose is plainly drawn. `load` gives the adapters.
     """
-    from studio.pipelines.baselines import Merge  # which itself imports this
-
-    composer = composer if concepts else Merge()
+    composer = composer if concepts else METHODS["merge"].make()
     with opened(base, settings, concepts, composer, emit, layout, styles, load) as run, torch.no_grad():
         return denoise(run, composer, settings, emit, generators, after_step)
 

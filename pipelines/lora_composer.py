@@ -32,9 +32,9 @@ class LoraComposer:
     """The authors' numbers, for their 50 steps, but for `whole_from` and `isolated`, which are 1 with them.
 
     Of an adapter they use the keys, values and outputs of the layers that read the text; from the share `whole_from` of
-    the steps on all of it acts inside its box. Of 16 places in 8 pictures of two dogs on the embedded base judge A takes
-    none for the right dog their way, 8 with whole adapters after a fifth of the steps and isolation in the first half,
-    12 with whole adapters from the start and no isolation.
+    the steps on all of it acts inside its box. Of 16 dogs in 8 pictures by the embedded base judge A took none for
+    itself their way, 8 with whole adapters after a fifth of the steps and isolation in the first half, 12 with whole
+    adapters from the start and no isolation.
 
     `texts` are those of the boxes by concept, in which `<name>` stands for it; by default the prompt, the other
     concepts being spelled by their class words. What no box holds reads the prompt with class words alone and has no

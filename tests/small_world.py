@@ -20,9 +20,9 @@ def shrink(monkeypatch: pytest.MonkeyPatch, tiny_sdxl: Path, folder: Path) -> Pa
     facts = {"identifiers": IDENTIFIERS, "native_size": 32, "prior_prompts": ["a {class_word}"]}
     (folder / "studio_base.json").write_text(json.dumps(facts))
     few = {"steps": 2, "rank": 2, "alpha": 2.0, "prior_count": 1, "sample_every": 1, "sample_steps": 1, "save_every": 1}
-    few |= {"targets": ("to_k", "to_v"), "batch_size": 1}
+    few |= {"targets": ("to_k", "to_v"), "batch_size": 2, "pair_count": 1}
     monkeypatch.setattr("studio.bases.embedded_folder", lambda: folder)
-    monkeypatch.setattr("studio.trainers.presets._own", lambda preset: _own(preset) | few)
+    monkeypatch.setattr("studio.trainers.presets._own", lambda preset, word: _own(preset, word) | few)
     monkeypatch.setattr("studio.judge.Judge.load", staticmethod(untrained_judge))
     return folder
 

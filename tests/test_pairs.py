@@ -52,11 +52,11 @@ def test_all_of_the_subject_comes_into_its_half_by_whole_cells(width: int, left:
     scene = Image.new("RGB", (96, 96), "black")
     made, region = pasted(scene, picture, best_cut(picture), right, 16)
     pixels = np.asarray(made).astype(int)
-    red = (pixels[:, :, 0] > 200).any(0).nonzero()[0]
+    red = np.flatnonzero((pixels[:, :, 0] > 200).any(0))
     assert len(red) == width
     assert (red[0] - left) % 16 == 0
     assert abs(red.mean() - (72 if right else 24)) < 16
-    covered = (pixels.sum(2) > 0).any(0).nonzero()[0]
+    covered = np.flatnonzero((pixels.sum(2) > 0).any(0))
     assert (covered[0] / 96, (covered[-1] + 1) / 96) == (region[0], region[2])
     assert region[2] == 1 if right else region[0] == 0
 

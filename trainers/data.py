@@ -50,14 +50,14 @@ class Batch:
 
     def rows(self, chosen: list[int], device: torch.device | None = None) -> "Batch":
         """The samples `chosen`, on `device` where it is given."""
-        parts = (getattr(self, field.name) for field in fields(self))
-        return Batch(*(None if part is None else part[chosen].to(device or part.device) for part in parts))
+        parts: Any = [getattr(self, field.name) for field in fields(self)]
+        return Batch(*(part if part is None else part[chosen].to(device or part.device) for part in parts))
 
     @staticmethod
     def joined(batches: Sequence["Batch"]) -> "Batch":
         """All samples, in order."""
-        parts = ([getattr(batch, field.name) for batch in batches] for field in fields(Batch))
-        return Batch(*(None if part[0] is None else torch.cat(part) for part in parts))
+        parts: Any = [[getattr(batch, field.name) for batch in batches] for field in fields(Batch)]
+        return Batch(*(part[0] if part[0] is None else torch.cat(part) for part in parts))
 
 
 @dataclass(frozen=True)

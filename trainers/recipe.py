@@ -73,7 +73,17 @@ class Recipe(BaseModel):
     def _something_beside(self) -> "Recipe":
         if self.pair_share and not self.pair_prompts:
             raise ValueError("pair_share asks for pictures of two, and pair_prompts names nothing to stand beside")
+        count = self.batch_size * self.gradient_accumulation
+        if self.pair_share and not self.paired:
+            raise ValueError(
+                f"pair_share is {self.pair_share:g}, and of {count} pictures a step that is none; it may be 0"
+            )
         return self
+
+    @property
+    def paired(self) -> int:
+        """How many of a step's pictures show the concept beside something else."""
+        return round(self.batch_size * self.gradient_accumulation * self.pair_share)
 
     @property
     def instance_prompt(self) -> str:

@@ -104,7 +104,7 @@ class Training:
         recipe = self.recipe
         count = recipe.batch_size * recipe.gradient_accumulation
         generator = generator_for(recipe.seed, "step", step)
-        beside = round(count * recipe.pair_share) if self.pairs is not None else 0
+        beside = recipe.paired if self.pairs is not None else 0
         parts = [
             examples.batch(chosen_at(step, number, len(examples), recipe.seed, name), generator)
             for name, examples, number in (
