@@ -37,7 +37,7 @@ def test_the_default_is_a_method():
     assert find_method(DEFAULT_METHOD).name == DEFAULT_METHOD
 
 
-@pytest.mark.parametrize(("name", "hint"), [("compsite", "Did you mean 'composite'?"), ("x", "Use one of: merge")])
+@pytest.mark.parametrize(("name", "hint"), [("compsite", "Did you mean 'composite'?"), ("x", "Use one of: auto")])
 def test_an_unknown_method_is_refused_with_the_nearest(name, hint):
     with pytest.raises(UsageError, match=re.escape(hint)) as error:
         find_method(name)
