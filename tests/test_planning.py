@@ -33,6 +33,14 @@ def keep(home: Home, name: str, trigger: str) -> None:
     write_concept(Concept(name, trigger, "dog", "picturebook", "sdxl", "lora", folder))
 
 
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [({}, 0.34), ({"class_word": "style"}, 0.0), ({"batch_size": 1}, 0.0), ({"batch_size": 2}, 0.34)],
+)
+def test_small_bases_learn_subjects_beside_something_else(own_base: str, home: Home, given: dict, share: float) -> None:
+    assert plan_recipe(GIVEN | {"base": own_base} | given, None, home).pair_share == share
+
+
 def test_preset_then_file_then_command_line(own_base: str, home: Home, tmp_path: Path) -> None:
     config = tmp_path / "r.toml"
     config.write_text(f"base = '{own_base}'\nrank = 3\nsteps = 11\npictures = 'p'\n", encoding="utf-8")

@@ -34,6 +34,9 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger)
     if "rank" in chosen:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
+    count = chosen.get("batch_size", preset["batch_size"]) * chosen.get("gradient_accumulation", 1)
+    if isinstance(count, int) and count * preset.get("pair_share", 0) < 0.5:
+        preset["pair_share"] = 0.0  # of so few pictures a step the preset's share is none
     lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
     return build_recipe([preset, {"trigger": trigger}, chosen, lasting])
 
