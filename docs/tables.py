@@ -149,10 +149,15 @@ def compose_cost(report: dict[str, Any]) -> str:
     )
 
 
+TABLES = {
+    "base": base, "concepts": concepts, "blocks": blocks, "judges": judges,
+    "compose": compose, "compose-cost": compose_cost,
+}  # fmt: skip
+
+
 def filled(text: str) -> str:
     """`text` with every marked table made anew."""
-    for make in (base, concepts, blocks, judges, compose, compose_cost):
-        name = make.__name__.replace("_", "-")
+    for name, make in TABLES.items():
         file = ROOT / "docs" / "benchmarks" / f"{name}.json"
         marks = f"<!-- {name} -->", f"<!-- /{name} -->"
         if marks[0] in text:

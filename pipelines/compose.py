@@ -6,7 +6,7 @@ z <- refine(z);  E_b = model(z, branch b);  E = combine(E_b);  z <- step(u + gui
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -128,7 +128,7 @@ def draw(
     All chance comes from `generators`, one a picture or one for all, where they are given in place of seeds. Without a
     concept, what there is to compose is plainly drawn. `load` gives the adapters.
     """
-    composer = composer if concepts else METHODS["merge"].make()
+    composer = composer if concepts else cast(Composer, METHODS["merge"].make())
     with opened(base, settings, concepts, composer, emit, layout, styles, load) as run, torch.no_grad():
         return denoise(run, composer, settings, emit, generators, after_step)
 

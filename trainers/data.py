@@ -51,13 +51,15 @@ class Batch:
     def rows(self, chosen: list[int], device: torch.device | None = None) -> "Batch":
         """The samples `chosen`, on `device` where it is given."""
         parts: Any = [getattr(self, field.name) for field in fields(self)]
-        return Batch(*(part if part is None else part[chosen].to(device or part.device) for part in parts))
+        chosen_parts: Any = [None if part is None else part[chosen].to(device or part.device) for part in parts]
+        return Batch(*chosen_parts)
 
     @staticmethod
     def joined(batches: Sequence["Batch"]) -> "Batch":
         """All samples, in order."""
         parts: Any = [[getattr(batch, field.name) for batch in batches] for field in fields(Batch)]
-        return Batch(*(part[0] if part[0] is None else torch.cat(part) for part in parts))
+        joined: Any = [None if part[0] is None else torch.cat(part) for part in parts]
+        return Batch(*joined)
 
 
 @dataclass(frozen=True)
