@@ -20,7 +20,7 @@ from studio.pipelines.baselines import Composite, Merge
 from studio.pipelines.compose import compose, draw
 from studio.pipelines.composed_pipeline import ComposedPipeline
 from studio.pipelines.generate import generate
-from studio.pipelines.methods import METHODS, find_method
+from studio.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
 
@@ -174,7 +174,7 @@ def test_a_pipeline_takes_styles(base, subjects, style):
         ).images
     settings = GenerateSettings(PLAIN, steps=3, guidance=4.0, seed=7)
     truth = draw(
-        base, settings, [(one, 1.0) for one, _ in subjects], find_method("recentred").make(), silent,
+        base, settings, [(one, 1.0) for one, _ in subjects], find_method(DEFAULT_METHOD).make(), silent,
         styles=[(style, 0.3)],
     )  # fmt: skip
     assert torch.equal(found, truth)
