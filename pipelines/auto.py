@@ -14,7 +14,7 @@ from studio.pipelines.auto_masks import AutoMasks, bands
 from studio.pipelines.baselines import Plain
 from studio.pipelines.compose import Run
 from studio.pipelines.denoiser import Branch
-from studio.pipelines.freefuse import mask_probe, own_readings, routed
+from studio.pipelines.freefuse import looks_at, mask_probe, read_both_ways, routed
 from studio.pipelines.probe import Maps
 
 Tensor = torch.Tensor
@@ -45,14 +45,8 @@ class Auto(Plain):
         if len(run.concepts) < 2:
             run.state["acting"] = Branch(run.strengths)
             return
-        run.denoiser.texts["all"] = own_readings(run)
-        classes = run.prompt.reworded({one.name: one.class_word or one.phrase for one in run.concepts})
-        run.denoiser.read("base", classes.text, run.negative, run.only())
-        places = [classes.tokens(run.base.tokenizers[0], name) for name in run.names]
-        run.state["tokens"] = [len(place) for place in places]
-        bias = None
-        if run.layout is not None:
-            bias = self._hiding(run, places, torch.inf)
+        places = read_both_ways(run)
+        bias = None if run.layout is None else self._hiding(run, places, torch.inf)
         run.state["holding"] = Branch(run.only(), "base", columns=tuple(chain(*places)), bias=bias)
         run.state["probe"] = mask_probe(run, self.level, self.cells)
 
@@ -107,8 +101,7 @@ class Auto(Plain):
 
     def _grounds(self, run: Run, maps: Maps) -> Tensor:
         """[n, k, H, W] by what the base looked at, or by the order of the words where that tells nothing."""
-        each = maps.of("attn2").mean().split(run.state["tokens"], dim=1)
-        words = torch.stack([one.mean(1) for one in each], dim=1)  # [n, k, h, w]
+        words = looks_at(run, maps)
         masks = self.masks(words, list(maps.of("to_out.0").layers.values()), run.size)
         told = self._told(words, masks[:, :-1])
         shared = bands(masks[:, -1], [run.prompt.places[name][0][0] for name in run.names])

@@ -49,11 +49,7 @@ class FreeFuse(Plain):
         if len(run.concepts) < 2:
             run.state["acting"] = Branch(run.strengths)
             return
-        run.denoiser.texts["all"] = own_readings(run)
-        classes = run.prompt.reworded({one.name: one.class_word or one.phrase for one in run.concepts})
-        run.denoiser.read("base", classes.text, run.negative, run.only())
-        places = [classes.tokens(run.base.tokenizers[0], name) for name in run.names]
-        run.state["tokens"] = [len(place) for place in places]
+        places = read_both_ways(run)
         run.state["holding"] = Branch(run.only(), "base", columns=tuple(chain(*places)))
         run.state["probe"] = mask_probe(run, self.level, self.cells)
 
@@ -98,10 +94,25 @@ class FreeFuse(Plain):
         return run.denoiser.look(scaled, last, [run.state["holding"]], run.state["probe"])[0]
 
     def _routed(self, run: Run, maps: Maps) -> Branch:
-        words = maps.of("attn2").mean().split(run.state["tokens"], dim=1)
-        words = torch.stack([one.mean(1) for one in words], dim=1)
+        words = looks_at(run, maps)
         masks = self.masks(words, list(maps.of("to_out.0").layers.values()), run.size)
         return routed(run, masks[:, :-1], self.shared, self.own, self.others)
+
+
+def read_both_ways(run: Run) -> list[list[int]]:
+    """Encode the prompt, each adapter on its own words, and as "base" with class words alone; the tokens of these."""
+    run.denoiser.texts["all"] = own_readings(run)
+    classes = run.prompt.reworded({one.name: one.class_word or one.phrase for one in run.concepts})
+    run.denoiser.read("base", classes.text, run.negative, run.only())
+    places = [classes.tokens(run.base.tokenizers[0], name) for name in run.names]
+    run.state["tokens"] = [len(place) for place in places]
+    return places
+
+
+def looks_at(run: Run, maps: Maps) -> Tensor:
+    """[n, k, h, w]: how much each pixel looks at the class words of each concept."""
+    words = maps.of("attn2").mean().split(run.state["tokens"], dim=1)
+    return torch.stack([one.mean(1) for one in words], dim=1)
 
 
 def mask_probe(run: Run, level: int, cells: int) -> AttentionProbe:
