@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import frexp
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ class AdapterBank:
         """Hook the layers, and teach the base the adapters' words, while the block runs."""
         if self._layers is None:
             self._layers = _stack(self.placed, self.base.device)
+            self.placed = [_in_the_stacks(one, column, self._layers) for column, one in enumerate(self.placed)]
         with ExitStack() as undo:
             for layer in self._layers:
                 undo.callback(layer.module.register_forward_hook(self._hook(layer)).remove)
@@ -167,6 +169,26 @@ def _stack(placed: Sequence[Placed], device: torch.device) -> list[_Layer]:
     for module, several in pairs.items():
         layers[module].low = _stacked_factors(several, module, device)
     return list(layers.values())
+
+
+def _in_the_stacks(one: Placed, column: int, layers: list[_Layer]) -> Placed:
+    """The same adapter, its pairs read from the stacks where these hold every bit of them (the scale is a power of
+    two): else it would lie in memory twice."""
+    stacks = {layer.name: (layer.low, layer.columns.index(column)) for layer in layers if column in layer.columns}
+    views: dict[str, LowRank] = {}
+    for layer, factor in one.adapter.factors.items():
+        low, at = stacks.get(layer, (None, 0))
+        if low is None or not isinstance(factor, LowRank) or factor.mid is not None:
+            continue
+        exact = frexp(abs(factor.scale))[0] == 0.5 and factor.up.dtype == factor.down.dtype == low.down.dtype
+        if exact and factor.down.device == low.down.device:
+            down, up = low.down[at, : factor.rank], low.up[at, : factor.rank].T
+            views[layer] = LowRank(down.reshape(factor.down.shape), up.reshape(factor.up.shape))
+    changes = [
+        change if change.factor is None else replace(change, factor=views.get(change.layer, change.factor))
+        for change in one.changes
+    ]
+    return replace(one, adapter=replace(one.adapter, factors=one.adapter.factors | views), changes=changes)
 
 
 def _stream(layer: str) -> str:

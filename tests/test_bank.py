@@ -176,6 +176,19 @@ def test_layers_that_are_not_named_are_left_alone(base):
     assert not torch.equal(truth, predict(base))
 
 
+def test_installed_adapters_lie_in_memory_once(base, tiny_loras):
+    """The bank's own adapters read their pairs from the stacks; what they change stays bit-equal."""
+    adapters = [every_kind(base), load_adapter(tiny_loras[0])]
+    truth = [[change.amount() for change in placed.changes] for placed in AdapterBank(base, adapters).placed]
+    with AdapterBank(base, adapters).installed() as bank:
+        assert bank._layers is not None
+        stacks = {one.low.down.untyped_storage().data_ptr() for one in bank._layers if one.low is not None}
+    for placed, amounts in zip(bank.placed, truth, strict=True):
+        assert all(map(torch.equal, [change.amount() for change in placed.changes], amounts))
+    lora = bank.placed[1].adapter.factors.values()
+    assert {one.down.untyped_storage().data_ptr() for one in lora} <= stacks
+
+
 def test_a_gate_for_another_batch_is_an_error(base):
     bank = AdapterBank(base, [Adapter("a", "test", "sdxl", {LINEAR: low(16, 16)})])
     with bank.installed(), bank.use(Gate(torch.ones(3, 1))), pytest.raises(StudioError, match="gate is for 3 samples"):
