@@ -122,6 +122,21 @@ def _composed(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def ablation(report: dict[str, Any]) -> str:
+    """What each part of `auto` is worth."""
+    section = report["sections"]["pairs"]
+    differences, rows = section["differences"], []
+    for name, row in section["methods"].items():
+        what = report["parts"].get(name, "as it is, with halves as boxes" if name.endswith("+boxes") else "as it is")
+        over = next((one for title, one in differences.items() if title == f"{name} - auto"), None)
+        shares = (interval(row["success"]), f"{row['in place']['value']:.2f}", f"{row['leak']['value']:.2f}")
+        rows.append((f"`{name}`", what, *shares, "" if over is None else interval(over)))
+    heads = (f"{len(section['groups'])} pairs", "", "success", "in place", "leak", "over `auto`")
+    return table(heads, rows) + (
+        "\n\nThe pairs, seeds and settings of the table above. `studio bench compose --ablation` measures it again."
+    )
+
+
 def compose_cost(report: dict[str, Any]) -> str:
     """What many adapters cost."""
     cached, change, memory = report["cmlora over composite"], report["change of gate"], report["memory"]
@@ -151,7 +166,7 @@ def compose_cost(report: dict[str, Any]) -> str:
 
 TABLES = {
     "base": base, "concepts": concepts, "blocks": blocks, "judges": judges,
-    "compose": compose, "compose-cost": compose_cost,
+    "compose": compose, "ablation": ablation, "compose-cost": compose_cost,
 }  # fmt: skip
 
 

@@ -102,6 +102,15 @@ def test_compose_measures_methods_and_costs_and_goes_on(run_studio, learned, tmp
     assert rows == ["truth", "base", "alone", "ceiling", "merge", "regional"]
 
 
+def test_ablation_measures_auto_with_each_part_left_out(run_studio, learned, tmp_path: Path):
+    ablated = [one if one != "1" else "2" for one in COMPOSE]  # one step of the base, one of the adapters
+    report = json.loads(run_studio(*ablated, "--ablation", "--out", tmp_path / "out", "--json").out)
+    (section,) = report["sections"].values()
+    assert list(section["methods"]) == ["auto", "auto+boxes", *report["parts"]]
+    assert {f"{name} - auto" for name in report["parts"]} < set(section["differences"])
+    assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == report
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -111,6 +120,7 @@ def test_compose_measures_methods_and_costs_and_goes_on(run_studio, learned, tmp
         (["--scenes", "night/flat,moon/flat"], "no scene 'moon/flat'"),
         (["--methods", "merge,auot"], "no method 'auot'"),
         (["--methods", "regional"], "beside those of merge"),
+        (["--methods", "merge", "--ablation"], "--ablation is about auto alone"),
         (["--names", "milo,rox"], "no sample concept 'rox'"),
         (["--methods", "merge,switch"], "leave no turn for"),
     ],

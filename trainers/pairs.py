@@ -25,6 +25,8 @@ from studio.trainers.recipe import Recipe
 
 SIZES = (1.0, 0.75, 0.6)  # of a pasted picture, against the scene
 _GRAIN = 96  # pixels a side in which cuts are looked for
+_STANDS, _EDGE = 0.27, 0.22  # where the middle of the left one of two stands, and how near it may come to an edge
+_AS_WELL = 0.02  # farther from its best place than the best picture, and still taken
 _NEAR, _BUSY = 60, 0.08  # levels of grey, and the share of a cut's pixels that may be farther from the ground's colour
 
 
@@ -39,18 +41,22 @@ class Cut:
 def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache: Path, emit: Emit) -> list[Example]:
     """`recipe.pair_count` scenes: pictures of `own` beside the things of `recipe.pair_prompts`, on either side.
 
-    Of the pictures, those are taken whose subject fits into half a scene at the largest size. The scenes are drawn by
-    `base` with fixed seeds, or found in `cache`.
+    Of the pictures, those are taken for either side whose subject fits into half a scene at the largest size, and of
+    these those that come to stand best. The scenes are drawn by `base` with fixed seeds, or found in `cache`.
     """
     cuts = {one.path: best_cut(load_rgb(one.path)) for one in own}
     size = max(cut.size for cut in cuts.values())
-    every = list(product([one for one in own if cuts[one.path].size == size], recipe.pair_prompts, (False, True)))
+    cell = base.pipe.vae_scale_factor * 2 ** (len(base.unet.config["down_block_types"]) - 1) / recipe.resolution
+    placed = []
+    for right in (False, True):
+        off = {one: misplaced(cuts[one.path], right, cell) for one in own if cuts[one.path].size == size}
+        placed += [(one, right) for one in off if off[one] <= min(off.values()) + _AS_WELL]
+    every = [(one, other, right) for other, (one, right) in product(recipe.pair_prompts, placed)]
     order = torch.randperm(len(every), generator=generator_for(recipe.seed, "pairs")).tolist()
     chosen = [every[order[n % len(order)]] for n in range(recipe.pair_count)]
     prompts = [beside(one.prompt, recipe, other, right) for one, other, right in chosen]
     plain = [without_trigger(prompt, recipe) for prompt in prompts]
     scenes = drawn_once(base, recipe, plain, cache, emit, "pictures of two")
-    cell = base.pipe.vae_scale_factor * 2 ** (len(base.unet.config["down_block_types"]) - 1)
     examples: list[Example] = []
     for n, ((one, _, right), scene) in enumerate(zip(chosen, scenes, strict=True)):
         picture, region = pasted(Image.open(scene), load_rgb(one.path), cuts[one.path], right, cell)
@@ -79,19 +85,33 @@ def best_cut(picture: Image.Image) -> Cut:
     return Cut(SIZES[-1], 0.5)
 
 
+def moved(cut: Cut, right: bool, cell: float) -> float:
+    """By how much of the scene's width the middle of what is pasted goes sideways: whole steps of `cell`, to where it
+    stands best among things of two; nothing of it leaves the scene that another step would keep."""
+    middle, goal = 0.5 + cut.size * (cut.middle - 0.5), 1 - _STANDS if right else _STANDS
+    steps = range(-round(1 / cell), round(1 / cell) + 1)
+    kept = [step * cell for step in steps if _EDGE <= middle + step * cell <= 1 - _EDGE]
+    return min(kept, key=lambda by: abs(middle + by - goal))
+
+
+def misplaced(cut: Cut, right: bool, cell: float) -> float:
+    """How far from its best place it then is."""
+    middle = 0.5 + cut.size * (cut.middle - 0.5) + moved(cut, right, cell)
+    return abs(middle - (1 - _STANDS if right else _STANDS))
+
+
 def pasted(
-    scene: Image.Image, picture: Image.Image, cut: Cut, right: bool, cell: int
+    scene: Image.Image, picture: Image.Image, cut: Cut, right: bool, cell: float
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """`scene` with `picture` in its left or right half, and the region that it covers, in fractions.
 
-    The picture is moved sideways by whole cells of `cell` px, the UNet's coarsest, so that the network sees what it
-    showed before; what `cut` takes and all that is beyond, to the scene's edge, covers what the base drew there.
+    The picture is moved sideways by whole cells, the UNet's coarsest, each `cell` of the width, so that the network sees
+    what it showed before; what `cut` takes and all that is beyond, to the scene's edge, covers what the base drew there.
     """
     width, side = scene.width, round(cut.size * scene.width)
     small = square(picture, side)[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
-    goal = width * (0.75 if right else 0.25)
     top = (width - side) // 2
-    left = top + int((goal - top - cut.middle * side) / cell) * cell  # where the picture's own left edge comes to lie
+    left = top + round(moved(cut, right, cell) * width)  # where the picture's own left edge comes to lie
     inner = round(left + cut.middle * side + (-0.25 if right else 0.25) * width)
     edges = (max(inner, left), min(width, left + side)) if right else (max(0, left), min(inner, left + side))
     whole = scene.convert("RGB")

@@ -53,6 +53,9 @@ def compose(
         str | None, typer.Option(help="Scenes that take turns, as in night/flat,grass/outline.  [four new ones]")
     ] = None,
     methods: Annotated[str | None, typer.Option(help="As in merge,regional.  [all]")] = None,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="In place of other methods, auto with one part left out.")
+    ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps, the same for all methods.")] = 25,
     rounds: Annotated[
         int, typer.Option(min=0, help="How often costs are timed, once for all calls; 0: not in this one.")
@@ -73,14 +76,18 @@ def compose(
     state = Home.resolve(home)
     folder = out or state.outputs / "bench-compose"
     chosen = sample_names(names)
-    asked = [find_method(name).name for name in (methods.split(",") if methods else METHODS)]
+    if ablation and methods:
+        raise UsageError("--ablation is about auto alone, and --methods asks for others.", "Give one of the two.")
+    asked = ["auto"] if ablation else [find_method(name).name for name in (methods.split(",") if methods else METHODS)]
+    rounds = 0 if ablation else rounds
     numbers, settings = (_range(pairs, "pairs"), _range(triples, "triples")), _scenes(scenes)
     if rounds and "merge" not in asked:
         raise UsageError("Costs are beside those of merge, which is not asked for.", "Add merge, or give --rounds 0.")
     prepare_out(folder)
     with progress() as emit:
+        from studio.pipelines.auto_ablation import ABLATIONS
         from studio.pipelines.bench_store import Store
-        from studio.pipelines.compose_arms import YARDSTICKS, Known, arms_of
+        from studio.pipelines.compose_arms import YARDSTICKS, Arm, Known, arms_of
         from studio.pipelines.compose_bench import ComposeBench, bench_compose, groups_of
         from studio.pipelines.concept_bench import SCENES
 
@@ -88,7 +95,7 @@ def compose(
         groups = [group for size, part in zip((2, 3), numbers, strict=True) for group in groups_of(chosen, size)[part]]
         if not groups:
             raise UsageError("There is no pair or triple among what is asked for.", "Give more --names or --pairs.")
-        arms = arms_of(asked)
+        arms = [*arms_of(asked), *(Arm(one.name, one) for one in ABLATIONS if ablation)]
         _check(arms, groups, steps)
         learned = learn_samples(chosen, preset, state, emit)
         known = {one.sample: Known(one.concept, one.subject) for one in learned}
@@ -98,7 +105,9 @@ def compose(
         results = bench_compose(base, judge, members, [*YARDSTICKS, *arms], plan, store, emit)
         costs = _costs(folder, base, plan, members[0], arms, rounds, emit)
     report = _report(results, costs, plan, preset)
-    keep_json(folder, "compose", report)
+    if ablation:
+        report["parts"] = {one.name: one.does for one in ABLATIONS}
+    keep_json(folder, "ablation" if ablation else "compose", report)
     _keep_sheets(folder, results, store)
     _show(report, as_json)
 

@@ -1,0 +1,100 @@
+"""`auto` with one part left out, or with masks that nobody has in earnest: what each part is worth."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from studio.picturebook import SAMPLE_SUBJECTS, Scene, Subject
+from studio.picturebook_draw import GROUND, render
+from studio.pipelines.auto import Auto
+from studio.pipelines.auto_masks import AutoMasks
+from studio.pipelines.compose import Run
+from studio.pipelines.denoiser import Branch
+from studio.pipelines.methods import Method
+from studio.pipelines.probe import Maps
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class NotGrown(Auto):
+    """Masks end where the base's own thing would."""
+
+    masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=0))
+
+
+@dataclass
+class NoLikeness(Auto):
+    """Masks by attention alone."""
+
+    masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=2, likeness=0.0))
+
+
+@dataclass
+class OnlyBands(Auto):
+    """Maps are never believed: what is not background is shared out from left to right."""
+
+    least: float = 2.0
+
+
+class NoGrounds(Auto):
+    """Every adapter acts on the whole picture, on its own words."""
+
+    def _grounds(self, run: Run, maps: Maps) -> Tensor:
+        return torch.ones_like(super()._grounds(run, maps))
+
+
+class NoWords(Auto):
+    """Every adapter acts on its ground, and on all words."""
+
+    def _acting(self, run: Run, maps: Maps) -> Branch:
+        return replace(super()._acting(run, maps), words=None)
+
+
+class NoHold(Auto):
+    """The adapters act from the first step on; the masks come from a look ahead."""
+
+    def branches(self, run: Run) -> list[Branch]:
+        """One, gated from the start."""
+        if "acting" not in run.state:
+            maps = run.denoiser.look(run.state["noisy"], run.state["timestep"], [run.state["holding"]], run.state["probe"])
+            run.state["acting"] = self._acting(run, maps[0])
+        return [run.state["acting"]]
+
+    def refine(self, run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Leave the latents as they are; note them for the look."""
+        run.state["noisy"], run.state["timestep"] = run.scheduler.scale_model_input(latents, timestep), timestep
+        return latents
+
+
+class TrueMasks(Auto):
+    """Masks as the renderer would draw the sample concepts, from left to right."""
+
+    def _grounds(self, run: Run, maps: Maps) -> Tensor:
+        masks = silhouettes([SAMPLE_SUBJECTS[name] for name in run.names], run.size)
+        like = super()._grounds(run, maps)
+        return masks.to(like).expand_as(like)
+
+
+def silhouettes(subjects: list[Subject], size: tuple[int, int]) -> Tensor:
+    """[k, H, W]: the cells in which the drawing of each subject, its column of the scene, holds anything of it."""
+    drawn = np.asarray(render(Scene(tuple(subjects), "paper", "flat")), dtype=np.int16)
+    busy = torch.from_numpy((np.abs(drawn - np.array(GROUND["paper"])) > 8).any(2)).float()
+    cells = torch.nn.functional.adaptive_max_pool2d(busy[None, None], size)[0, 0]
+    owner = (torch.arange(size[1]) * len(subjects)) // size[1]
+    return torch.stack([cells * (owner == n) for n in range(len(subjects))])
+
+
+ABLATIONS = tuple(
+    Method(f"auto-{name}", does, f"auto_ablation:{kind.__name__}")
+    for name, does, kind in (
+        ("ungrown", "masks end where the base's own thing would", NotGrown),
+        ("unlike", "masks by attention alone, without likeness of features", NoLikeness),
+        ("bands", "maps never believed: what is not background is shared out from left to right", OnlyBands),
+        ("words", "every adapter on the whole picture, on its own words", NoGrounds),
+        ("grounds", "every adapter on its ground, on all words", NoWords),
+        ("at-once", "adapters from the first step on, none of the base alone", NoHold),
+        ("true-masks", "masks as the renderer would draw the concepts", TrueMasks),
+    )
+)
