@@ -1,7 +1,7 @@
 """`auto`, what we recommend: every adapter on its own words, and where its concept is; one row a step.
 
 Where that is, boxes say, or where the base looks at the class words while it lays the picture out alone (after
-FreeFuse). A concept's ground reaches beyond what the base had in mind, since it may wear or hold something.
+FreeFuse). A concept's ground is all that is nearer to it than to another, since it may wear or hold something.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 
 from studio.pipelines.attention_bias import AttentionBias
-from studio.pipelines.auto_masks import AutoMasks, bands
+from studio.pipelines.auto_masks import AutoMasks, bands, territories
 from studio.pipelines.baselines import Plain
 from studio.pipelines.compose import Run
 from studio.pipelines.denoiser import Branch
@@ -27,12 +27,12 @@ class Auto(Plain):
     Class words are not looked at, and concepts' words less by `hidden`, beyond the boxes of those that have one. Masks
     from maps count where each covers from `least` to `most` of the picture; else, and where the maps of two concepts
     are alike by more than `alike` (cosine), what is not background is shared out from left to right in the order of the
-    prompt. `level` and `cells` as in FreeFuse.
+    prompt. From these follow the grounds. `level` and `cells` as in FreeFuse.
     """
 
     alone: float = 0.08
     hidden: float = 8.0
-    masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=2))
+    masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=0))
     least: float = 0.02
     most: float = 0.7
     alike: float = 0.9
@@ -100,6 +100,9 @@ class Auto(Plain):
         return Branch(acting.weights, image=masks, words=acting.words, bias=self._hiding(run, places, self.hidden))
 
     def _grounds(self, run: Run, maps: Maps) -> Tensor:
+        return territories(self._masks(run, maps))
+
+    def _masks(self, run: Run, maps: Maps) -> Tensor:
         """[n, k, H, W] by what the base looked at, or by the order of the words where that tells nothing."""
         words = looks_at(run, maps)
         masks = self.masks(words, list(maps.of("to_out.0").layers.values()), run.size)

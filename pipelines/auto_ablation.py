@@ -17,18 +17,18 @@ from studio.pipelines.probe import Maps
 Tensor = torch.Tensor
 
 
-@dataclass
-class NotGrown(Auto):
-    """Masks end where the base's own thing would."""
+class OnlyMasks(Auto):
+    """Grounds end where the base's own thing would."""
 
-    masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=0))
+    def _grounds(self, run: Run, maps: Maps) -> Tensor:
+        return self._masks(run, maps)
 
 
 @dataclass
 class NoLikeness(Auto):
     """Masks by attention alone."""
 
-    masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=2, likeness=0.0))
+    masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=0, likeness=0.0))
 
 
 @dataclass
@@ -71,9 +71,9 @@ class NoHold(Auto):
 class TrueMasks(Auto):
     """Masks as the renderer would draw the sample concepts, from left to right."""
 
-    def _grounds(self, run: Run, maps: Maps) -> Tensor:
+    def _masks(self, run: Run, maps: Maps) -> Tensor:
         masks = silhouettes([SAMPLE_SUBJECTS[name] for name in run.names], run.size)
-        like = super()._grounds(run, maps)
+        like = super()._masks(run, maps)
         return masks.to(like).expand_as(like)
 
 
@@ -89,7 +89,7 @@ def silhouettes(subjects: list[Subject], size: tuple[int, int]) -> Tensor:
 ABLATIONS = tuple(
     Method(f"auto-{name}", does, f"auto_ablation:{kind.__name__}")
     for name, does, kind in (
-        ("ungrown", "masks end where the base's own thing would", NotGrown),
+        ("masks", "the masks themselves, which end where the base's own thing would", OnlyMasks),
         ("unlike", "masks by attention alone, without likeness of features", NoLikeness),
         ("bands", "maps never believed: what is not background is shared out from left to right", OnlyBands),
         ("words", "every adapter on the whole picture, on its own words", NoGrounds),

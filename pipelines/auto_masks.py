@@ -3,6 +3,7 @@
 After FreeFuse (Liu et al. 2025, "FreeFuse: Multi-Subject LoRA Fusion via Adaptive Token-Level Routing at Test Time").
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,6 +109,18 @@ def grown(masks: Tensor, scores: Tensor) -> Tensor:
     best = scores[:, :-1].masked_fill(touched == 0, -torch.inf).argmax(1)
     taken = F.one_hot(best, masks.shape[1] - 1).movedim(3, 1) * touched
     return torch.cat([masks[:, :-1] + taken, masks[:, -1:] - taken.sum(1, keepdim=True)], 1)
+
+
+def territories(masks: Tensor) -> Tensor:
+    """[n, k, H, W] of zeros and ones that sum to one: every pixel belongs to the mask of [n, k, H, W] that is nearest,
+    each taken for a disc of its area around its middle (a power diagram, Aurenhammer 1987)."""
+    height, width = masks.shape[2:]
+    y, x = torch.meshgrid(
+        torch.arange(height, device=masks.device) + 0.5, torch.arange(width, device=masks.device) + 0.5, indexing="ij"
+    )
+    mass = masks.sum((2, 3), keepdim=True).clamp(min=1)
+    off = sum((one - (masks * one).sum((2, 3), keepdim=True) / mass).square() for one in (y, x))
+    return F.one_hot((off - mass / math.pi).argmin(1), masks.shape[1]).movedim(3, 1).to(masks.dtype)
 
 
 def bands(ground: Tensor, order: Sequence[int]) -> Tensor:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from studio.pipelines.auto_masks import AutoMasks, contended, contrasted, grown, likeness
+from studio.pipelines.auto_masks import AutoMasks, contended, contrasted, grown, likeness, territories
 
 
 def blob(size, middle, wide=0.12) -> torch.Tensor:
@@ -117,3 +117,14 @@ def test_masks_grow_over_the_ground_only():
     slim = dataclasses.replace(AutoMasks(), margin=0)(parts((12, 12), (0.5, 0.5)), [], (12, 12))
     assert (wide[0, 0] >= slim[0, 0]).all()
     assert wide[0, 0].sum() > slim[0, 0].sum()
+
+
+def test_every_pixel_belongs_to_the_nearest_disc():
+    masks = torch.zeros(1, 3, 8, 12)
+    masks[0, 0, 2:6, 1:5] = masks[0, 1, 1, 10] = masks[0, 2, 6:8, 8:12] = 1
+    discs = [(4.0, 3.0, 16), (1.5, 10.5, 1), (7.0, 10.0, 8)]  # middle and area
+    found = territories(masks)[0]
+    for y in range(8):
+        for x in range(12):
+            off = [(y + 0.5 - a) ** 2 + (x + 0.5 - b) ** 2 - area / 3.14159265 for a, b, area in discs]
+            assert found[:, y, x].tolist() == [float(n == off.index(min(off))) for n in range(3)]
