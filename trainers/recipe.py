@@ -50,7 +50,6 @@ class Recipe(BaseModel):
     prior_preservation: bool = True
     prior_target: Literal["picture", "base"] = "picture"
     prior_weight: Annotated[float, Field(ge=0)] = 1.0
-    prior_batch: Count = 1
     prior_count: Count
     prior_prompts: Annotated[tuple[Words, ...], Field(min_length=1)]
 

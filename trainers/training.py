@@ -110,7 +110,7 @@ class Training:
             for name, examples, number in (
                 ("instances", self.instances, count - beside),
                 ("pairs", self.pairs, beside),
-                ("classes", self.classes, recipe.prior_batch * recipe.gradient_accumulation),
+                ("classes", self.classes, count),
             )
             if examples is not None and number
         ]
@@ -122,7 +122,7 @@ class Training:
     def loss(self, drawn: Drawn) -> torch.Tensor:
         """The prior-preserving loss of one micro-batch, instances first; where a picture is not learned from, the
         target is what the base predicts."""
-        batch = drawn.batch
+        batch, half = drawn.batch, len(drawn.noise) // (1 if self.classes is None else 2)
         noisy = self.schedule.noisy(batch.latents, drawn.noise, drawn.timesteps)
         target = self.schedule.target(batch.latents, drawn.noise, drawn.timesteps)
         held = [n for n, own in enumerate(batch.own) if not bool((own == 1).all())]
@@ -133,7 +133,7 @@ class Training:
                 0, torch.tensor(held, device=target.device), own * target[held] + (1 - own) * kept
             )
         prediction = self._predict(noisy, drawn.timesteps, batch, batch.embeds, batch.pooled)
-        return prior_preserving_loss(prediction, target, batch.own, self.recipe.batch_size, self.recipe.prior_weight)
+        return prior_preserving_loss(prediction, target, batch.own, half, self.recipe.prior_weight)
 
     def _predict(
         self,
@@ -189,11 +189,10 @@ class Training:
     def _micro_batches(self) -> list[list[int]]:
         """Rows of each micro-batch: its share of the instances, then its share of the class pictures."""
         size, parts = self.recipe.batch_size, self.recipe.gradient_accumulation
-        prior = 0 if self.classes is None else self.recipe.prior_batch
-        return [
-            [*range(part * size, (part + 1) * size), *range(size * parts + part * prior, size * parts + (part + 1) * prior)]
-            for part in range(parts)
-        ]
+        shares = [list(range(part * size, (part + 1) * size)) for part in range(parts)]
+        if self.classes is None:
+            return shares
+        return [share + [row + size * parts for row in share] for share in shares]
 
 
 def _refuse_broken(number: float, step: int) -> None:
