@@ -13,9 +13,10 @@ from torch import nn
 from studio.adapters import Adapter
 from studio.attaching import merge, teach_words
 from studio.errors import StudioError
+from studio.factor_checks import shape_of
 from studio.factors import Kronecker, LowRank, low_rank_form
 from studio.gates import Gate
-from studio.kernels.kronecker import kronecker_linear
+from studio.kernels.kronecker import kronecker_conv, kronecker_linear
 from studio.kernels.multi_adapter import Factors, Weights, multi_adapter
 from studio.kernels.multi_adapter_conv import Geometry, multi_adapter_conv
 from studio.models import BaseModel
@@ -223,10 +224,14 @@ def _other(change: Change, device: torch.device) -> _Other:
         amount = change.amount().to(device, change.parameter.dtype)
         shape = (-1, 1, 1) if isinstance(module, nn.Conv2d | nn.GroupNorm) else (-1,)
         return lambda x, output: amount.reshape(shape).expand_as(output)
-    if isinstance(change.factor, Kronecker) and isinstance(module, nn.Linear):
+    if isinstance(change.factor, Kronecker) and shape_of(change.factor) == tuple(change.parameter.shape):
         a, b = (one.to(device, module.weight.dtype) for one in change.factor.matrices())
         scale, layout = change.factor.scale, change.factor.layout
-        return lambda x, output: scale * kronecker_linear(x, a, b, layout)
+        if isinstance(module, nn.Linear):
+            return lambda x, output: scale * kronecker_linear(x, a, b, layout)
+        if isinstance(module, nn.Conv2d) and module.groups == 1:
+            geometry = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+            return lambda x, output: scale * kronecker_conv(x, a, b, layout, **geometry)
     amount = change.amount().to(device, change.parameter.dtype)
     match module:
         case nn.Linear():

@@ -75,7 +75,7 @@ def test_what_is_missing_is_asked_for(key: str, home: Home) -> None:
 def test_every_preset_is_a_whole_recipe(preset: str, family: str) -> None:
     source = BaseSource("x/y", "x/y", "hub", family)  # type: ignore[arg-type]
     facts = read_facts(source)
-    chosen = defaults(source, facts, preset, "cat", "sks")
+    chosen = defaults(source, facts, preset, "cat", "sks", "lora")
     recipe = build_recipe([chosen, GIVEN, {"trigger": "sks", "base": "x/y"}])
     assert recipe.resolution == {"sd15": 512, "sdxl": 1024}[family]
 

@@ -1,4 +1,4 @@
-"""DreamBooth-LoRA (Ruiz et al. 2023, Hu et al. 2021): from a handful of pictures to a concept of the library."""
+"""DreamBooth (Ruiz et al. 2023): from a handful of pictures to a concept of the library, by an adapter of any kind."""
 
 import hashlib
 import json
@@ -22,7 +22,6 @@ from studio.trainers.checkpoint import (
     save_checkpoint,
 )
 from studio.trainers.data import Example, encode_examples
-from studio.trainers.lora import add_lora, write_lora
 from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_examples
@@ -31,6 +30,7 @@ from studio.trainers.report import plot_losses, versions, write_card
 from studio.trainers.sampling import draw
 from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, learning_rate
+from studio.trainers.tuners import count_of, make_tuner
 from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in
 
 
@@ -65,7 +65,7 @@ def train_concept(
         emit(Phase("load base"))
         base = load_base(source, device)
         training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not facts.own)
-        ensure_free(workplace.folder, 16 * _size(training) * (recipe.keep_checkpoints + 1))
+        ensure_free(workplace.folder, 16 * count_of(training.tuner) * (recipe.keep_checkpoints + 1))
         if found is not None:
             check_same_data(found, data)
             training.restore(found.tensors)
@@ -109,16 +109,11 @@ def _prepare(
         encode_examples(base, made, recipe.resolution, cache, true_sizes=False) if made else None
         for made in (prior, pairs)
     )
-    parameters = add_lora(base.unet, recipe)
-    training = Training(base, recipe, parameters, instances, classes, beside)
-    count = _size(training)
-    layers = len(parameters) // 2
-    emit(Notice(f"LoRA of rank {recipe.rank} on {layers} layers: {count:,} parameters, {4e-6 * count:.1f} MB."))
+    tuner = make_tuner(base, recipe)
+    training = Training(base, recipe, tuner, instances, classes, beside)
+    count = count_of(tuner)
+    emit(Notice(f"{tuner.describe()}: {count:,} parameters, {4e-6 * count:.1f} MB."))
     return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
-def _size(training: Training) -> int:
-    return sum(parameter.numel() for parameter in training.parameters.values())
 
 
 def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again: str) -> None:
@@ -173,8 +168,7 @@ def _finish(training: Training, workplace: Workplace, home: Home, data: str, emi
         "studio.base": recipe.base,
         "studio.family": family,
         "studio.method": recipe.method,
-        "studio.rank": str(recipe.rank),
-        "studio.alpha": str(recipe.alpha),
+        **training.tuner.notes,
         "studio.steps": str(recipe.steps),
         "studio.data": data,
         "studio.versions": json.dumps(versions()),
@@ -182,13 +176,13 @@ def _finish(training: Training, workplace: Workplace, home: Home, data: str, emi
     concept = Concept(
         recipe.name, recipe.trigger, recipe.class_word, recipe.base, family, recipe.method, workplace.folder
     )
-    write_lora(training.base, workplace.folder / ADAPTER_FILE, notes)
+    training.tuner.write(workplace.folder / ADAPTER_FILE, notes)
     plot_losses(training.losses, workplace.folder / "loss.png")
     last = [
         (f"samples/step-{training.step:06d}-{number}.png", prompt)
         for number, prompt in enumerate(recipe.sample_prompts if recipe.sample_every else ())
     ]
-    write_card(concept, recipe, notes, last)
+    write_card(concept, recipe, notes, last, training.tuner.loads)
     kept = move_in(home, workplace, concept, overwrite)
     emit(Done(kept.folder, f"{kept.name} is learned: call it <{kept.name}> in prompts ({kept.phrase!r})."))
     return kept

@@ -1,6 +1,8 @@
 """LoRA on a UNet (Hu et al. 2021): put in, written as one file that plain diffusers loads, and read back as proof."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +14,66 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
-from studio.errors import StudioError, UsageError
+from studio.errors import StudioError
 from studio.home import write_atomic
 from studio.models import BaseModel
 from studio.trainers.recipe import Recipe
+from studio.trainers.tuners import targeted
 
 _ADAPTER = "default"
 
 
-def add_lora(unet: UNet2DConditionModel, recipe: Recipe) -> dict[str, torch.nn.Parameter]:
-    """Inject the recipe's LoRA into `unet`; returns its float32 parameters by name, the only trainable ones.
+class LoraTuner:
+    """peft's LoRA: down drawn with deviation 1 / rank, up of zeros."""
 
-    Raises UsageError for a target that names no layer of the network.
-    """
-    kinds = torch.nn.Linear | torch.nn.Conv2d
-    names = [f".{name}" for name, module in unet.named_modules() if isinstance(module, kinds)]
-    missing = [target for target in recipe.targets if not any(name.endswith(f".{target}") for name in names)]
-    if missing:
-        raise UsageError(
-            f"The network has no layers called {', '.join(missing)}.", f"Correct `targets`; usual are {recipe.targets}."
+    loads = True
+
+    def __init__(self, base: BaseModel, recipe: Recipe) -> None:
+        self._base, self._recipe = base, recipe
+        self.notes = {"studio.rank": str(recipe.rank), "studio.alpha": str(recipe.alpha)}
+        targeted(base.unet, recipe)
+        alpha: Any = recipe.alpha  # PEFT takes fractions, though its annotation does not
+        config = LoraConfig(
+            r=recipe.rank, lora_alpha=alpha, target_modules=list(recipe.targets), init_lora_weights="gaussian"
         )
-    alpha: Any = recipe.alpha  # PEFT takes fractions, though its annotation does not
-    config = LoraConfig(
-        r=recipe.rank, lora_alpha=alpha, target_modules=list(recipe.targets), init_lora_weights="gaussian"
-    )
-    with torch.random.fork_rng():  # PEFT draws from the global generator
-        torch.manual_seed(recipe.seed)
-        unet.add_adapter(config, _ADAPTER)
-    parameters = {name: one for name, one in unet.named_parameters() if one.requires_grad}
-    for one in parameters.values():
-        one.data = one.data.float()
-    return parameters
+        with torch.random.fork_rng():  # PEFT draws from the global generator
+            torch.manual_seed(recipe.seed)
+            base.unet.add_adapter(config, _ADAPTER)
+        self.parameters = {name: one for name, one in base.unet.named_parameters() if one.requires_grad}
+        for one in self.parameters.values():
+            one.data = one.data.float()
 
+    def describe(self) -> str:
+        """Rank and layers."""
+        return f"LoRA of rank {self._recipe.rank} on {len(self.parameters) // 2} layers"
 
-def write_lora(base: BaseModel, path: Path, notes: dict[str, str]) -> None:
-    """Write the LoRA of `base.unet` to `path` with `notes` as metadata; it gets its name only after it was read back.
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        """The base alone."""
+        self._base.unet.disable_adapters()
+        try:
+            yield
+        finally:
+            self._base.unet.enable_adapters()
 
-    Raises StudioError where a number is not finite, the disk refuses, or diffusers does not read what was written.
-    """
-    config = base.unet.peft_config[_ADAPTER].to_dict()
-    plain = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    state = get_peft_model_state_dict(base.unet, adapter_name=_ADAPTER)
-    tensors = {f"unet.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-    damaged = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if damaged:
-        raise StudioError(f"The trained weights are not finite ({damaged[0]}).", "Train again with a lower --lr.")
-    metadata = notes | {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
+    def write(self, path: Path, notes: dict[str, str]) -> None:
+        """As diffusers writes it; raises StudioError where a number is not finite, the disk refuses, or diffusers does
+        not read what was written."""
+        unet = self._base.unet
+        config = unet.peft_config[_ADAPTER].to_dict()
+        plain = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        state = get_peft_model_state_dict(unet, adapter_name=_ADAPTER)
+        tensors = {f"unet.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+        damaged = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if damaged:
+            raise StudioError(f"The trained weights are not finite ({damaged[0]}).", "Train again with a lower --lr.")
+        metadata = notes | {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
 
-    def write(file: Path) -> None:
-        file.write_bytes(save(tensors, metadata))
-        _verify(base, file)
+        def write(file: Path) -> None:
+            file.write_bytes(save(tensors, metadata))
+            _verify(self._base, file)
 
-    write_atomic(path, write)
+        write_atomic(path, write)
 
 
 def _verify(base: BaseModel, file: Path) -> None:

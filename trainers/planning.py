@@ -17,6 +17,7 @@ _NEEDED = {
     "name": "Give the concept a name: --name milo",
     "class_word": "Say what kind of thing it is, in a word the base knows: --class cat",
 }
+_SIZES = {"lora": ("factors", "parameter_count"), "krona": ("rank", "alpha")}  # what is another method's
 
 
 def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
@@ -32,7 +33,14 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     source = find_base(base)
     facts = read_facts(source)
     trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
-    preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger)
+    method = chosen.get("method", "lora")
+    if foreign := [key for key in _SIZES.get(method, ()) if key in chosen]:
+        raise UsageError(
+            f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
+        )
+    preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
+    if "parameter_count" in chosen and "factors" not in chosen:
+        preset.pop("factors", None)
     if "rank" in chosen:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
     counts = [chosen.get("batch_size", preset["batch_size"]), chosen.get("gradient_accumulation", 1)]

@@ -21,6 +21,10 @@ BESIDE = (
     "a pink tree",
 )
 PRESETS = ("quick", "normal", "best")
+_OF_METHOD: dict[tuple[str, bool], dict[str, Any]] = {  # by method, and whether the base is the studio's own
+    ("krona", True): {"factors": (4, 4)},
+    ("krona", False): {"factors": (64, 8), "learning_rate": 1e-3, "schedule": "constant", "gradient_accumulation": 4},
+}
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,15 @@ def free_trigger(facts: BaseFacts, used: set[str]) -> str:
     )
 
 
-def defaults(source: BaseSource, facts: BaseFacts, preset: str, class_word: str, trigger: str) -> dict[str, Any]:
-    """The settings of `preset` for this base: everything a recipe needs but its name, pictures, class and trigger."""
+def defaults(
+    source: BaseSource, facts: BaseFacts, preset: str, class_word: str, trigger: str, method: str
+) -> dict[str, Any]:
+    """The settings of `preset` for this base and method: everything a recipe needs but its name, pictures, class and
+    trigger."""
     if preset not in PRESETS:
         raise UsageError(f"There is no preset {preset!r}.", f"Take one of {', '.join(PRESETS)}.")
     chosen = _own(preset, class_word) if facts.own else _full(preset, source.family)
+    chosen |= _OF_METHOD.get((method, facts.own), {})
     prompts = tuple(prompt.format(class_word=class_word) for prompt in facts.prior_prompts)
     subject = f"a {trigger} {class_word}"
     return chosen | {

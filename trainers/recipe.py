@@ -27,11 +27,13 @@ class Recipe(BaseModel):
     class_word: Words
     trigger: Words
     base: Words
-    method: Literal["lora"] = "lora"
+    method: Literal["lora", "krona"] = "lora"
     preset: Literal["quick", "normal", "best"] = "normal"
 
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Annotated[float, Field(gt=0)]
+    factors: tuple[Count, Count] | None = None
+    parameter_count: Count | None = None
     targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION
 
     steps: Count
@@ -80,6 +82,12 @@ class Recipe(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_size(self) -> "Recipe":
+        if self.method == "krona" and (self.factors is None) == (self.parameter_count is None):
+            raise ValueError("krona is sized by factors (a1, a2) or by parameter_count, by one of the two")
+        return self
+
     @property
     def paired(self) -> int:
         """How many of a step's pictures show the concept beside something else."""
@@ -124,7 +132,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def write_toml(recipe: Recipe, path: Path) -> None:
     """Write every setting of `recipe`, so that no later change of a preset alters what it means."""
-    text = tomli_w.dumps(recipe.model_dump(mode="json"))
+    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
     write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 

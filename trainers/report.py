@@ -10,7 +10,7 @@ from studio.concepts import Concept
 from studio.home import write_atomic
 from studio.trainers.recipe import Recipe
 
-_SHOWN = ("method", "rank", "alpha", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed")
+_SHOWN = ("method", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed")
 
 
 def plot_losses(losses: list[float], path: Path) -> None:
@@ -34,13 +34,31 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("concept-studio", "torch", "diffusers", "peft")}
 
 
-def write_card(concept: Concept, recipe: Recipe, notes: dict[str, str], samples: list[tuple[str, str]]) -> None:
-    """Write the README.md of a concept: what it is, how to use it, how it was made; `samples` are (file, prompt)."""
+def write_card(
+    concept: Concept, recipe: Recipe, notes: dict[str, str], samples: list[tuple[str, str]], loads: bool
+) -> None:
+    """Write the README.md of a concept: what it is, how to use it, how it was made; `samples` are (file, prompt), and
+    `loads` says whether plain diffusers reads the file."""
     rows = "\n".join(f"| {key} | {getattr(recipe, key)} |" for key in _SHOWN)
     others = {key.removeprefix("studio."): value for key, value in notes.items()}
     made = "\n".join(f"| {key} | {value} |" for key, value in others.items() if key not in _SHOWN)
     pictures = "\n".join(f"![{prompt}]({file})" for file, prompt in samples)
     kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
+    elsewhere = f"""With diffusers alone:
+
+```python
+from diffusers import {kind}
+
+pipe = {kind}.from_pretrained("{concept.base}")
+pipe.load_lora_weights("{concept.adapter_file.name}")
+pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
+```"""
+    if not loads:
+        elsewhere = f"""The file is a LoKr, as LyCORIS writes it. For what reads plain LoRA only:
+
+```
+studio convert {concept.adapter_file.name} --to diffusers --rank 32
+```"""
     text = f"""---
 base_model: {concept.base}
 library_name: diffusers
@@ -50,7 +68,7 @@ instance_prompt: {recipe.instance_prompt}
 
 # {concept.name}
 
-A {recipe.class_word}, learned with DreamBooth-LoRA on the base `{concept.base}`. In prompts it is called
+A {recipe.class_word}, learned by DreamBooth ({recipe.method}) on the base `{concept.base}`. In prompts it is called
 `{concept.phrase}`; in the studio `<{concept.name}>` stands for that.
 
 {pictures}
@@ -61,15 +79,7 @@ A {recipe.class_word}, learned with DreamBooth-LoRA on the base `{concept.base}`
 studio generate "a <{concept.name}>" --concept {concept.name}
 ```
 
-With diffusers alone:
-
-```python
-from diffusers import {kind}
-
-pipe = {kind}.from_pretrained("{concept.base}")
-pipe.load_lora_weights("{concept.adapter_file.name}")
-pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
-```
+{elsewhere}
 
 ## How it was made
 

@@ -15,6 +15,7 @@ from studio.trainers.data import Batch, Examples, chosen_at, generator_for
 from studio.trainers.losses import noise_schedule, prior_preserving_loss
 from studio.trainers.precision import keep_softmax_wide, mixed_precision
 from studio.trainers.recipe import Recipe
+from studio.trainers.tuners import Tuner
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -43,11 +44,11 @@ class Drawn:
 
 @dataclass
 class Training:
-    """A base with trainable parameters, the data, and how far it has come."""
+    """A base with what is trained in it, the data, and how far it has come."""
 
     base: BaseModel
     recipe: Recipe
-    parameters: dict[str, torch.nn.Parameter]
+    tuner: Tuner
     instances: Examples
     classes: Examples | None
     pairs: Examples | None = None
@@ -64,7 +65,7 @@ class Training:
             gradient_accumulation_steps=recipe.gradient_accumulation,
         )
         self.adamw = torch.optim.AdamW(
-            list(self.parameters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+            list(self.tuner.parameters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         self.optimizer = self.accelerator.prepare(self.adamw)
         if on_cpu and self.accelerator.mixed_precision == "bf16":
@@ -90,7 +91,7 @@ class Training:
                 _refuse_broken(total, step)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    norm: Any = self.accelerator.clip_grad_norm_(self.parameters.values(), recipe.max_grad_norm)
+                    norm: Any = self.accelerator.clip_grad_norm_(self.tuner.parameters.values(), recipe.max_grad_norm)
                     if self.accelerator.scaler is None:  # with a scaler a first overflow is normal: it skips the step
                         _refuse_broken(float(norm), step)
                 self.adamw.param_groups[0]["lr"] = learning_rate(recipe, step)
@@ -153,11 +154,8 @@ class Training:
     def _untrained(self, noisy: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """What the base makes of the plain words without what is being trained."""
         batch = drawn.batch
-        self.base.unet.disable_adapters()
-        try:
+        with self.tuner.without():
             return self._predict(noisy, drawn.timesteps, batch, batch.plain_embeds, batch.plain_pooled).float()
-        finally:
-            self.base.unet.enable_adapters()
 
     def state(self) -> Tensors:
         """Weights, AdamW's moments, float16's loss scale and the losses so far, as tensors on the CPU."""
@@ -165,7 +163,7 @@ class Training:
         if self.accelerator.scaler is not None:
             scaling = self.accelerator.scaler.state_dict()
             tensors |= {f"scaler/{key}": torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()}
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.tuner.parameters.items():
             tensors[f"weight/{name}"] = parameter.detach()
             for moment in _MOMENTS:
                 tensors[f"{moment}/{name}"] = self.adamw.state[parameter][moment]
@@ -179,11 +177,11 @@ class Training:
             self.accelerator.scaler.load_state_dict({k: type(v)(tensors[f"scaler/{k}"].item()) for k, v in own.items()})
         moments = {
             place: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
-            for place, name in enumerate(self.parameters)
+            for place, name in enumerate(self.tuner.parameters)
         }
         self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
+            for name, parameter in self.tuner.parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
 
     def _micro_batches(self) -> list[list[int]]:

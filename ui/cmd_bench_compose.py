@@ -76,13 +76,9 @@ def compose(
     state = Home.resolve(home)
     folder = out or state.outputs / "bench-compose"
     chosen = sample_names(names)
-    if ablation and methods:
-        raise UsageError("--ablation is about auto alone, and --methods asks for others.", "Give one of the two.")
-    asked = ["auto"] if ablation else [find_method(name).name for name in (methods.split(",") if methods else METHODS)]
-    rounds = 0 if ablation else rounds
+    asked, rounds = _asked(methods, ablation), 0 if ablation else rounds
     numbers, settings = (_range(pairs, "pairs"), _range(triples, "triples")), _scenes(scenes)
-    if rounds and "merge" not in asked:
-        raise UsageError("Costs are beside those of merge, which is not asked for.", "Add merge, or give --rounds 0.")
+    _check_rounds(rounds, asked)
     prepare_out(folder)
     with progress() as emit:
         from studio.pipelines.auto_ablation import ABLATIONS
@@ -93,23 +89,29 @@ def compose(
 
         plan = ComposeBench(seeds, steps=steps, scenes=settings or SCENES)
         groups = [group for size, part in zip((2, 3), numbers, strict=True) for group in groups_of(chosen, size)[part]]
-        if not groups:
-            raise UsageError("There is no pair or triple among what is asked for.", "Give more --names or --pairs.")
         arms = [*arms_of(asked), *(Arm(one.name, one) for one in ABLATIONS if ablation)]
         _check(arms, groups, steps)
-        learned = learn_samples(chosen, preset, state, emit)
-        known = {one.sample: Known(one.concept, one.subject) for one in learned}
+        known = {one.sample: Known(one.concept, one.subject) for one in learn_samples(chosen, preset, state, emit)}
         base, judge = load_tools(emit)
         store = Store(folder)
         members = [tuple(known[name] for name in group) for group in groups]
         results = bench_compose(base, judge, members, [*YARDSTICKS, *arms], plan, store, emit)
         costs = _costs(folder, base, plan, members[0], arms, rounds, emit)
-    report = _report(results, costs, plan, preset)
-    if ablation:
-        report["parts"] = {one.name: one.does for one in ABLATIONS}
+    report = _report(results, costs, plan, preset) | {"parts": {one.name: one.does for one in ABLATIONS if ablation}}
     keep_json(folder, "ablation" if ablation else "compose", report)
     _keep_sheets(folder, results, store)
     _show(report, as_json)
+
+
+def _asked(methods: str | None, ablation: bool) -> list[str]:
+    if ablation and methods:
+        raise UsageError("--ablation is about auto alone, and --methods asks for others.", "Give one of the two.")
+    return ["auto"] if ablation else [find_method(name).name for name in (methods.split(",") if methods else METHODS)]
+
+
+def _check_rounds(rounds: int, asked: Sequence[str]) -> None:
+    if rounds and "merge" not in asked:
+        raise UsageError("Costs are beside those of merge, which is not asked for.", "Add merge, or give --rounds 0.")
 
 
 def _range(text: str, what: str) -> slice:
@@ -135,6 +137,8 @@ def _scenes(text: str | None) -> Scenes:
 
 def _check(arms: "Sequence[Arm]", groups: Sequence[tuple[str, ...]], steps: int) -> None:
     """Raise UsageError for what a method cannot draw, before anything is trained for it."""
+    if not groups:
+        raise UsageError("There is no pair or triple among what is asked for.", "Give more --names or --pairs.")
     largest = max(groups, key=len)
     for arm in arms:
         if arm.method is not None and not arm.boxes:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from studio.errors import UsageError
 from studio.home import Home
 from studio.ui.options import HomeOption, JsonOption, print_json
 
@@ -22,12 +23,14 @@ def train_concept(
     base: Annotated[
         str | None, typer.Option(help="picturebook (default), sdxl, sd15, a hub id, a folder or a .safetensors file.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="How it is learned: lora.")] = None,
+    method: Annotated[str | None, typer.Option(help="How it is learned: lora (default) or krona.")] = None,
     preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
     alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
+    factors: Annotated[str | None, typer.Option(help="KronA: sizes of its first factor, as in 64x8.")] = None,
+    parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many, instead.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step (and as many class pictures).")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
@@ -58,6 +61,8 @@ def train_concept(
         "steps": steps,
         "rank": rank,
         "alpha": alpha,
+        "factors": None if factors is None else _pair(factors),
+        "parameter_count": parameter_count,
         "learning_rate": lr,
         "batch_size": batch_size,
         "resolution": resolution,
@@ -68,6 +73,13 @@ def train_concept(
     place = Home.resolve(home)
     recipe = (resumed_recipe if resume else plan_recipe)(given, config, place)
     _train(recipe, place, resume=resume, overwrite=overwrite, device=device, as_json=as_json)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, times, second = text.partition("x")
+    if not (times and first.isdigit() and second.isdigit()):
+        raise UsageError(f"--factors {text} are no two sizes.", "Write them as in 64x8.")
+    return int(first), int(second)
 
 
 def _train(recipe: "Recipe", home: Home, *, resume: bool, overwrite: bool, device: str | None, as_json: bool) -> None:

@@ -1,0 +1,64 @@
+"""What a training puts into a UNet. Each method is one class in a file of its own; the loop knows only this."""
+
+from contextlib import AbstractContextManager
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from studio.errors import UsageError
+from studio.models import BaseModel
+from studio.trainers.recipe import Recipe
+
+_PLACES = {"lora": "lora:LoraTuner", "krona": "krona:KronaTuner"}
+
+
+class Tuner(Protocol):
+    """An adapter while it is trained: put in when made, as nothing at first.
+
+    `parameters` are its float32 tensors by name, the only trainable ones of the UNet; `notes` say its size in the
+    file's metadata; `loads` says whether plain diffusers reads that file.
+    """
+
+    parameters: dict[str, torch.nn.Parameter]
+    notes: dict[str, str]
+    loads: bool
+
+    def describe(self) -> str:
+        """One sentence: what it is, and on how many layers."""
+        ...
+
+    def without(self) -> AbstractContextManager[None]:
+        """The UNet as it was before, while the block runs."""
+        ...
+
+    def write(self, path: Path, notes: dict[str, str]) -> None:
+        """Write the adapter with `notes` as metadata; it gets its name only after it was read back and is the same."""
+        ...
+
+
+def make_tuner(base: BaseModel, recipe: Recipe) -> Tuner:
+    """What `recipe.method` trains, put into `base`; raises UsageError for what does not fit its layers."""
+    module, _, kind = _PLACES[recipe.method].partition(":")
+    return getattr(import_module(f"studio.trainers.{module}"), kind)(base, recipe)
+
+
+def count_of(tuner: Tuner) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in tuner.parameters.values())
+
+
+def targeted(unet: UNet2DConditionModel, recipe: Recipe) -> dict[str, torch.nn.Linear | torch.nn.Conv2d]:
+    """The layers that `recipe.targets` name, by path; raises UsageError for a target that names none."""
+    layers = {
+        name: module for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    endings = {target: f".{target}" for target in recipe.targets}
+    missing = [one for one, ending in endings.items() if not any(f".{name}".endswith(ending) for name in layers)]
+    if missing:
+        raise UsageError(
+            f"The network has no layers called {', '.join(missing)}.", f"Correct `targets`; usual are {recipe.targets}."
+        )
+    return {name: module for name, module in layers.items() if f".{name}".endswith(tuple(endings.values()))}
