@@ -58,8 +58,8 @@ class NoHold(Auto):
     def branches(self, run: Run) -> list[Branch]:
         """One, gated from the start."""
         if "acting" not in run.state:
-            maps = run.denoiser.look(run.state["noisy"], run.state["timestep"], [run.state["holding"]], run.state["probe"])
-            run.state["acting"] = self._acting(run, maps[0])
+            noisy, timestep, holding, probe = (run.state[key] for key in ("noisy", "timestep", "holding", "probe"))
+            run.state["acting"] = self._acting(run, run.denoiser.look(noisy, timestep, [holding], probe)[0])
         return [run.state["acting"]]
 
     def refine(self, run: Run, latents: Tensor, timestep: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ def test_a_convolution_by_groups_is_the_dense_one_in_value_and_gradients(shape, 
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randn(a1, a2, generator=rng), torch.randn(b1, b2, kernel, kernel, generator=rng)
     x = torch.randn(2, a2 * b2, 6, 5, generator=rng)
-    inputs = [one.double().requires_grad_() for one in (x, a, b)]
+    x, a, b = inputs = [one.double().requires_grad_() for one in (x, a, b)]
     geometry = {"stride": 2 if kernel == 3 else 1, "padding": kernel // 2}
-    got, truth = (call(*inputs, layout, **geometry) for call in (kronecker_conv, conv_reference))
+    got, truth = (call(x, a, b, layout, **geometry) for call in (kronecker_conv, conv_reference))
     torch.testing.assert_close(got, truth, atol=1e-12, rtol=0)
     seed = torch.randn(got.shape, generator=rng, dtype=torch.float64)
     for mine, theirs in zip(*(torch.autograd.grad(y, inputs, seed) for y in (got, truth)), strict=True):
@@ -49,8 +49,8 @@ def test_gradients_of_the_vec_trick_are_those_of_the_dense_product(shape, layout
     a1, a2, b1, b2 = shape
     rng = torch.Generator().manual_seed(1)
     sizes = ((3, a2 * b2), (a1, a2), (b1, b2))
-    inputs = [torch.randn(*size, generator=rng, dtype=torch.float64).requires_grad_() for size in sizes]
+    x, a, b = inputs = [torch.randn(*size, generator=rng, dtype=torch.float64).requires_grad_() for size in sizes]
     seed = torch.randn(3, a1 * b1, generator=rng, dtype=torch.float64)
-    found = [torch.autograd.grad(call(*inputs, layout), inputs, seed) for call in (kronecker_linear, reference)]
+    found = [torch.autograd.grad(call(x, a, b, layout), inputs, seed) for call in (kronecker_linear, reference)]
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)

@@ -108,7 +108,7 @@ def solved(layers: list[Layer], most: int) -> tuple[int, int]:
     within = {wanted: count for wanted, count in counts.items() if count <= most}
     if not within:
         raise UsageError(
-            f"KronA on these layers takes {min(counts.values()):,} parameters at least, and parameter_count is {most:,}.",
+            f"KronA on these layers takes {min(counts.values()):,} parameters at least; parameter_count is {most:,}.",
             "Ask for more, or for fewer targets.",
         )
     return max(within, key=lambda wanted: within[wanted])

@@ -105,8 +105,8 @@ def pasted(
 ) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """`scene` with `picture` in its left or right half, and the region that it covers, in fractions.
 
-    The picture is moved sideways by whole cells, the UNet's coarsest, each `cell` of the width, so that the network sees
-    what it showed before; what `cut` takes and all that is beyond, to the scene's edge, covers what the base drew there.
+    The picture is moved sideways by whole cells, the UNet's coarsest, each `cell` of the width, so that the network
+    sees what it showed before; what `cut` takes and all beyond, to the scene's edge, covers what the base drew there.
     """
     width, side = scene.width, round(cut.size * scene.width)
     small = square(picture, side)[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()

@@ -30,7 +30,7 @@ def train_concept(
     rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
     alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
     factors: Annotated[str | None, typer.Option(help="KronA: sizes of its first factor, as in 64x8.")] = None,
-    parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many, instead.")] = None,
+    parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step (and as many class pictures).")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
