@@ -1,15 +1,11 @@
 import dataclasses
 
-import pytest
 import torch
 from composing import HALVES, SETTINGS, latents
-from test_attaching import snapshot
 
-from studio.events import Step
 from studio.pipelines.auto import Auto
 from studio.pipelines.auto_masks import AutoMasks, bands
 from studio.pipelines.baselines import Merge
-from studio.pipelines.compose import compose
 from studio.pipelines.regional import own_words
 from studio.regions import Box, Layout
 
@@ -86,17 +82,3 @@ def test_bands_have_equal_areas():
     assert masks.sum((2, 3)).tolist() == [[12, 12]]
     assert masks[0, 1].sum(0)[:6].sum() == 12
     assert torch.equal(masks.sum(1), 1 - ground)
-
-
-def test_the_base_is_as_before_also_after_an_exception(base, concepts):
-    before = snapshot(base)
-    chosen = [(one, 1.0) for one in concepts]
-    compose(base, SETTINGS, chosen, Auto(), lambda event: None)
-
-    def stop(event):
-        if isinstance(event, Step) and event.step == 2:
-            raise RuntimeError("enough")
-
-    with pytest.raises(RuntimeError, match="enough"):
-        compose(base, SETTINGS, chosen, Auto(), stop)
-    assert snapshot(base) == before

@@ -5,15 +5,12 @@ import pytest
 import torch
 from composing import SETTINGS, latents
 from fixtures_models import build_lora
-from test_attaching import snapshot
 
 from studio.concepts import Concept
 from studio.errors import UsageError
-from studio.events import Step
 from studio.models import find_base, load_base
 from studio.pipelines.baselines import Composite, Merge, Switch
 from studio.pipelines.clora import Clora, claimed, contrast, shares
-from studio.pipelines.compose import compose
 
 
 def loss(maps, labels, temperature=0.5) -> float:
@@ -260,19 +257,6 @@ def test_the_other_family(tiny_sd15, concepts, tmp_path):
     assert run.denoiser.probe is not None
     assert found.isfinite().all()
     assert not torch.equal(found, still)
-
-
-def test_the_base_is_as_before_also_after_an_accident(base, concepts):
-    before = snapshot(base)
-
-    def accident(event):
-        if isinstance(event, Step):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compose(base, SETTINGS, [(one, 1.0) for one in concepts], Clora(), accident)
-    assert snapshot(base) == before
-    assert not any("forward" in vars(module) for module in base.unet.modules())
 
 
 def test_numbers_that_select_nothing(base, concepts):

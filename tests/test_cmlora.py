@@ -4,11 +4,10 @@ import math
 import pytest
 import torch
 from composing import SETTINGS, latents
-from test_attaching import snapshot
 from torch.utils.flop_counter import FlopCounterMode
 
 from studio.errors import UsageError
-from studio.events import Step, silent
+from studio.events import silent
 from studio.models import find_base, load_base
 from studio.pipelines.baselines import Composite, Switch
 from studio.pipelines.cmlora import CmLora
@@ -223,16 +222,3 @@ def test_shares_sum_to_one(base, concepts):
 def test_settings_that_cannot_be_meant(base, concepts, composer, said):
     with pytest.raises(UsageError, match=said):
         compose(base, SETTINGS, [(one, 1.0) for one in concepts], composer, silent)
-
-
-def test_the_base_is_as_before_also_after_an_accident(base, concepts):
-    before = snapshot(base)
-
-    def accident(event):
-        if isinstance(event, Step) and event.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compose(base, SETTINGS, [(one, 1.0) for one in concepts], GIVEN, accident)
-    assert snapshot(base) == before
-    assert not any("forward" in vars(module) or module._forward_hooks for module in base.unet.modules())

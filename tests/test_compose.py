@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from composing import SETTINGS, latents
-from test_attaching import snapshot
 from test_generate import difference
 
 from studio.errors import StudioError, UsageError
-from studio.events import Notice, Step, silent
+from studio.events import Notice, silent
 from studio.pipelines.baselines import Composite, Merge, Recentred, Switch
 from studio.pipelines.compose import compose, denoise, opened
 from studio.pipelines.generate import generate
@@ -86,19 +85,6 @@ def test_without_guidance_there_is_one_condition(base, concepts):
     assert difference(ours[0], theirs[0]) <= 1
     _, run = latents(base, concepts, Composite(), settings)
     assert run.denoiser.rows == settings.steps * 2 * settings.count
-
-
-def test_the_base_is_as_before_also_after_an_accident(base, concepts):
-    before = snapshot(base)
-
-    def accident(event):
-        if isinstance(event, Step):
-            raise KeyboardInterrupt
-
-    for composer in ALL:
-        with pytest.raises(KeyboardInterrupt):
-            compose(base, SETTINGS, [(one, 1.0) for one in concepts], composer, accident)
-        assert snapshot(base) == before
 
 
 def test_odd_sizes_and_many_seeds(base, concepts):

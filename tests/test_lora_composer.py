@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from composing import HALVES, SETTINGS, latents
 from fixtures_models import build_lora
-from test_attaching import snapshot
 
 from studio.adapters import Adapter, load_concept
 from studio.errors import UsageError
-from studio.events import Step, silent
+from studio.events import silent
 from studio.models import find_base, load_base
 from studio.pipelines.baselines import Merge, Switch
 from studio.pipelines.box_losses import Place
@@ -302,19 +301,6 @@ def test_the_other_family(tiny_sd15, concepts, tmp_path):
     still, _ = latents(base, own, STILL, layout=SPREAD)
     assert found.isfinite().all()
     assert not torch.equal(found, still)
-
-
-def test_the_base_is_as_before_also_after_an_accident(base, concepts):
-    before = snapshot(base)
-
-    def accident(event):
-        if isinstance(event, Step):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compose(base, SETTINGS, paired(concepts), LoraComposer(), accident, HALVES)
-    assert snapshot(base) == before
-    assert not any("forward" in vars(module) for module in base.unet.modules())
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,22 @@ import dataclasses
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from composing import HALVES, SETTINGS, latents
+from test_attaching import snapshot
+from training_helpers import TINY, tiny_recipe
 
 from studio.errors import UsageError
+from studio.events import Step
+from studio.pipelines.baselines import Recentred
+from studio.pipelines.compose import compose
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
+from studio.regions import Layout
+from studio.trainers.dreambooth import train_concept
 
 DOCS = Path(__file__).parents[1] / "docs" / "composing.md"
 
@@ -31,6 +40,38 @@ def test_every_method_draws_at_the_documented_cost(base, concepts, name):
     found, run = latents(base, concepts, find_method(name).make(), settings, layout=HALVES)
     assert found.isfinite().all()
     assert run.denoiser.rows == 6 * 2 * eval(documented()[name][1], {"k": 2})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_base_is_as_before_also_after_an_accident(base, concepts, name):
+    settings = dataclasses.replace(SETTINGS, steps=6, count=1)
+    before, alone = snapshot(base), latents(base, concepts, Recentred(), settings, (0.0, 0.0))[0]
+    for last in (1, 4, None):
+
+        def accident(event, last=last):
+            if isinstance(event, Step) and event.step == last:
+                raise KeyboardInterrupt
+
+        with nullcontext() if last is None else pytest.raises(KeyboardInterrupt):
+            compose(base, settings, [(one, 1.0) for one in concepts], find_method(name).make(), accident, HALVES)
+        assert snapshot(base) == before
+        assert not any("forward" in vars(module) or module._forward_hooks for module in base.unet.modules())
+    assert torch.equal(latents(base, concepts, Recentred(), settings, (0.0, 0.0))[0], alone)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_composes_what_krona_trained(base, concepts, tiny_sdxl, home, monkeypatch, name):
+    monkeypatch.delitem(TINY, "rank")
+    krona = {"name": "cleo", "trigger": "ohwx", "method": "krona", "factors": (4, 2), "steps": 2, "learning_rate": 0.05}
+    cleo = train_concept(tiny_recipe(tiny_sdxl, home, krona), home)
+    settings = dataclasses.replace(SETTINGS, prompt="a <milo> and a <cleo> on the grass", steps=6, count=1)
+    layout = Layout({"milo": HALVES.boxes["milo"], "cleo": HALVES.boxes["rex"]})
+    with_it, without = (
+        latents(base, [concepts[0], cleo], find_method(name).make(), settings, (1.0, strength), layout)[0]
+        for strength in (1.0, 0.0)
+    )
+    assert with_it.isfinite().all()
+    assert (with_it - without).abs().max() > 1e-4
 
 
 def test_the_default_is_a_method():
