@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from studio.adapters import Adapter, load_concept
+from studio.adapters import load_concept
 from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.events import Emit, Phase, silent
@@ -131,7 +131,7 @@ def memory(base: BaseModel, concepts: Sequence[Concept]) -> dict[str, Any]:
     found, rows = {}, 2 * len(concepts)
     for count in (1, len(concepts)):
         with peak_memory(base, sorted(shapes)) as told:
-            _installed_forward(base, [load_concept(one) for one in concepts[:count]], rows)
+            _installed_forward(base, concepts[:count], rows)
         found[str(count)] = told
     alone, together = found["1"], found[str(len(concepts))]
     more = together["peak MB"] - alone["peak MB"]
@@ -146,8 +146,8 @@ def memory(base: BaseModel, concepts: Sequence[Concept]) -> dict[str, Any]:
     }
 
 
-def _installed_forward(base: BaseModel, adapters: list[Adapter], rows: int) -> None:
-    bank = AdapterBank(base, adapters)
+def _installed_forward(base: BaseModel, concepts: Sequence[Concept], rows: int) -> None:
+    bank = AdapterBank(base, [load_concept(one) for one in concepts])  # and nobody else holds them
     with bank.installed(), bank.use(_regions(base, bank.count, rows)):
         _forward(base, rows)()
 

@@ -49,7 +49,7 @@ class AdapterBank:
 
     def __init__(self, base: BaseModel, adapters: Sequence[Adapter]) -> None:
         self.base = base
-        self.placed: list[Placed] = [place(base, adapter) for adapter in adapters]
+        self.placed: list[Placed] = [place(base, replace(one, factors=dict(one.factors))) for one in adapters]
         self.gate: Gate | None = None
         self._layers: list[_Layer] | None = None
 
@@ -77,7 +77,6 @@ class AdapterBank:
         """Hook the layers, and teach the base the adapters' words, while the block runs."""
         if self._layers is None:
             self._layers = _stack(self.placed, self.base.device)
-            self.placed = [_in_the_stacks(one, column, self._layers) for column, one in enumerate(self.placed)]
         with ExitStack() as undo:
             for layer in self._layers:
                 undo.callback(layer.module.register_forward_hook(self._hook(layer)).remove)
@@ -155,41 +154,37 @@ def _convolved(module: Any, factors: Factors, x: Tensor, output: Tensor, gate: G
 
 def _stack(placed: Sequence[Placed], device: torch.device) -> list[_Layer]:
     """The layers that any adapter changes, their low-rank factors stacked on the device that computes: offloaded
-    weights lie elsewhere between forwards."""
+    weights lie elsewhere between forwards. What a stack holds is let go of, layer by layer."""
     layers: dict[nn.Module, _Layer] = {}
-    pairs: dict[nn.Module, list[LowRank]] = {}
+    pairs: dict[nn.Module, list[tuple[int, int]]] = {}
     for column, one in enumerate(placed):
-        for change in one.changes:
+        for at, change in enumerate(one.changes):
             layer = layers.setdefault(change.module, _Layer(change.layer, change.module, _stream(change.layer)))
-            pair = _pair(change)
-            if pair is not None:
+            if isinstance(change.factor, LowRank) and isinstance(change.module, nn.Linear | nn.Conv2d):
                 layer.columns.append(column)
-                pairs.setdefault(change.module, []).append(pair)
+                pairs.setdefault(change.module, []).append((column, at))
             else:
                 layer.others.append((column, _other(change, device)))
     for module, several in pairs.items():
-        layers[module].low = _stacked_factors(several, module, device)
+        low = _stacked_factors([placed[column].changes[at].factor for column, at in several], module, device)
+        layers[module].low = low
+        for place, (column, at) in enumerate(several):
+            _let_go(placed[column], at, Factors(low.down[place], low.up[place]))
     return list(layers.values())
 
 
-def _in_the_stacks(one: Placed, column: int, layers: list[_Layer]) -> Placed:
-    """The same adapter, its pairs read from the stacks where these hold every bit of them (the scale is a power of
-    two): else it would lie in memory twice."""
-    stacks = {layer.name: (layer.low, layer.columns.index(column)) for layer in layers if column in layer.columns}
-    views: dict[str, LowRank] = {}
-    for layer, factor in one.adapter.factors.items():
-        low, at = stacks.get(layer, (None, 0))
-        if low is None or not isinstance(factor, LowRank) or factor.mid is not None:
-            continue
-        exact = frexp(abs(factor.scale))[0] == 0.5 and factor.up.dtype == factor.down.dtype == low.down.dtype
-        if exact and factor.down.device == low.down.device:
-            down, up = low.down[at, : factor.rank], low.up[at, : factor.rank].T
-            views[layer] = LowRank(down.reshape(factor.down.shape), up.reshape(factor.up.shape))
-    changes = [
-        change if change.factor is None else replace(change, factor=views.get(change.layer, change.factor))
-        for change in one.changes
-    ]
-    return replace(one, adapter=replace(one.adapter, factors=one.adapter.factors | views), changes=changes)
+def _let_go(one: Placed, at: int, held: Factors) -> None:
+    """Read a pair from its stack, where that holds every bit of it (the scale is a power of two): else it would lie in
+    memory twice."""
+    change = one.changes[at]
+    factor = change.factor
+    assert isinstance(factor, LowRank)
+    exact = frexp(abs(factor.scale))[0] == 0.5 and factor.mid is None
+    if exact and factor.up.dtype == factor.down.dtype == held.down.dtype and factor.down.device == held.down.device:
+        down, up = held.down[: factor.rank], held.up[: factor.rank].T
+        view = LowRank(down.reshape(factor.down.shape), up.reshape(factor.up.shape))
+        one.changes[at] = replace(change, factor=view)
+        one.adapter.factors[change.layer] = view
 
 
 def _stream(layer: str) -> str:
@@ -198,20 +193,14 @@ def _stream(layer: str) -> str:
     return "text" if layer.endswith(_READS_TEXT) else "image"
 
 
-def _pair(change: Change) -> LowRank | None:
-    """The change as a pair of matrices, where that is its own form."""
-    if isinstance(change.factor, LowRank) and isinstance(change.module, nn.Linear | nn.Conv2d):
-        return low_rank_form(change.factor)
-    return None
-
-
-def _stacked_factors(pairs: list[LowRank], module: nn.Module, device: torch.device) -> Factors:
+def _stacked_factors(factors: list[Any], module: nn.Module, device: torch.device) -> Factors:
     weight: Any = module.weight
-    k, rank = len(pairs), max(pair.rank for pair in pairs)
+    k, rank = len(factors), max(one.rank for one in factors)
     # Of a convolution with the channels last, as it is computed: else every forward would sort them anew.
     down = weight.new_zeros(k, rank, *weight.shape[2:], weight.shape[1], device=device).movedim(-1, 2)
     up = weight.new_zeros(k, rank, len(weight), device=device)
-    for a, pair in enumerate(pairs):
+    for a, pair in enumerate(map(low_rank_form, factors)):
+        assert pair is not None
         down[a, : pair.rank] = pair.down.reshape(pair.rank, *weight.shape[1:])
         up[a, : pair.rank] = pair.up.flatten(1).T
     return Factors(down, up)
