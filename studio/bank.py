@@ -168,8 +168,8 @@ def _stack(placed: Sequence[Placed], device: torch.device) -> list[_Layer]:
     for module, several in pairs.items():
         low = _stacked_factors([placed[column].changes[at].factor for column, at in several], module, device)
         layers[module].low = low
-        for place, (column, at) in enumerate(several):
-            _let_go(placed[column], at, Factors(low.down[place], low.up[place]))
+        for n, (column, at) in enumerate(several):
+            _let_go(placed[column], at, Factors(low.down[n], low.up[n]))
     return list(layers.values())
 
 
