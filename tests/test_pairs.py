@@ -1,4 +1,3 @@
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from training_helpers import tiny_recipe
 from studio.events import Loss
 from studio.home import Home
 from studio.trainers.dreambooth import train_concept
-from studio.trainers.pairs import Cut, best_cut, misplaced, moved, pasted
+from studio.trainers.pairs import Cut, best_cut, pasted
 from studio.trainers.training import Drawn, Training
 
 PAIRS = {"pair_share": 0.5, "pair_count": 4, "pair_prompts": ("a dog", "a red cat"), "batch_size": 2}
@@ -48,36 +47,23 @@ def test_a_subject_is_pasted_as_large_as_half_a_scene_has_room_for(width: int, l
 
 @pytest.mark.parametrize("right", [False, True])
 @pytest.mark.parametrize(("width", "left"), [(44, 26), (44, 30), (40, 22)])
-def test_the_subject_comes_into_its_half_by_whole_cells(width: int, left: int, right: bool) -> None:
+def test_all_of_the_subject_comes_into_its_half_by_whole_cells(width: int, left: int, right: bool) -> None:
     picture = on_ground(width, left)
     scene = Image.new("RGB", (96, 96), "black")
     made, region = pasted(scene, picture, best_cut(picture), right, 1 / 6)
     pixels = np.asarray(made).astype(int)
     red = np.flatnonzero((pixels[:, :, 0] > 200).any(0))
-    assert width - 2 <= len(red) <= width
-    assert (left + width - 1 - red[-1]) % 16 == 0 if red[0] == 0 else (red[0] - left) % 16 == 0
-    assert abs(red.mean() - (70 if right else 26)) <= 8
+    assert len(red) == width
+    assert (red[0] - left) % 16 == 0
+    assert abs(red.mean() - (72 if right else 24)) < 16
     covered = np.flatnonzero((pixels.sum(2) > 0).any(0))
     assert (covered[0] / 96, (covered[-1] + 1) / 96) == (region[0], region[2])
     assert region[2] == 1 if right else region[0] == 0
 
 
-@pytest.mark.parametrize(("width", "share"), [(36, 0.46), (46, 0.5), (50, 0.54), (54, 0.58)])
-def test_no_more_is_cut_than_the_subject_needs(width: int, share: float) -> None:
-    assert best_cut(on_ground(width, 48 - width // 2)).width == share
-
-
-def test_where_a_picture_stands_best_of_all_steps() -> None:
-    for middle, right in product((0.4, 0.47, 0.5, 0.56), (False, True)):
-        cut, goal = Cut(1.0, 0.5, middle), 0.73 if right else 0.27
-        spots = [middle + step / 6 for step in range(-6, 7) if 0.19 <= middle + step / 6 <= 0.81]
-        assert middle + moved(cut, right, 1 / 6) == pytest.approx(min(spots, key=lambda spot: abs(spot - goal)))
-        assert misplaced(cut, right, 1 / 6) == pytest.approx(min(abs(spot - goal) for spot in spots))
-
-
 def test_a_large_or_wide_picture_is_scaled_and_what_it_does_not_reach_stays() -> None:
     picture = Image.new("RGB", (200, 160), "red")
-    made, region = pasted(Image.new("RGB", (96, 96), "black"), picture, Cut(0.75, 0.5, 0.5), False, 1 / 6)
+    made, region = pasted(Image.new("RGB", (96, 96), "black"), picture, Cut(0.75, 0.5), False, 1 / 6)
     pixels = np.asarray(made).astype(int)
     left, top, right, bottom = (round(96 * one) for one in region)
     assert (top, bottom) == (12, 84)
