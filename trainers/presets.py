@@ -22,7 +22,7 @@ BESIDE = (
 )
 PRESETS = ("quick", "normal", "best")
 _OF_METHOD: dict[tuple[str, bool], dict[str, Any]] = {  # by method, and whether the base is the studio's own
-    ("krona", True): {"factors": (4, 4)},
+    ("krona", True): {"factors": (4, 4), "learning_rate": 0.012},
     ("krona", False): {"factors": (64, 8), "learning_rate": 1e-3, "schedule": "constant", "gradient_accumulation": 4},
 }
 
