@@ -109,6 +109,7 @@ def test_ablation_measures_auto_with_each_part_left_out(run_studio, learned, tmp
     assert list(section["methods"]) == ["auto", "auto+boxes", *report["parts"]]
     assert {f"{name} - auto" for name in report["parts"]} < set(section["differences"])
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == report
+    assert [one.name for one in (tmp_path / "out").glob("*.png")] == ["ablation-pairs.png"]  # that of methods is left
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def test_a_name_that_is_taken_is_refused_before_anything(run_studio: Run, config
         (["--steps", "0"], "steps is 0; it must be at least 1"),
         (["--steps", "-3"], "steps is -3; it must be at least 1"),
         (["--rank", "0"], "rank is 0; it must be at least 1"),
+        (["--method", "krona", "--factors", "64"], "--factors 64 are no two sizes"),
+        (["--factors", "4x4"], "factors says nothing to the method lora"),
         (["--name", "../up"], "'../up' cannot be used"),
         (["--name", "n" * 300], "300 characters"),
         (["--base", "picturbook"], "no base model 'picturbook'"),

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_helpers import TINY, same, tiny_recipe
+from training_helpers import same, tiny_recipe
 
 from studio.adapters import load_concept
 from studio.attaching import attach
@@ -18,12 +18,6 @@ from studio.trainers.training import Training
 
 KRONA = {"method": "krona", "factors": (4, 2)}
 WIDE = (*ATTENTION, "proj_in", "ff.net.2", "conv1", "conv2")
-
-
-@pytest.fixture(autouse=True)
-def no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small recipes are of LoRA."""
-    monkeypatch.delitem(TINY, "rank", raising=False)
 
 
 def predicted(base) -> torch.Tensor:

@@ -1,3 +1,4 @@
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from training_helpers import tiny_recipe
 from studio.events import Loss
 from studio.home import Home
 from studio.trainers.dreambooth import train_concept
-from studio.trainers.pairs import Cut, best_cut, pasted
+from studio.trainers.pairs import Cut, best_cut, misplaced, moved, pasted
 from studio.trainers.training import Drawn, Training
 
 PAIRS = {"pair_share": 0.5, "pair_count": 4, "pair_prompts": ("a dog", "a red cat"), "batch_size": 2}
@@ -59,6 +60,14 @@ def test_all_of_the_subject_comes_into_its_half_by_whole_cells(width: int, left:
     covered = np.flatnonzero((pixels.sum(2) > 0).any(0))
     assert (covered[0] / 96, (covered[-1] + 1) / 96) == (region[0], region[2])
     assert region[2] == 1 if right else region[0] == 0
+
+
+def test_where_a_picture_stands_best_of_all_steps() -> None:
+    for middle, right in product((0.42, 0.47, 0.5, 0.56), (False, True)):
+        cut, goal = Cut(1.0, middle), 0.73 if right else 0.27
+        spots = [middle + step / 6 for step in range(-6, 7) if 0.22 <= middle + step / 6 <= 0.78]
+        assert middle + moved(cut, right, 1 / 6) == pytest.approx(min(spots, key=lambda spot: abs(spot - goal)))
+        assert misplaced(cut, right, 1 / 6) == pytest.approx(min(abs(spot - goal) for spot in spots))
 
 
 def test_a_large_or_wide_picture_is_scaled_and_what_it_does_not_reach_stays() -> None:

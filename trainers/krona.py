@@ -10,13 +10,13 @@ from torch import nn
 
 from studio.adapter_writing import write_adapter
 from studio.adapters import Adapter
-from studio.errors import StudioError, UsageError
+from studio.errors import UsageError
 from studio.factors import Kronecker
 from studio.kernels.kronecker import kronecker_conv, kronecker_linear
 from studio.models import BaseModel
 from studio.trainers.data import generator_for
 from studio.trainers.recipe import Recipe
-from studio.trainers.tuners import targeted
+from studio.trainers.tuners import check_finite, targeted
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -56,8 +56,7 @@ class KronaTuner:
     def write(self, path: Path, notes: dict[str, str]) -> None:
         """As LyCORIS's LoKr of two whole matrices; raises StudioError where a number is not finite or the file does
         not read back as it was trained."""
-        if damaged := [name for name, one in self.parameters.items() if not one.isfinite().all()]:
-            raise StudioError(f"The trained weights are not finite ({damaged[0]}).", "Train again with a lower --lr.")
+        check_finite(self.parameters)
         factors = {f"unet.{name}": Kronecker(*self._pair(name)) for name in self._factors}
         adapter = Adapter(self._recipe.name, "KronA", self._base.family, dict(factors), metadata=notes)
         write_adapter(adapter, path, to="lycoris")

@@ -18,7 +18,7 @@ from studio.errors import StudioError
 from studio.home import write_atomic
 from studio.models import BaseModel
 from studio.trainers.recipe import Recipe
-from studio.trainers.tuners import targeted
+from studio.trainers.tuners import check_finite, targeted
 
 _ADAPTER = "default"
 
@@ -64,9 +64,7 @@ class LoraTuner:
         plain = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         state = get_peft_model_state_dict(unet, adapter_name=_ADAPTER)
         tensors = {f"unet.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-        damaged = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-        if damaged:
-            raise StudioError(f"The trained weights are not finite ({damaged[0]}).", "Train again with a lower --lr.")
+        check_finite(tensors)
         metadata = notes | {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
 
         def write(file: Path) -> None:

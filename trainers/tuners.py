@@ -1,5 +1,6 @@
 """What a training puts into a UNet. Each method is one class in a file of its own; the loop knows only this."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Protocol
 import torch
 from diffusers import UNet2DConditionModel
 
-from studio.errors import UsageError
+from studio.errors import StudioError, UsageError
 from studio.models import BaseModel
 from studio.trainers.recipe import Recipe
 
@@ -18,8 +19,8 @@ _PLACES = {"lora": "lora:LoraTuner", "krona": "krona:KronaTuner"}
 class Tuner(Protocol):
     """An adapter while it is trained: put in when made, as nothing at first.
 
-    `parameters` are its float32 tensors by name, the only trainable ones of the UNet; `notes` say its size in the
-    file's metadata; `loads` says whether plain diffusers reads that file.
+    `parameters` are its float32 tensors by name, all that is trained; `notes` say its size in the file's metadata;
+    `loads` says whether plain diffusers reads that file.
     """
 
     parameters: dict[str, torch.nn.Parameter]
@@ -48,6 +49,12 @@ def make_tuner(base: BaseModel, recipe: Recipe) -> Tuner:
 def count_of(tuner: Tuner) -> int:
     """How many numbers are trained."""
     return sum(parameter.numel() for parameter in tuner.parameters.values())
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise StudioError where something trained is no number."""
+    if damaged := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise StudioError(f"The trained weights are not finite ({damaged[0]}).", "Train again with a lower --lr.")
 
 
 def targeted(unet: UNet2DConditionModel, recipe: Recipe) -> dict[str, torch.nn.Linear | torch.nn.Conv2d]:

@@ -98,8 +98,9 @@ def compose(
         results = bench_compose(base, judge, members, [*YARDSTICKS, *arms], plan, store, emit)
         costs = _costs(folder, base, plan, members[0], arms, rounds, emit)
     report = _report(results, costs, plan, preset) | {"parts": {one.name: one.does for one in ABLATIONS if ablation}}
-    keep_json(folder, "ablation" if ablation else "compose", report)
-    _keep_sheets(folder, results, store)
+    title = "ablation" if ablation else "compose"
+    keep_json(folder, title, report)
+    _keep_sheets(folder, title, results, store)
     _show(report, as_json)
 
 
@@ -178,7 +179,7 @@ def _report(results: "Sequence[Result]", costs: Mapping[str, Any], plan: "Compos
     return {"judge": "B", "preset": preset, "plan": vars(plan), "sections": found, "costs": dict(costs)}
 
 
-def _keep_sheets(folder: Path, results: "Sequence[Result]", store: "Store") -> None:
+def _keep_sheets(folder: Path, title: str, results: "Sequence[Result]", store: "Store") -> None:
     """A row for each way to draw but the concepts alone, a column for each group, its first seed."""
     from studio.pipelines.compose_arms import ALONE
     from studio.pipelines.contact_sheet import comparison_sheet
@@ -191,7 +192,7 @@ def _keep_sheets(folder: Path, results: "Sequence[Result]", store: "Store") -> N
         if rows:
             heads = [" + ".join(group) for group in next(iter(rows.values()))]
             sheet = comparison_sheet({arm: list(row.values()) for arm, row in rows.items()}, heads)
-            write_atomic(folder / f"compose-{name}.png", lambda file, sheet=sheet: sheet.save(file, "PNG"))
+            write_atomic(folder / f"{title}-{name}.png", lambda file, sheet=sheet: sheet.save(file, "PNG"))
 
 
 def _show(report: Mapping[str, Any], as_json: bool) -> None:
