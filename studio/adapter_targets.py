@@ -99,10 +99,10 @@ def _check_peft(adapter: Adapter, factors: Mapping[str, Factor], to: Target) -> 
     """Raise UsageError for what PEFT's LoRA has no place for."""
     for layer in adapter.biases:
         raise _refusal(f"{layer}.bias", "a full difference", to, "kohya or --to lycoris")
-    for token in adapter.embeddings:
+    for token in adapter.embeddings if to == "peft" else ():
         raise UsageError(
             f"{adapter.name} brings the word {token!r} along, which {to} files cannot hold.",
-            "Use --to kohya or --to lycoris.",
+            "Use --to diffusers, --to kohya or --to lycoris.",
         )
     with_magnitude = {layer: isinstance(factor, Dora) for layer, factor in factors.items()}
     for layer, dora in with_magnitude.items():

@@ -5,7 +5,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,29 @@ Tensors = dict[str, Tensor]
 class Written:
     """What a file holds: its layers, and the largest relative error of a change against the source's.
 
-    `approximated` are the relative errors of those that an SVD made, by layer.
+    `approximated` are the relative errors of those that an SVD made, by layer; `words` the files of new words, which
+    diffusers reads apart from a LoRA.
     """
 
     path: Path
     layers: int
     error: float
     approximated: dict[str, float]
+    words: tuple[Path, ...] = ()
 
 
 def write_adapter(adapter: Adapter, path: Path, to: Target, *, half: bool = False, rank: int | None = None) -> Written:
     """Write `adapter` to `path`, for "peft" a folder, with one sub-folder a component where it has several.
 
-    `half` rounds to float16. `rank` lets an SVD of that rank stand for kinds that the target cannot hold. Raises
+    For diffusers each word that it brings along becomes a file of its own beside it, as `load_textual_inversion` takes
+    it. `half` rounds to float16. `rank` lets an SVD of that rank stand for kinds that the target cannot hold. Raises
     UsageError for what it cannot hold, StudioError where what is read back differs; `path` then stays as it was.
     """
     made = expressed(adapter, to, rank)
     dtype = torch.float16 if half else None
     errors: list[float] = []
+    words = adapter.embeddings if to == "diffusers" else {}
+    adapter = replace(adapter, embeddings={}) if words else adapter
 
     def check(draft: Path) -> None:
         errors.append(_largest_error(adapter, made.factors, load_adapter(draft), torch.float16 if half else None))
@@ -58,7 +63,15 @@ def write_adapter(adapter: Adapter, path: Path, to: Target, *, half: bool = Fals
         tensors, extra = _flat(adapter, made.factors, to)
         metadata = _kept(adapter.metadata) | extra
         write_atomic(path, lambda draft: (_save(draft, tensors, metadata, dtype), check(draft)))
-    return Written(path, len(adapter.layers), max(*errors, *made.errors.values(), 0.0), made.errors)
+    beside = tuple(_write_word(path, n, *word, dtype) for n, word in enumerate(words.items(), 1))
+    return Written(path, len(adapter.layers), max(*errors, *made.errors.values(), 0.0), made.errors, beside)
+
+
+def _write_word(path: Path, n: int, token: str, towers: Mapping[str, Tensor], dtype: torch.dtype | None) -> Path:
+    """{token: rows} where only one text encoder has it, else the rows by text encoder."""
+    tensors = {token if len(towers) == 1 else tower: rows for tower, rows in towers.items()}
+    target = path.with_suffix(".word.safetensors" if n == 1 else f".word-{n}.safetensors")
+    return write_atomic(target, lambda draft: _save(draft, tensors, {"token": token}, dtype))
 
 
 def _flat(adapter: Adapter, factors: Mapping[str, Factor], to: Target) -> tuple[Tensors, dict[str, str]]:

@@ -15,6 +15,7 @@ from studio.models import BaseModel
 from studio.placing import Change, Placed, Receipt, place, receipt_of
 from studio.untrusted import shown
 
+TOWERS = ("clip_l", "clip_g")  # what files call the text encoders, in their order
 Tensor = torch.Tensor
 
 
@@ -64,7 +65,7 @@ def _put_back(kept: dict[torch.nn.Parameter, Tensor]) -> None:
 
 def teach_words(base: BaseModel, adapter: Adapter, undo: ExitStack) -> None:
     """Let the base's tokenizers and text encoders know the adapter's new words."""
-    towers = {"clip_l": 0, "clip_g": 1, "*": 0}
+    towers = {tower: n for n, tower in enumerate(TOWERS)} | {"*": 0}
     for token, embeddings in adapter.embeddings.items():
         for tower, rows in embeddings.items():
             if tower == PER_LAYER:  # the receipt says that it has no effect
@@ -82,11 +83,14 @@ def teach_words(base: BaseModel, adapter: Adapter, undo: ExitStack) -> None:
                     f"{adapter.name}: the base has the word {shown(known[0])!r} already.",
                     "Import the file with a rare word as --trigger, or give it such a name.",
                 )
-            _teach(encoder, tokenizer, names, rows, undo)
+            add_words(encoder, tokenizer, names, rows, undo)
 
 
-def _teach(encoder: Any, tokenizer: Any, names: list[str], rows: Tensor, undo: ExitStack) -> None:
-    """Add words with their rows of the table; diffusers' own way back leaves all but the first word behind."""
+def add_words(encoder: Any, tokenizer: Any, names: list[str], rows: Tensor, undo: ExitStack) -> None:
+    """Add `names` to the tokenizer and their `rows` [n, width] to the table, until `undo` is closed.
+
+    diffusers' own way back leaves all but the first word behind.
+    """
     own, state = encoder.get_input_embeddings(), tokenizer.backend_tokenizer.to_str()
 
     def forget() -> None:

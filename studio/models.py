@@ -97,6 +97,10 @@ class BaseModel:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextStates:
         """Exactly what the diffusers pipeline makes of `prompts`, without the unconditional half."""
+        return self.read(prompts)
+
+    def read(self, prompts: list[str]) -> TextStates:
+        """The same, and gradients flow to what of the text encoders is trained."""
         with hushed():  # what is cut off, `unread` tells
             encoded = self.pipe.encode_prompt(
                 prompt=prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False

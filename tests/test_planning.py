@@ -47,15 +47,21 @@ def test_preset_then_file_then_command_line(own_base: str, home: Home, tmp_path:
     recipe = plan_recipe(GIVEN | {"steps": 7}, config, home)
     assert (recipe.steps, recipe.rank, recipe.alpha, recipe.resolution) == (7, 3, 3.0, 32)
     assert recipe.prior_prompts == ("a cat", "a dog")
-    assert recipe.instance_prompt == "a uvu cat"
+    assert recipe.instance_prompt == "a milo0 cat"
     assert recipe.pictures.is_absolute()
 
 
 def test_each_concept_gets_an_identifier_of_its_own(own_base: str, home: Home) -> None:
     keep(home, "rex", "uvu")
-    assert plan_recipe(GIVEN | {"base": own_base}, None, home).trigger == "xax"
-    assert plan_recipe(GIVEN | {"base": own_base, "name": "rex"}, None, home).trigger == "uvu"
-    assert plan_recipe(GIVEN | {"base": own_base, "trigger": "mine"}, None, home).trigger == "mine"
+    known = GIVEN | {"base": own_base, "new_word": False}
+    assert plan_recipe(known, None, home).trigger == "xax"
+    assert plan_recipe(known | {"name": "rex"}, None, home).trigger == "uvu"
+    assert plan_recipe(known | {"trigger": "mine"}, None, home).trigger == "mine"
+
+
+def test_a_small_base_gets_a_new_word_unless_the_trigger_is_one_that_it_knows(own_base: str, home: Home) -> None:
+    plans = [plan_recipe(GIVEN | {"base": own_base, **more}, None, home) for more in ({}, {"trigger": "uvu"})]
+    assert [(plan.trigger, plan.new_word) for plan in plans] == [("milo0", True), ("uvu", False)]
 
 
 def test_identifiers_that_are_all_taken(own_base: str, home: Home) -> None:

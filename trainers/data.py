@@ -37,9 +37,10 @@ class Batch:
     """What the UNet is asked about: latents [B, C, h, w], embeds [B, N, D]; for SDXL pooled [B, P], time_ids [B, 6].
 
     `own` [B, 1, h, w] is the share of each place that is learned from the picture; `plain_embeds`, `plain_pooled` are
-    the words by which the base says the rest.
+    the words by which the base says the rest. `prompts` are what `embeds` were made of.
     """
 
+    prompts: tuple[str, ...]
     latents: torch.Tensor
     embeds: torch.Tensor
     pooled: torch.Tensor | None
@@ -50,16 +51,16 @@ class Batch:
 
     def rows(self, chosen: list[int], device: torch.device | None = None) -> "Batch":
         """The samples `chosen`, on `device` where it is given."""
-        parts: Any = [getattr(self, field.name) for field in fields(self)]
+        parts: Any = [getattr(self, field.name) for field in fields(self)[1:]]
         chosen_parts: Any = [None if part is None else part[chosen].to(device or part.device) for part in parts]
-        return Batch(*chosen_parts)
+        return Batch(tuple(self.prompts[row] for row in chosen), *chosen_parts)
 
     @staticmethod
     def joined(batches: Sequence["Batch"]) -> "Batch":
         """All samples, in order."""
-        parts: Any = [[getattr(batch, field.name) for batch in batches] for field in fields(Batch)]
+        parts: Any = [[getattr(batch, field.name) for batch in batches] for field in fields(Batch)[1:]]
         joined: Any = [None if part[0] is None else torch.cat(part) for part in parts]
-        return Batch(*joined)
+        return Batch(tuple(prompt for batch in batches for prompt in batch.prompts), *joined)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def encode_examples(
     time_ids = torch.tensor(sizes, dtype=torch.float32) if base.family == "sdxl" else None
     own = torch.stack([_share_of(one.region, mean.shape[2], mean.shape[3]) for one in examples])
     spoken = (words["embeds"], words.get("pooled"), time_ids, own, rest["embeds"], rest.get("pooled"))
-    return Examples(Batch(mean, *spoken), std)
+    return Examples(Batch(tuple(one.prompt for one in examples), mean, *spoken), std)
 
 
 def _share_of(region: tuple[float, float, float, float] | None, height: int, width: int) -> torch.Tensor:

@@ -29,8 +29,9 @@ from studio.trainers.recipe import Recipe, write_toml
 from studio.trainers.report import plot_losses, versions, write_card
 from studio.trainers.sampling import draw
 from studio.trainers.stopping import Stopped, stop_requests
-from studio.trainers.training import Training, learning_rate
+from studio.trainers.training import Training, share_of_rate
 from studio.trainers.tuners import count_of, make_tuner
+from studio.trainers.words import NewWord
 from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in
 
 
@@ -65,7 +66,7 @@ def train_concept(
         emit(Phase("load base"))
         base = load_base(source, device)
         training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not facts.own)
-        ensure_free(workplace.folder, 16 * count_of(training.tuner) * (recipe.keep_checkpoints + 1))
+        ensure_free(workplace.folder, 16 * count_of(training.parameters) * (recipe.keep_checkpoints + 1))
         if found is not None:
             check_same_data(found, data)
             training.restore(found.tensors)
@@ -90,10 +91,6 @@ def _prepare(
     """The training at step 0, and the fingerprint of all it is made from."""
     cache = home.cache / "examples"
     own = [Example(picture.path, prompt) for picture in pictures for prompt in prompts_for(picture, recipe)]
-    for one in own:
-        if unread := base.unread(one.prompt):
-            limit, name = base.text_limit, one.path.name
-            emit(Notice(f"The base reads {limit} tokens of a text; of the caption of {name} not: {unread!r}."))
     prior: list[Example] = []
     pairs: list[Example] = []
     if recipe.prior_preservation:
@@ -110,9 +107,15 @@ def _prepare(
         for made in (prior, pairs)
     )
     tuner = make_tuner(base, recipe)
-    training = Training(base, recipe, tuner, instances, classes, beside)
-    count = count_of(tuner)
-    emit(Notice(f"{tuner.describe()}: {count:,} parameters, {4e-6 * count:.1f} MB."))
+    word = NewWord(base, recipe) if recipe.new_word else None  # after encoding, lest each has a cache of its own
+    training = Training(base, recipe, tuner, instances, classes, beside, word)
+    for one in own:
+        if unread := base.unread(one.prompt):
+            limit, name = base.text_limit, one.path.name
+            emit(Notice(f"The base reads {limit} tokens of a text; of the caption of {name} not: {unread!r}."))
+    count = count_of(training.parameters)
+    learned = f"{tuner.describe()}{f', and the word {recipe.trigger!r}' if word else ''}"
+    emit(Notice(f"{learned}: {count:,} parameters, {4e-6 * count:.1f} MB."))
     return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -131,7 +134,7 @@ def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again:
             loss = training.take_step()
             step = training.step
             pace = (time.monotonic() - begun) / (step - first)
-            emit(Loss(step, loss, learning_rate(recipe, step - 1)))
+            emit(Loss(step, loss, recipe.learning_rate * share_of_rate(recipe, step - 1)))
             emit(Step(step, recipe.steps, pace * (recipe.steps - step)))
             last = step == recipe.steps
             stop = stopping() and not last
@@ -176,7 +179,8 @@ def _finish(training: Training, workplace: Workplace, home: Home, data: str, emi
     concept = Concept(
         recipe.name, recipe.trigger, recipe.class_word, recipe.base, family, recipe.method, workplace.folder
     )
-    training.tuner.write(workplace.folder / ADAPTER_FILE, notes)
+    words = {} if training.word is None else training.word.tensors()
+    training.tuner.write(workplace.folder / ADAPTER_FILE, notes, words)
     plot_losses(training.losses, workplace.folder / "loss.png")
     last = [
         (f"samples/step-{training.step:06d}-{number}.png", prompt)

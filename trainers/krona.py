@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from studio.adapter_parts import take_embeddings
 from studio.adapter_writing import write_adapter
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Kronecker
 from studio.kernels.kronecker import kronecker_conv, kronecker_linear
 from studio.models import BaseModel
+from studio.trainers.cache import Tensors
 from studio.trainers.data import generator_for
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import check_finite, targeted
@@ -53,12 +55,13 @@ class KronaTuner:
         finally:
             self._acts = True
 
-    def write(self, path: Path, notes: dict[str, str]) -> None:
+    def write(self, path: Path, notes: dict[str, str], words: Tensors) -> None:
         """As LyCORIS's LoKr of two whole matrices; raises StudioError where a number is not finite or the file does
         not read back as it was trained."""
-        check_finite(self.parameters)
+        check_finite({**self.parameters, **words})
         factors = {f"unet.{name}": Kronecker(*self._pair(name)) for name in self._factors}
-        adapter = Adapter(self._recipe.name, "KronA", self._base.family, dict(factors), metadata=notes)
+        rows, _ = take_embeddings(self._recipe.name, words)
+        adapter = Adapter(self._recipe.name, "KronA", self._base.family, dict(factors), {}, rows, metadata=notes)
         write_adapter(adapter, path, to="lycoris")
 
     def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,7 +32,11 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     base = chosen.get("base", EMBEDDED)
     source = find_base(base)
     facts = read_facts(source)
-    trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
+    new_word = chosen.get("new_word", facts.own and chosen.get("trigger") not in facts.identifiers)
+    if new_word:
+        trigger = chosen.get("trigger") or f"{chosen['name']}0"  # as no word of a base is written
+    else:
+        trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
     method = chosen.get("method", "lora")
     if foreign := [key for key in _SIZES.get(method, ()) if key in chosen]:
         raise UsageError(
@@ -47,7 +51,7 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     if all(isinstance(count, int) for count in counts) and prod(counts) * preset.get("pair_share", 0) < 0.5:
         preset["pair_share"] = 0.0  # of so few pictures a step the preset's share is none
     lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
-    return build_recipe([preset, {"trigger": trigger}, chosen, lasting])
+    return build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
 
 
 def _lasting_name(source: BaseSource) -> str:

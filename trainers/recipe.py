@@ -15,6 +15,7 @@ ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 
 Words = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Recipe(BaseModel):
@@ -35,6 +36,8 @@ class Recipe(BaseModel):
     factors: tuple[Count, Count] | None = None
     parameter_count: Count | None = None
     targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION
+    new_word: bool = False
+    word_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
 
     steps: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]
@@ -45,6 +48,7 @@ class Recipe(BaseModel):
     gradient_checkpointing: bool = False
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Share, Share] = (0.9, 0.999)
     resolution: Annotated[int, Field(ge=16, le=4096)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -55,7 +59,7 @@ class Recipe(BaseModel):
     prior_count: Count
     prior_prompts: Annotated[tuple[Words, ...], Field(min_length=1)]
 
-    pair_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    pair_share: Share = 0.0
     pair_count: Count = 24
     pair_prompts: tuple[Words, ...] = ()
 

@@ -43,16 +43,7 @@ def write_card(
     others = {key.removeprefix("studio."): value for key, value in notes.items()}
     made = "\n".join(f"| {key} | {value} |" for key, value in others.items() if key not in _SHOWN)
     pictures = "\n".join(f"![{prompt}]({file})" for file, prompt in samples)
-    kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
-    elsewhere = f"""With diffusers alone:
-
-```python
-from diffusers import {kind}
-
-pipe = {kind}.from_pretrained("{concept.base}")
-pipe.load_lora_weights("{concept.adapter_file.name}")
-pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
-```"""
+    elsewhere = _with_diffusers(concept, recipe)
     if not loads:
         elsewhere = f"""The file is a LoKr, as LyCORIS writes it. For what reads plain LoRA only:
 
@@ -93,3 +84,36 @@ Every setting is in `recipe.toml`. The loss:
 ![loss](loss.png)
 """
     write_atomic(concept.folder / "README.md", lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _with_diffusers(concept: Concept, recipe: Recipe) -> str:
+    """How to use a LoRA there; a new word goes into a file of its own, for each text encoder a line."""
+    kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
+    name, export, towers = concept.name, "", ""
+    if recipe.new_word:
+        export = f"""
+```
+studio library export {name} --as diffusers --to .
+```
+"""
+        towers = "".join(
+            f"""pipe.load_textual_inversion(
+    word["{tower}"], token="{recipe.trigger}", text_encoder=pipe.text_encoder{n}, tokenizer=pipe.tokenizer{n}
+)
+"""
+            for tower, n in (("clip_l", ""), ("clip_g", "_2"))
+        )
+        towers = f'word = load_file("{name}.word.safetensors")\n{towers}'
+        if concept.family != "sdxl":
+            towers = f'pipe.load_textual_inversion("{name}.word.safetensors")\n'
+    imports = "from safetensors.torch import load_file\n" if "load_file" in towers else ""
+    file = f"{name}.safetensors" if recipe.new_word else concept.adapter_file.name
+    return f"""With diffusers alone:
+{export}
+```python
+from diffusers import {kind}
+{imports}
+pipe = {kind}.from_pretrained("{concept.base}")
+pipe.load_lora_weights("{file}")
+{towers}pipe("{recipe.instance_prompt}").images[0].save("{name}.png")
+```"""

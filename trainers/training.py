@@ -16,17 +16,18 @@ from studio.trainers.losses import noise_schedule, prior_preserving_loss
 from studio.trainers.precision import keep_softmax_wide, mixed_precision
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Tuner
+from studio.trainers.words import NewWord
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then constant, or falling to zero by line or half cosine."""
+def share_of_rate(recipe: Recipe, step: int) -> float:
+    """The share of a learning rate that holds in step `step` (from 0): linear warm-up, then constant, or falling to
+    zero by line or half cosine."""
     if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+        return (step + 1) / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    fall = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}
-    return recipe.learning_rate * fall[recipe.schedule]
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[recipe.schedule]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Training:
     instances: Examples
     classes: Examples | None
     pairs: Examples | None = None
+    word: NewWord | None = None
     losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,8 +66,17 @@ class Training:
             mixed_precision=mixed_precision(base),
             gradient_accumulation_steps=recipe.gradient_accumulation,
         )
+        rows = {} if self.word is None else self.word.parameters
+        self.parameters = self.tuner.parameters | rows
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.tuner.parameters.values()), "rate": recipe.learning_rate},
+            {"params": list(rows.values()), "rate": recipe.word_learning_rate, "weight_decay": 0.0},
+        ]
         self.adamw = torch.optim.AdamW(
-            list(self.tuner.parameters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+            [group for group in groups if group["params"]],
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self.optimizer = self.accelerator.prepare(self.adamw)
         if on_cpu and self.accelerator.mixed_precision == "bf16":
@@ -90,11 +101,12 @@ class Training:
                 total += loss.item() / recipe.gradient_accumulation
                 _refuse_broken(total, step)
                 self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    norm: Any = self.accelerator.clip_grad_norm_(self.tuner.parameters.values(), recipe.max_grad_norm)
-                    if self.accelerator.scaler is None:  # with a scaler a first overflow is normal: it skips the step
-                        _refuse_broken(float(norm), step)
-                self.adamw.param_groups[0]["lr"] = learning_rate(recipe, step)
+                for group in self.adamw.param_groups:
+                    group["lr"] = group["rate"] * share_of_rate(recipe, step)
+                    if self.accelerator.sync_gradients:
+                        norm: Any = self.accelerator.clip_grad_norm_(group["params"], recipe.max_grad_norm)
+                        if self.accelerator.scaler is None:  # with one a first overflow is normal: it skips the step
+                            _refuse_broken(float(norm), step)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.losses.append(total)
@@ -133,7 +145,8 @@ class Training:
             target = target.index_copy(
                 0, torch.tensor(held, device=target.device), own * target[held] + (1 - own) * kept
             )
-        prediction = self._predict(noisy, drawn.timesteps, batch, batch.embeds, batch.pooled)
+        embeds, pooled = self._text(batch, half)
+        prediction = self._predict(noisy, drawn.timesteps, batch, embeds, pooled)
         return prior_preserving_loss(prediction, target, batch.own, half, self.recipe.prior_weight)
 
     def _predict(
@@ -150,6 +163,16 @@ class Training:
                 noisy, timesteps, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False
             )[0]
 
+    def _text(self, batch: Batch, instances: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The text states of a batch; of its first `instances`, as the new word of the concept stands now."""
+        if self.word is None:
+            return batch.embeds, batch.pooled
+        said = self.word.states(list(batch.prompts[:instances]))
+        embeds = torch.cat([said.embeds.to(batch.embeds), batch.embeds[instances:]])
+        if batch.pooled is None or said.pooled is None:
+            return embeds, None
+        return embeds, torch.cat([said.pooled.to(batch.pooled), batch.pooled[instances:]])
+
     @torch.no_grad()
     def _untrained(self, noisy: torch.Tensor, drawn: Drawn) -> torch.Tensor:
         """What the base makes of the plain words without what is being trained."""
@@ -163,7 +186,7 @@ class Training:
         if self.accelerator.scaler is not None:
             scaling = self.accelerator.scaler.state_dict()
             tensors |= {f"scaler/{key}": torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()}
-        for name, parameter in self.tuner.parameters.items():
+        for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter.detach()
             for moment in _MOMENTS:
                 tensors[f"{moment}/{name}"] = self.adamw.state[parameter][moment]
@@ -177,11 +200,11 @@ class Training:
             self.accelerator.scaler.load_state_dict({k: type(v)(tensors[f"scaler/{k}"].item()) for k, v in own.items()})
         moments = {
             place: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
-            for place, name in enumerate(self.tuner.parameters)
+            for place, name in enumerate(self.parameters)
         }
         self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
         with torch.no_grad():
-            for name, parameter in self.tuner.parameters.items():
+            for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
 
     def _micro_batches(self) -> list[list[int]]:

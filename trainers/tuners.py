@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 
 from studio.errors import StudioError, UsageError
 from studio.models import BaseModel
+from studio.trainers.cache import Tensors
 from studio.trainers.recipe import Recipe
 
 _PLACES = {"lora": "lora:LoraTuner", "krona": "krona:KronaTuner"}
@@ -35,8 +36,9 @@ class Tuner(Protocol):
         """The UNet as it was before, while the block runs."""
         ...
 
-    def write(self, path: Path, notes: dict[str, str]) -> None:
-        """Write the adapter with `notes` as metadata; it gets its name only after it was read back and is the same."""
+    def write(self, path: Path, notes: dict[str, str], words: Tensors) -> None:
+        """Write the adapter, the `words` that come along by their keys, and `notes` as metadata; the file gets its name
+        only after it was read back and is the same."""
         ...
 
 
@@ -46,9 +48,9 @@ def make_tuner(base: BaseModel, recipe: Recipe) -> Tuner:
     return getattr(import_module(f"studio.trainers.{module}"), kind)(base, recipe)
 
 
-def count_of(tuner: Tuner) -> int:
+def count_of(parameters: Mapping[str, torch.nn.Parameter]) -> int:
     """How many numbers are trained."""
-    return sum(parameter.numel() for parameter in tuner.parameters.values())
+    return sum(parameter.numel() for parameter in parameters.values())
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:

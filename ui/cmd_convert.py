@@ -66,6 +66,7 @@ def _record(adapter: "Adapter", written: "Written", to: str) -> dict[str, object
         "from": adapter.format,
         "layers": written.layers,
         "words": list(adapter.embeddings),
+        "word_files": written.words,
         "max_relative_error": written.error,
         "approximated": written.approximated,
         "left_out": list(adapter.unread),
@@ -74,7 +75,8 @@ def _record(adapter: "Adapter", written: "Written", to: str) -> dict[str, object
 
 def _tell(adapter: "Adapter", written: "Written", to: str) -> None:
     words = f" and {len(adapter.embeddings)} words" if adapter.embeddings else ""
-    typer.echo(written.path)
+    for path in (written.path, *written.words):
+        typer.echo(path)
     typer.echo(
         f"{written.layers} layers{words}, from {adapter.format} to {to}; read back, the largest relative error of a"
         f" layer is {written.error:.1e}."

@@ -19,7 +19,14 @@ def train_concept(
     path: Annotated[Path | None, typer.Argument(help="The folder with the pictures, or one picture.")] = None,
     name: Annotated[str | None, typer.Option(help="What the concept is called in prompts: <NAME>.")] = None,
     class_word: Annotated[str | None, typer.Option("--class", help="What kind of thing it is, such as cat.")] = None,
-    trigger: Annotated[str | None, typer.Option(help="The rare word it is bound to; chosen by default.")] = None,
+    trigger: Annotated[str | None, typer.Option(help="The word it is bound to; chosen by default.")] = None,
+    new_word: Annotated[
+        bool | None,
+        typer.Option(
+            "--new-word/--known-word",
+            help="Teach the base that word, or take a rare one that it knows. Default: a new one on small bases.",
+        ),
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="picturebook (default), sdxl, sd15, a hub id, a folder or a .safetensors file.")
     ] = None,
@@ -55,6 +62,7 @@ def train_concept(
         "name": name,
         "class_word": class_word,
         "trigger": trigger,
+        "new_word": new_word,
         "base": base,
         "method": method,
         "preset": preset,

@@ -1,0 +1,143 @@
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_helpers import same, tiny_recipe, weights
+
+from studio.adapters import load_concept
+from studio.attaching import attach
+from studio.bases import find_base
+from studio.errors import UsageError
+from studio.events import Event, Notice, Step
+from studio.exporting import export_concept
+from studio.home import Home
+from studio.models import load_base
+from studio.trainers.dreambooth import _prepare, find_pictures, train_concept
+from studio.trainers.training import Training
+from studio.trainers.words import NewWord
+
+WORD: dict[str, Any] = {"new_word": True, "trigger": "milo0", "word_learning_rate": 0.05, "steps": 3}
+SAID, PLAIN = "a photo of a milo0 cat", "a photo of a red cat"
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Training]:
+    found: list[Training] = []
+    prepare = Training.__post_init__
+    monkeypatch.setattr(Training, "__post_init__", lambda self: (prepare(self), found.append(self))[0])
+    return found
+
+
+@pytest.mark.parametrize("method", ["lora", "krona"])
+@pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
+def test_the_file_brings_the_word_that_was_learned(
+    base: str, method: str, home: Home, request: pytest.FixtureRequest, trained: list[Training]
+) -> None:
+    folder, told = request.getfixturevalue(base), []
+    more = {"method": "krona", "factors": (4, 2)} if method == "krona" else {}
+    concept = train_concept(tiny_recipe(folder, home, WORD | more), home, told.append)
+    live, fresh = trained[0].base, load_base(find_base(str(folder)), "cpu")
+    before = fresh.encode([SAID, PLAIN])
+    with attach(fresh, [(load_concept(concept), 1.0)]):
+        after = fresh.encode([SAID, PLAIN])
+    assert torch.equal(after.embeds, live.encode([SAID, PLAIN]).embeds)
+    assert torch.equal(after.embeds[1], before.embeds[1])
+    assert not torch.equal(after.embeds[0], before.embeds[0])
+    assert any(isinstance(one, Notice) and "and the word 'milo0'" in one.message for one in told)
+
+
+def test_only_its_rows_are_trained_and_they_begin_like_the_bases_words(tiny_sdxl: Path, home: Home) -> None:
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    tables: list[Any] = [encoder.get_input_embeddings().weight.clone() for encoder in base.text_encoders]  # pyright: ignore
+    word = NewWord(base, tiny_recipe(tiny_sdxl, home, WORD))
+    assert {name: tuple(row.shape) for name, row in word.parameters.items()} == {
+        "word.clip_l": (16,), "word.clip_g": (24,),
+    }  # fmt: skip
+    for row, table in zip(word.parameters.values(), tables, strict=True):
+        assert 0.4 < float(row.std() / table.std()) < 2
+    word.states([SAID]).embeds.sum().backward()
+    moved = {name for one in base.text_encoders for name, p in one.named_parameters() if p.grad is not None}
+    assert {name.rpartition(".")[2] for name in moved} == {"row"}
+
+
+@pytest.mark.usefixtures("float32")
+def test_the_gradient_of_a_row_is_that_of_finite_differences(tiny_sdxl: Path, home: Home) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home, WORD)
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, lambda event: None, true_sizes=True)
+    for part in (base.unet, *base.text_encoders):
+        part.double()
+    drawn = training.draw(0)
+    batch = drawn.batch
+    assert all("milo0" in prompt for prompt in batch.prompts[:2])
+    row = training.parameters["word.clip_g"]
+    row.data = row.data.double()
+
+    def loss() -> torch.Tensor:
+        said = training.word.states(list(batch.prompts[:2]))  # pyright: ignore
+        added = {"text_embeds": said.pooled, "time_ids": batch.time_ids[:2].double()}  # pyright: ignore
+        latents = batch.latents[:2].double()
+        return base.unet(latents, drawn.timesteps[:2], said.embeds, added_cond_kwargs=added).sample.square().mean()
+
+    (gradient,) = torch.autograd.grad(loss(), row)
+    step = 1e-5
+    for n in range(0, 24, 7):
+        with torch.no_grad():
+            row[n] += step
+            above = loss()
+            row[n] -= 2 * step
+            below = loss()
+            row[n] += step
+        assert float((above - below) / (2 * step)) == pytest.approx(float(gradient[n]), rel=1e-4, abs=1e-9)
+
+
+def test_resuming_gives_the_same_word_bit_for_bit(tiny_sdxl: Path, tmp_path: Path) -> None:
+    def halt(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 2 and event.total == 3:
+            raise KeyboardInterrupt
+
+    homes = [Home(tmp_path / name) for name in "ab"]
+    straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], WORD), homes[0])
+    recipe = tiny_recipe(tiny_sdxl, homes[1], WORD | {"save_every": 1})
+    with pytest.raises(KeyboardInterrupt):
+        train_concept(recipe, homes[1], halt)
+    resumed = train_concept(recipe, homes[1], resume=True)
+    assert same(straight, resumed)
+    assert "bundle_emb.milo0.clip_g" in weights(resumed)
+
+
+@pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
+def test_plain_diffusers_takes_the_export_and_says_the_same(
+    base: str, home: Home, tmp_path: Path, request: pytest.FixtureRequest, trained: list[Training]
+) -> None:
+    folder = request.getfixturevalue(base)
+    concept = train_concept(tiny_recipe(folder, home, WORD | {"alpha": 3.0}), home)
+    file, word, _ = export_concept(concept, tmp_path / "out", "diffusers")
+    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.load_lora_weights(file)
+    if base == "tiny_sdxl":
+        rows = load_file(word)
+        towers = {"clip_l": (pipe.text_encoder, pipe.tokenizer), "clip_g": (pipe.text_encoder_2, pipe.tokenizer_2)}
+        for tower, (encoder, tokenizer) in towers.items():
+            pipe.load_textual_inversion(rows[tower], token="milo0", text_encoder=encoder, tokenizer=tokenizer)
+    else:
+        pipe.load_textual_inversion(word)
+    live = trained[0].base
+    live.unet.eval()
+    pictures = [
+        one(SAID, width=32, height=32, num_inference_steps=2, output_type="np", generator=torch.manual_seed(0)).images
+        for one in (pipe, live.pipe)
+    ]
+    assert abs(pictures[0] - pictures[1]).max() < 1e-4
+    card = (concept.folder / "README.md").read_text(encoding="utf-8")
+    assert "studio library export milo --as diffusers" in card
+    assert "load_textual_inversion" in card
+
+
+def test_a_word_that_the_base_knows_is_no_new_one(tiny_sdxl: Path, home: Home) -> None:
+    with pytest.raises(UsageError, match="'cat</w>' already"):
+        train_concept(tiny_recipe(tiny_sdxl, home, WORD | {"trigger": "cat</w>"}), home)
+    assert not any(home.library.glob("*"))
