@@ -5,6 +5,14 @@ import re
 from studio.images import Picture
 from studio.trainers.recipe import Recipe
 
+WORDINGS = (
+    "{left} on the left and {right} on the right",
+    "{right} on the right and {left} on the left",
+    "{left} on the left and {right} on the right",
+    "{left} and {right}",
+)
+"""How a prompt says that two things stand side by side: text encoders read what comes first without what follows."""
+
 
 def prompt_for(picture: Picture, recipe: Recipe) -> str:
     """The picture's caption with the trigger in it, or without a caption the instance prompt.
@@ -36,8 +44,9 @@ def without_trigger(prompt: str, recipe: Recipe) -> str:
     return re.sub(trigger, lambda _: recipe.class_word, prompt)
 
 
-def beside(prompt: str, recipe: Recipe, other: str, right: bool) -> str:
-    """`prompt` with `other` standing on the other side of the concept, which is on the left, or on the right.
+def beside(prompt: str, recipe: Recipe, other: str, right: bool, wording: int = 0) -> str:
+    """`prompt` with `other` standing on the other side of the concept, which is on the left, or on the right, in one of
+    WORDINGS.
 
     Where the prompt does not speak of the concept by trigger and class word, the instance prompt stands for it.
     """
@@ -47,4 +56,5 @@ def beside(prompt: str, recipe: Recipe, other: str, right: bool) -> str:
     if found:
         before, words, after = prompt[: found.start()], found[0], prompt[found.end() :]
     left, at_right = (other, words) if right else (words, other)
-    return f"{before}{left} on the left and {at_right} on the right{after}"
+    placed = WORDINGS[wording % len(WORDINGS)].format(left=left, right=at_right)
+    return f"{before}{placed}{after}"

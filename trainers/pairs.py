@@ -54,7 +54,7 @@ def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache
     every = [(one, other, right) for other, (one, right) in product(recipe.pair_prompts, placed)]
     order = torch.randperm(len(every), generator=generator_for(recipe.seed, "pairs")).tolist()
     chosen = [every[order[n % len(order)]] for n in range(recipe.pair_count)]
-    prompts = [beside(one.prompt, recipe, other, right) for one, other, right in chosen]
+    prompts = [beside(one.prompt, recipe, other, right, n) for n, (one, other, right) in enumerate(chosen)]
     plain = [without_trigger(prompt, recipe) for prompt in prompts]
     scenes = drawn_once(base, recipe, plain, cache, emit, "pictures of two")
     examples: list[Example] = []

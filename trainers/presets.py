@@ -93,7 +93,7 @@ def _own(preset: str, class_word: str) -> dict[str, Any]:
         "targets": (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
         "steps": steps,
         "learning_rate": 4e-3,
-        "word_learning_rate": 3e-3,
+        "word_learning_rate": 1e-3,
         "betas": (0.9, 0.99),
         "mix_instance_prompt": True,
         "prior_target": "base",
