@@ -33,6 +33,8 @@ def stylize(
     squared. The base is as before at the end. Raises UsageError where an adapter has nothing in the block that is
     wanted, and for a base whose blocks are not known.
     """
+    if style and style[0].method == "b-lora":  # as its authors say it: in [v] style
+        style = (replace(style[0], class_word="style"), style[1])
     if content and style and content[0].name == style[0].name:
         style = (replace(style[0], name=f"{style[0].name} as a style"), style[1])
     halves = halves_of(base.source, content, style)

@@ -33,11 +33,10 @@ class LoraTuner:
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe = base, recipe
         self.notes = {"studio.rank": str(recipe.rank), "studio.alpha": str(recipe.alpha)}
-        targeted(base.unet, recipe)
+        layers = targeted(base.unet, recipe)
         alpha: Any = recipe.alpha  # PEFT takes fractions, though its annotation does not
-        config = LoraConfig(
-            r=recipe.rank, lora_alpha=alpha, target_modules=list(recipe.targets), init_lora_weights="gaussian"
-        )
+        names = list(layers if recipe.blocks else recipe.targets)
+        config = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian")
         with torch.random.fork_rng():  # PEFT draws from the global generator
             torch.manual_seed(recipe.seed)
             base.unet.add_adapter(config, _ADAPTER)

@@ -5,7 +5,7 @@ Han et al. 2023, SVDiff, arXiv:2303.11305). Only what is pasted is learned from;
 it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -24,33 +24,35 @@ from studio.trainers.prior import drawn_once
 from studio.trainers.recipe import Recipe
 
 SIZES = (1.0, 0.75, 0.6)  # of a pasted picture, against the scene
+WIDTHS = (0.5, 0.56)  # of what is pasted: half a scene, and for what is wide a little of the other half
 _GRAIN = 96  # pixels a side in which cuts are looked for
 _STANDS, _EDGE = 0.27, 0.22  # where the middle of the left one of two stands, and how near it may come to an edge
 _AS_WELL = 0.02  # farther from its best place than the best picture, and still taken
+_AT_LEAST = 2  # pictures for either side: one before a ground of its own colour tells too little
 _NEAR, _BUSY = 60, 0.08  # levels of grey, and the share of a cut's pixels that may be farther from the ground's colour
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a picture is pasted: at `size` against the scene, what lies around `middle`, a fraction of its width."""
+    """How a picture is pasted: at `size` against the scene, what lies around `middle`, a fraction of its width, and is
+    `width` of the scene."""
 
     size: float
     middle: float
+    width: float = WIDTHS[0]
 
 
 def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache: Path, emit: Emit) -> list[Example]:
     """`recipe.pair_count` scenes: pictures of `own` beside the things of `recipe.pair_prompts`, on either side.
 
-    Of the pictures, those are taken for either side whose subject fits into half a scene at the largest size, and of
-    these those that come to stand best. The scenes are drawn by `base` with fixed seeds, or found in `cache`.
+    Of the pictures, those are taken for either side whose subject fits into half a scene at the largest size or the
+    next, and of these those that come to stand best. The scenes are drawn by `base` with fixed seeds, or found in
+    `cache`.
     """
     cuts = {one.path: best_cut(load_rgb(one.path)) for one in own}
-    size = max(cut.size for cut in cuts.values())
     cell = base.pipe.vae_scale_factor * 2 ** (len(base.unet.config["down_block_types"]) - 1) / recipe.resolution
-    placed = []
-    for right in (False, True):
-        off = {one: misplaced(cuts[one.path], right, cell) for one in own if cuts[one.path].size == size}
-        placed += [(one, right) for one in off if off[one] <= min(off.values()) + _AS_WELL]
+    chosen_paths = {right: best_standing(cuts, right, cell) for right in (False, True)}
+    placed = [(one, right) for right, paths in chosen_paths.items() for one in own if one.path in paths]
     every = [(one, other, right) for other, (one, right) in product(recipe.pair_prompts, placed)]
     order = torch.randperm(len(every), generator=generator_for(recipe.seed, "pairs")).tolist()
     chosen = [every[order[n % len(order)]] for n in range(recipe.pair_count)]
@@ -66,8 +68,16 @@ def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache
     return examples
 
 
+def best_standing(cuts: Mapping[Path, Cut], right: bool, cell: float) -> list[Path]:
+    """The pictures that come to stand best on that side, a few; none much smaller than the largest."""
+    largest = max(cut.size for cut in cuts.values())
+    off = {path: misplaced(cut, right, cell) for path, cut in cuts.items() if cut.size >= SIZES[1] * largest}
+    ordered = sorted(off, key=lambda path: (off[path], -cuts[path].size, path))
+    return [path for n, path in enumerate(ordered) if n < _AT_LEAST or off[path] <= off[ordered[0]] + _AS_WELL]
+
+
 def best_cut(picture: Image.Image) -> Cut:
-    """The largest of SIZES at which half a scene has room for the subject, and where it stands.
+    """The largest of SIZES at which half a scene, or a little more, has room for the subject, and where it stands.
 
     It is taken to fit where both edges of the cut run through the ground, whose colour is the median of the outermost
     columns. Where no cut does, the smallest size and the middle.
@@ -75,13 +85,13 @@ def best_cut(picture: Image.Image) -> Cut:
     pixels = square(picture, _GRAIN)[0].add(1).mul(127.5)  # [3, grain, grain]
     ground = torch.cat([pixels[:, :, 0], pixels[:, :, -1]], 1).median(1).values[:, None, None]
     busy = ((pixels - ground).abs().amax(0) > _NEAR).float().mean(0)  # of each column
-    for size in SIZES:
-        width, middle = round(0.5 * _GRAIN / size), _GRAIN // 2
+    for size, share in product(SIZES, WIDTHS):
+        width, middle = round(share * _GRAIN / size), _GRAIN // 2
         starts = [middle - width // 2 + shift for shift in sorted(range(-_GRAIN // 16, _GRAIN // 16 + 1), key=abs)]
         starts = [start for start in starts if start >= 0 and start + width <= _GRAIN]
         best = min(starts, key=lambda start: float(torch.maximum(busy[start], busy[start + width - 1])))
         if max(busy[best], busy[best + width - 1]) <= _BUSY:
-            return Cut(size, (best + width / 2) / _GRAIN)
+            return Cut(size, (best + width / 2) / _GRAIN, share)
     return Cut(SIZES[-1], 0.5)
 
 
@@ -112,7 +122,7 @@ def pasted(
     small = square(picture, side)[0].add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
     top = (width - side) // 2
     left = top + round(moved(cut, right, cell) * width)  # where the picture's own left edge comes to lie
-    inner = round(left + cut.middle * side + (-0.25 if right else 0.25) * width)
+    inner = round(left + cut.middle * side + (-0.5 if right else 0.5) * cut.width * width)
     edges = (max(inner, left), min(width, left + side)) if right else (max(0, left), min(inner, left + side))
     whole = scene.convert("RGB")
     whole.paste(Image.fromarray(small).crop((edges[0] - left, 0, edges[1] - left, side)), (edges[0], top))

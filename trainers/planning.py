@@ -4,7 +4,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from studio.bases import EMBEDDED, BaseSource, find_base
+from studio.bases import EMBEDDED, BaseSource, find_base, role_blocks
 from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
@@ -17,7 +17,8 @@ _NEEDED = {
     "name": "Give the concept a name: --name milo",
     "class_word": "Say what kind of thing it is, in a word the base knows: --class cat",
 }
-_SIZES = {"lora": ("factors", "parameter_count"), "krona": ("rank", "alpha")}  # what is another method's
+_KRONA = ("factors", "parameter_count")
+_SIZES = {"lora": _KRONA, "b-lora": _KRONA, "krona": ("rank", "alpha")}  # what is another method's
 
 
 def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
@@ -32,17 +33,21 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     base = chosen.get("base", EMBEDDED)
     source = find_base(base)
     facts = read_facts(source)
-    new_word = chosen.get("new_word", facts.own and chosen.get("trigger") not in facts.identifiers)
+    method = chosen.get("method", "lora")
+    new_word = chosen.get(
+        "new_word", facts.own and method != "b-lora" and chosen.get("trigger") not in facts.identifiers
+    )
     if new_word:
         trigger = chosen.get("trigger") or f"{chosen['name']}0"  # as no word of a base is written
     else:
         trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
-    method = chosen.get("method", "lora")
     if foreign := [key for key in _SIZES.get(method, ()) if key in chosen]:
         raise UsageError(
             f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
         )
     preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
+    if method == "b-lora":
+        preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:
         preset.pop("factors", None)
     if "rank" in chosen:

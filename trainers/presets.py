@@ -21,9 +21,19 @@ BESIDE = (
     "a pink tree",
 )
 PRESETS = ("quick", "normal", "best")
+_OF_ONE_PICTURE: dict[str, Any] = {
+    "targets": ATTENTION,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "prior_preservation": False,
+    "mix_instance_prompt": False,
+    "pair_share": 0.0,
+}
 _OF_METHOD: dict[tuple[str, bool], dict[str, Any]] = {  # by method, and whether the base is the studio's own
     ("krona", True): {"factors": (4, 4), "learning_rate": 0.012},
     ("krona", False): {"factors": (64, 8), "learning_rate": 1e-3, "schedule": "constant", "gradient_accumulation": 4},
+    ("b-lora", True): _OF_ONE_PICTURE | {"steps": 300, "learning_rate": 4e-3, "batch_size": 2},
+    ("b-lora", False): _OF_ONE_PICTURE | {"rank": 64, "alpha": 64.0, "steps": 1000, "learning_rate": 5e-5},
 }
 
 
@@ -98,7 +108,7 @@ def _own(preset: str, class_word: str) -> dict[str, Any]:
         "mix_instance_prompt": True,
         "prior_target": "base",
         "prior_weight": 3.0,
-        "pair_share": 0.0 if class_word == "style" else 0.34,  # a style stands beside nothing
+        "pair_share": 0.0 if class_word == "style" else 0.67,  # a style stands beside nothing
         "pair_prompts": tuple(other.format(class_word=class_word) for other in BESIDE),
         "schedule": "cosine",
         "warmup_steps": 10,

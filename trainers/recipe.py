@@ -28,7 +28,7 @@ class Recipe(BaseModel):
     class_word: Words
     trigger: Words
     base: Words
-    method: Literal["lora", "krona"] = "lora"
+    method: Literal["lora", "krona", "b-lora"] = "lora"
     preset: Literal["quick", "normal", "best"] = "normal"
 
     rank: Annotated[int, Field(ge=1, le=1024)]
@@ -36,6 +36,7 @@ class Recipe(BaseModel):
     factors: tuple[Count, Count] | None = None
     parameter_count: Count | None = None
     targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION
+    blocks: tuple[Words, ...] = ()
     new_word: bool = False
     word_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
 

@@ -14,7 +14,7 @@ from studio.models import BaseModel
 from studio.trainers.cache import Tensors
 from studio.trainers.recipe import Recipe
 
-_PLACES = {"lora": "lora:LoraTuner", "krona": "krona:KronaTuner"}
+_PLACES = {"lora": "lora:LoraTuner", "b-lora": "lora:LoraTuner", "krona": "krona:KronaTuner"}
 
 
 class Tuner(Protocol):
@@ -60,10 +60,16 @@ def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def targeted(unet: UNet2DConditionModel, recipe: Recipe) -> dict[str, torch.nn.Linear | torch.nn.Conv2d]:
-    """The layers that `recipe.targets` name, by path; raises UsageError for a target that names none."""
+    """The layers that `recipe.targets` name, by path, within `recipe.blocks` where it names any; raises UsageError for
+    a block or a target that names none."""
     layers = {
         name: module for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
     }
+    if recipe.blocks:
+        inside = {block: [name for name in layers if name.startswith(f"{block}.")] for block in recipe.blocks}
+        if missing := [block for block, names in inside.items() if not names]:
+            raise UsageError(f"The network has no block called {', '.join(missing)}.", "Correct `blocks`.")
+        layers = {name: layers[name] for names in inside.values() for name in names}
     endings = {target: f".{target}" for target in recipe.targets}
     missing = [one for one, ending in endings.items() if not any(f".{name}".endswith(ending) for name in layers)]
     if missing:

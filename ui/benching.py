@@ -15,9 +15,11 @@ from studio.ui.options import print_json
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from studio.concepts import Concept
     from studio.events import Emit
     from studio.judge import Judge
     from studio.models import BaseModel
+    from studio.picturebook import Scene
     from studio.trainers.sample_concepts import Learned
 
 NamesOption = Annotated[str | None, typer.Option(help="Sample concepts, as in milo,rex.  [all]")]
@@ -49,6 +51,26 @@ def learn_samples(names: Sequence[str], preset: str, home: Home, emit: "Emit") -
 
     Judge.load("B")  # before the trainings, lest they be for nothing
     return [learn_sample(name, preset, home, emit) for name in names]
+
+
+def learn_styles(home: Home, emit: "Emit") -> "tuple[list[tuple[Concept, Scene]], int]":
+    """A B-LoRA of one true drawing in each style, trained into `home`, and the steps that each took."""
+    from studio.bases import EMBEDDED
+    from studio.picturebook_draw import render
+    from studio.pipelines.style_bench import SHOWN
+    from studio.trainers.dreambooth import train_concept
+    from studio.trainers.planning import plan_recipe
+
+    learned, steps = [], 0
+    for scene in SHOWN:
+        picture = home.root / f"{scene.style}.png"
+        render(scene).save(picture)
+        given = {"pictures": picture, "name": scene.style, "class_word": scene.subjects[0].kind, "base": EMBEDDED}
+        recipe = plan_recipe(given | {"method": "b-lora", "sample_every": 0}, None, home)
+        emit(Phase(f"One picture in {scene.style} style"))
+        learned.append((train_concept(recipe, home, emit), scene))
+        steps = recipe.steps
+    return learned, steps
 
 
 def sample_names(names: str | None) -> list[str]:

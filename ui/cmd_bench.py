@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +18,7 @@ from studio.ui.benching import (
     flat,
     keep_report,
     learn_samples,
+    learn_styles,
     load_tools,
     prepare_out,
     sample_names,
@@ -115,6 +118,30 @@ def concepts(
     summary = {"judge": "B", "preset": preset, "seeds": seeds, "overall": overall, "concepts": reports}
     show(summary, ("concept", *measured), rows, as_json)
     keep_report(out, "concepts", summary, pictures)
+
+
+@app.command("styles")
+def styles(
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How well B-LoRA separates content and style: one picture in each style is learned, some minutes in all."""
+    prepare_out(out)
+    with progress() as emit, TemporaryDirectory() as folder:
+        learned, steps = learn_styles(Home(Path(folder)), emit)
+        model, judge = load_tools(emit)
+        from studio.pipelines.style_bench import SCORED, StyleBench, bench_styles
+
+        tasks, pictures = bench_styles(model, judge, learned, StyleBench(seeds), emit)
+    rows = [
+        (task, who, *(share_text(found[who][field]) for field in SCORED), str(found[who][SCORED[0]]["count"]))
+        for task, found in tasks.items()
+        for who in ("with the halves", "the base alone")
+    ]
+    report = {"judge": "B", "seeds": seeds, "steps of training": steps, "tasks": tasks}
+    show(report, ("task", "", *SCORED, "of"), rows, as_json)
+    keep_report(out, "styles", report, pictures)
 
 
 @app.command("judges")

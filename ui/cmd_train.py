@@ -30,7 +30,9 @@ def train_concept(
     base: Annotated[
         str | None, typer.Option(help="picturebook (default), sdxl, sd15, a hub id, a folder or a .safetensors file.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="How it is learned: lora (default) or krona.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (one picture).")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
