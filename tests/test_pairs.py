@@ -9,8 +9,9 @@ from training_helpers import tiny_recipe
 
 from studio.events import Loss
 from studio.home import Home
+from studio.trainers.captions import WORDINGS, beside
 from studio.trainers.dreambooth import train_concept
-from studio.trainers.pairs import Cut, best_cut, misplaced, moved, pasted
+from studio.trainers.pairs import Cut, best_cut, best_standing, misplaced, moved, pasted
 from studio.trainers.training import Drawn, Training
 
 PAIRS = {"pair_share": 0.5, "pair_count": 4, "pair_prompts": ("a dog", "a red cat"), "batch_size": 2}
@@ -68,6 +69,35 @@ def test_where_a_picture_stands_best_of_all_steps() -> None:
         spots = [middle + step / 6 for step in range(-6, 7) if 0.22 <= middle + step / 6 <= 0.78]
         assert middle + moved(cut, right, 1 / 6) == pytest.approx(min(spots, key=lambda spot: abs(spot - goal)))
         assert misplaced(cut, right, 1 / 6) == pytest.approx(min(abs(spot - goal) for spot in spots))
+
+
+def test_two_pictures_at_least_stand_on_either_side_and_none_much_smaller() -> None:
+    middles = {"a": (1.0, 0.47), "b": (1.0, 0.52), "c": (0.75, 0.48), "d": (0.6, 0.46), "e": (0.75, 0.43)}
+    cuts = {Path(name): Cut(*one) for name, one in middles.items()}
+    stands = {right: [str(path) for path in best_standing(cuts, right, 1 / 6)] for right in (False, True)}
+    off = {n: {r: misplaced(cut, r, 1 / 6) for r in stands} for n, cut in zip(middles, cuts.values(), strict=True)}
+    for right, names in stands.items():
+        rest = set("abce") - set(names)
+        assert len(names) >= 2
+        assert "d" not in names
+        assert max(off[n][right] for n in names) <= min(off[n][right] for n in rest)
+
+
+def test_what_is_a_little_wider_than_half_a_scene_is_not_made_smaller() -> None:
+    cut = best_cut(on_ground(52, 22))
+    assert (cut.size, cut.width) == (1.0, 0.56)
+    scene = Image.new("RGB", (96, 96), "black")
+    made, _ = pasted(scene, on_ground(52, 22), cut, False, 1 / 6)
+    red = np.flatnonzero((np.asarray(made)[:, :, 0] > 200).any(0))
+    assert len(red) == 52
+
+
+def test_a_prompt_says_in_several_ways_who_stands_where(home: Home, tiny_sdxl: Path) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home)
+    said = [beside("a sks cat at night", recipe, "a red dog", right=True, wording=n) for n in range(len(WORDINGS))]
+    assert "a sks cat on the right and a red dog on the left at night" in said
+    assert "a red dog on the left and a sks cat on the right at night" in said
+    assert "a red dog and a sks cat at night" in said
 
 
 def test_a_large_or_wide_picture_is_scaled_and_what_it_does_not_reach_stays() -> None:

@@ -95,8 +95,9 @@ class Recipe(BaseModel):
 
     @property
     def paired(self) -> int:
-        """How many of a step's pictures show the concept beside something else."""
-        return round(self.batch_size * self.gradient_accumulation * self.pair_share)
+        """How many of a step's pictures show the concept beside something else; at least one shows it alone."""
+        count = self.batch_size * self.gradient_accumulation
+        return min(round(count * self.pair_share), count - 1)
 
     @property
     def instance_prompt(self) -> str:
