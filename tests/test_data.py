@@ -12,7 +12,7 @@ from studio.bases import find_base
 from studio.images import Picture
 from studio.models import load_base
 from studio.trainers.captions import beside, prompt_for, prompts_for, without_trigger
-from studio.trainers.data import Example, chosen_at, encode_examples, generator_for, square
+from studio.trainers.data import Example, chosen_from, encode_examples, generator_for, square
 from studio.trainers.recipe import Recipe
 
 
@@ -103,17 +103,17 @@ def test_white_is_one_and_black_is_minus_one() -> None:
 
 
 def test_an_epoch_shows_every_picture_once() -> None:
-    chosen = [index for step in range(7) for index in chosen_at(step, 5, 7, 0, "instances")]
+    chosen = [index for step in range(7) for index in chosen_from(5 * step, 5, 7, 0, "instances")]
     assert Counter(chosen[:7]) == Counter(range(7))
     assert Counter(chosen) == dict.fromkeys(range(7), 5)
 
 
 def test_the_order_depends_on_nothing_but_step_and_key() -> None:
     torch.manual_seed(1)
-    first = chosen_at(3, 4, 9, 0)
+    first = chosen_from(12, 4, 9, 0)
     torch.manual_seed(2)
-    assert chosen_at(3, 4, 9, 0) == first
-    assert any(chosen_at(3, 4, 9, seed) != first for seed in range(1, 5))
+    assert chosen_from(12, 4, 9, 0) == first
+    assert any(chosen_from(12, 4, 9, seed) != first for seed in range(1, 5))
 
 
 def test_generators_of_different_keys_differ() -> None:

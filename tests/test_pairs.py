@@ -121,6 +121,15 @@ def test_half_of_the_instances_stand_beside_something(
         assert share[2:] == [0, 0]
 
 
+def test_a_share_below_one_a_step_comes_every_few_steps(
+    tiny_sdxl: Path, home: Home, drawings: list[tuple[Training, Drawn]]
+) -> None:
+    settings = PAIRS | {"steps": 8, "batch_size": 1, "pair_share": 0.25, "prior_preservation": False}
+    train_concept(tiny_recipe(tiny_sdxl, home, settings), home)
+    beside = [bool((drawn.batch.own == 0).any()) for _, drawn in drawings]
+    assert beside == [False, False, False, True] * 2
+
+
 @pytest.mark.usefixtures("float32")
 def test_outside_its_half_the_target_is_the_bases_own_prediction(
     tiny_sdxl: Path, home: Home, drawings: list[tuple[Training, Drawn]]

@@ -174,11 +174,11 @@ def generator_for(*key: object) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def chosen_at(step: int, count: int, size: int, *key: object) -> list[int]:
-    """Which of `size` examples step `step` takes, `count` of them: endless epochs, each in an order of its own."""
+def chosen_from(first: int, count: int, size: int, *key: object) -> list[int]:
+    """Which of `size` examples come next after `first`, `count` of them: endless epochs, each in its own order."""
     orders: dict[int, list[int]] = {}
     chosen: list[int] = []
-    for place in range(step * count, (step + 1) * count):
+    for place in range(first, first + count):
         epoch, index = divmod(place, size)
         if epoch not in orders:
             orders[epoch] = torch.randperm(size, generator=generator_for(*key, epoch)).tolist()

@@ -1,6 +1,5 @@
 """From what a user says to a complete recipe: preset, then recipe file, then command line. No torch."""
 
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +51,6 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
         preset.pop("factors", None)
     if "rank" in chosen:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
-    counts = [chosen.get("batch_size", preset["batch_size"]), chosen.get("gradient_accumulation", 1)]
-    if all(isinstance(count, int) for count in counts) and (
-        prod(counts) == 1 or prod(counts) * preset.get("pair_share", 0) < 0.5
-    ):
-        preset["pair_share"] = 0.0  # of so few pictures a step the preset's share is none
     lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
     return build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
 

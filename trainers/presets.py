@@ -108,7 +108,7 @@ def _own(preset: str, class_word: str) -> dict[str, Any]:
         "mix_instance_prompt": True,
         "prior_target": "base",
         "prior_weight": 3.0,
-        "pair_share": 0.0 if class_word == "style" else 0.67,  # a style stands beside nothing
+        "pair_share": 0.0 if class_word == "style" else 0.5,  # a style stands beside nothing
         "pair_prompts": tuple(other.format(class_word=class_word) for other in BESIDE),
         "schedule": "cosine",
         "warmup_steps": 10,

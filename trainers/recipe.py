@@ -80,11 +80,6 @@ class Recipe(BaseModel):
     def _something_beside(self) -> "Recipe":
         if self.pair_share and not self.pair_prompts:
             raise ValueError("pair_share asks for pictures of two, and pair_prompts names nothing to stand beside")
-        count = self.batch_size * self.gradient_accumulation
-        if self.pair_share and not self.paired:
-            raise ValueError(
-                f"pair_share is {self.pair_share:g}, and of {count} pictures a step that is none; it may be 0"
-            )
         return self
 
     @model_validator(mode="after")
@@ -92,12 +87,6 @@ class Recipe(BaseModel):
         if self.method == "krona" and (self.factors is None) == (self.parameter_count is None):
             raise ValueError("krona is sized by factors (a1, a2) or by parameter_count, by one of the two")
         return self
-
-    @property
-    def paired(self) -> int:
-        """How many of a step's pictures show the concept beside something else; at least one shows it alone."""
-        count = self.batch_size * self.gradient_accumulation
-        return min(round(count * self.pair_share), count - 1)
 
     @property
     def instance_prompt(self) -> str:

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from studio.errors import StudioError
 from studio.models import BaseModel
 from studio.trainers.cache import Tensors
-from studio.trainers.data import Batch, Examples, chosen_at, generator_for
+from studio.trainers.data import Batch, Examples, chosen_from, generator_for
 from studio.trainers.losses import noise_schedule, prior_preserving_loss
 from studio.trainers.precision import keep_softmax_wide, mixed_precision
 from studio.trainers.recipe import Recipe
@@ -117,13 +117,14 @@ class Training:
         recipe = self.recipe
         count = recipe.batch_size * recipe.gradient_accumulation
         generator = generator_for(recipe.seed, "step", step)
-        beside = recipe.paired if self.pairs is not None else 0
+        share = 0.0 if self.pairs is None else recipe.pair_share
+        before, after = (int(done * count * share) for done in (step, step + 1))  # pictures of two, from the beginning
         parts = [
-            examples.batch(chosen_at(step, number, len(examples), recipe.seed, name), generator)
-            for name, examples, number in (
-                ("instances", self.instances, count - beside),
-                ("pairs", self.pairs, beside),
-                ("classes", self.classes, count),
+            examples.batch(chosen_from(first, number, len(examples), recipe.seed, name), generator)
+            for name, examples, first, number in (
+                ("instances", self.instances, step * count - before, count - (after - before)),
+                ("pairs", self.pairs, before, after - before),
+                ("classes", self.classes, step * count, count),
             )
             if examples is not None and number
         ]
