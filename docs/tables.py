@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
     "README.md", "docs/picturebook.md", "docs/judge.md", "docs/training.md", "docs/composing.md",
-    "assets/picturebook/README.md",
+    "docs/stylize.md", "assets/picturebook/README.md",
 )  # fmt: skip
 TARGETS = {
     "class": 0.95, "colour": 0.95, "background": 0.98, "style": 0.9, "both classes and colours in place": 0.8,
@@ -165,9 +165,29 @@ def compose_cost(report: dict[str, Any]) -> str:
     )
 
 
+def styles(report: dict[str, Any]) -> str:
+    """What the halves of B-LoRAs carry."""
+    heads = ("", "", "style", "class", "colour", "pictures")
+    rows = [
+        (task, who, *(interval(found[who][field]) for field in ("style", "kind", "colour")),
+         str(found[who]["style"]["count"]))
+        for task, found in report["tasks"].items()
+        for who in ("with the halves", "the base alone")
+    ]  # fmt: skip
+    each = report["tasks"]["any content, style of B"]["style by style"]
+    by_style = ", ".join(f"{name} {one['value']:.2f}" for name, one in each.items())
+    return table(heads, rows) + (
+        "\n\nShares of pictures that show what was asked for; where no word names a style, its half alone asks for it."
+        f" One picture in each of five styles was learned in {report['steps of training']} steps; {report['seeds']}"
+        f" seeds of each prompt, read by judge {report['judge']}. Style of B on any content, by style: {by_style}."
+        " `studio bench styles` measures it again."
+    )
+
+
 TABLES = {
     "base": base, "concepts": concepts, "blocks": blocks, "judges": judges,
     "compose": compose, "ablation": ablation, "compose-cost": compose_cost,
+    "styles": styles,
 }  # fmt: skip
 
 

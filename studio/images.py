@@ -1,5 +1,6 @@
 """Pictures from a user's disk: found, checked before anything heavy starts, and read the same way everywhere."""
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ MAX_PIXELS = 50_000_000
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
+_MOSTLY = 2 / 3  # of the longer side: what a square leaves of a picture, below which it is worth a word
 _REMEDY = "Mend or remove what is named above, then start again."
 
 
@@ -24,6 +26,17 @@ class Picture:
     width: int
     height: int
     caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A file that should be a picture: the picture, or the `problem` for which it cannot be used; and `notes`, what the
+    user may not expect."""
+
+    path: Path
+    picture: Picture | None
+    problem: str | None
+    notes: tuple[str, ...] = ()
 
 
 class _Unusable(Exception):
@@ -56,6 +69,31 @@ def check_decodable(pictures: list[Picture]) -> None:
         except _Unusable as reason:
             problems.append(f"{picture.path.name}: {reason}")
     _refuse(problems, len(pictures))
+
+
+def survey(path: Path, resolution: int) -> list[Finding]:
+    """Every picture of `path`, decoded once, with what is wrong with it and what will be done to it at `resolution`.
+
+    Raises UsageError only where there is no picture file at all.
+    """
+    findings: list[Finding] = []
+    known: dict[str, str] = {}
+    for file in _picture_files(path):
+        try:
+            picture = _read_header(file)
+            _decode(file)
+        except _Unusable as reason:
+            findings.append(Finding(file, None, str(reason)))
+            continue
+        twin = known.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), file.name)
+        notes = [f"the same file as {twin}"] if twin != file.name else []
+        short, long = sorted((picture.width, picture.height))
+        if short < resolution:
+            notes.append(f"enlarged: its shorter side has {short} pixels of {resolution}")
+        if short < _MOSTLY * long:
+            notes.append(f"{1 - short / long:.0%} of it are cut away")
+        findings.append(Finding(file, picture, None, tuple(notes)))
+    return findings
 
 
 def load_rgb(path: Path) -> Image.Image:

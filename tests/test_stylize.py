@@ -184,3 +184,10 @@ def test_what_cannot_be_stylized(base, milo, neon, tiny_sdxl, tiny_sd15, tmp_pat
     save_file(zero, half.adapter_file)
     with pytest.raises(StudioError, match="half_style changes nothing"):
         stylize(base, dataclasses.replace(SETTINGS, prompt="a cat"), silent, style=(half, 1.0))
+
+
+def test_a_b_lora_is_called_a_style_whatever_its_picture_shows(base, milo, neon):
+    shown = dataclasses.replace(neon, class_word="house", method="b-lora")
+    told: list[Any] = []
+    stylize(base, dataclasses.replace(SETTINGS, prompt="a red dog", steps=1), told.append, style=(shown, 1.0))
+    assert any(isinstance(one, Notice) and "a red dog, zwx style" in one.message for one in told)

@@ -16,6 +16,7 @@ from rich.console import Console
 from studio.errors import StudioError
 from studio.ui import (
     cmd_bench,
+    cmd_check,
     cmd_combine,
     cmd_compose,
     cmd_convert,
@@ -35,6 +36,7 @@ app = typer.Typer(
     help="From a handful of photos to pictures in which several of your concepts appear together.",
 )
 app.command("demo")(cmd_demo.demo)
+app.command("check")(cmd_check.check)
 app.command("train-concept")(cmd_train.train_concept)
 app.command("generate")(cmd_generate.generate)
 app.command("compose")(cmd_compose.compose)

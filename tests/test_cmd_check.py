@@ -1,0 +1,47 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "photos"
+    place.mkdir()
+    Image.effect_noise((200, 120), 90).save(place / "a.png")
+    Image.effect_noise((120, 120), 90).save(place / "b.png")
+    (place / "b.txt").write_text("a cat on grass")
+    (place / "c.png").write_bytes((place / "b.png").read_bytes())
+    Image.effect_noise((60, 60), 90).save(place / "d.png")
+    return place
+
+
+def test_what_will_be_done_to_each_picture_is_told(run_studio, folder: Path):
+    said = run_studio("check", folder, "--resolution", "96", "--json")
+    report = json.loads(said.out)
+    assert (said.code, report["resolution"], report["usable"]) == (0, 96, 4)
+    notes = {one["file"]: one["notes"] for one in report["pictures"]}
+    assert notes["a.png"] == ["40% of it are cut away"]
+    assert notes["b.png"] == []
+    assert notes["c.png"] == ["the same file as b.png"]
+    assert notes["d.png"] == ["enlarged: its shorter side has 60 pixels of 96"]
+    assert report["notices"] == ["1 of 4 pictures have captions; the others use the plain prompt."]
+    assert report["pictures"][1] | {"notes": []} == {
+        "file": "b.png", "pixels": [120, 120], "caption": "a cat on grass", "problem": None, "notes": [],
+    }  # fmt: skip
+
+
+def test_a_picture_that_cannot_be_used_is_named_beside_those_that_can(run_studio, folder: Path):
+    (folder / "e.png").write_bytes((folder / "b.png").read_bytes()[:200])
+    said = run_studio("check", folder)
+    assert said.code == 1
+    assert "4 of 5 pictures can be used, as squares of 96 px." in said.out
+    assert "cannot be used: the picture is cut short or damaged" in next(
+        line for line in said.out.splitlines() if "e.png" in line
+    )
+
+
+def test_a_folder_without_pictures_is_wrong_usage(run_studio, tmp_path: Path):
+    said = run_studio("check", tmp_path)
+    assert (said.code, "holds no pictures" in said.err) == (2, True)
