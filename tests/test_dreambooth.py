@@ -115,6 +115,19 @@ def test_accumulation_of_two_equals_a_batch_of_two(tiny_sdxl: Path, homes: list[
         torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
 
 
+def test_an_offset_moves_the_noise_of_a_channel_as_a_whole(tiny_sdxl: Path, home: Home) -> None:
+    drawn = []
+    for offset in (0.0, 0.5):
+        base = load_base(find_base(str(tiny_sdxl)), "cpu")
+        recipe = tiny_recipe(tiny_sdxl, home, {"noise_offset": offset})
+        training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)
+        drawn.append(training.draw(3))
+    moved = drawn[1].noise - drawn[0].noise
+    assert float(moved.std((2, 3)).max()) < 1e-6
+    assert 0.2 < float(moved.mean((2, 3)).std()) < 1
+    assert torch.equal(drawn[0].timesteps, drawn[1].timesteps)
+
+
 def test_previews_and_the_global_generator_do_not_touch_the_training(tiny_sdxl: Path, homes: list[Home]) -> None:
     torch.manual_seed(1)
     plain = train_concept(tiny_recipe(tiny_sdxl, homes[0], {"steps": 3}), homes[0])

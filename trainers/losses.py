@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler
 
 from studio.errors import UsageError
 from studio.models import BaseModel
+from studio.trainers.recipe import Weighting
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,20 @@ class NoiseSchedule:
             return noise
         return self.scheduler.get_velocity(latents, noise, timesteps)
 
+    def weights(self, timesteps: torch.Tensor, weighting: Weighting, gamma: float) -> torch.Tensor:
+        """What the errors of `timesteps` [B] count, by their signal-to-noise ratio s = a / (1 - a).
+
+        "min-snr" (Hang et al. 2023, arXiv:2303.09556): min(s, gamma) / s for noise, min(s, gamma) / (s + 1) for
+        velocity. "debiased" (Yu et al. 2023, arXiv:2310.08442): 1 / sqrt(min(s, 1000)), and 1 / (s + 1).
+        """
+        if weighting == "none":
+            return torch.ones(len(timesteps), device=timesteps.device)
+        kept = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
+        ratio = kept / (1 - kept)
+        if self.prediction == "epsilon":
+            return ratio.clamp(max=gamma) / ratio if weighting == "min-snr" else ratio.clamp(max=1000).rsqrt()
+        return (ratio.clamp(max=gamma) if weighting == "min-snr" else 1) / (ratio + 1)
+
 
 def noise_schedule(base: BaseModel) -> NoiseSchedule:
     """The base's own schedule for training; raises UsageError where its prediction type cannot be trained."""
@@ -43,15 +58,19 @@ def noise_schedule(base: BaseModel) -> NoiseSchedule:
     return NoiseSchedule(scheduler, kind, scheduler.config.num_train_timesteps)
 
 
-def prior_preserving_loss(
-    prediction: torch.Tensor, target: torch.Tensor, own: torch.Tensor, instances: int, prior_weight: float
-) -> torch.Tensor:
-    """Mean squared error of the first `instances` samples plus `prior_weight` times that of the rest.
+def pointwise(prediction: torch.Tensor, target: torch.Tensor, huber: float | None) -> torch.Tensor:
+    """Squared errors in float32, or with `huber` = c the pseudo-Huber loss 2c (sqrt(e^2 + c^2) - c), which pulls with
+    what is far off no harder than c."""
+    squares = (prediction.float() - target.float()).square()
+    return squares if huber is None else 2 * huber * ((squares + huber**2).sqrt() - huber)
+
+
+def prior_preserving_loss(errors: torch.Tensor, own: torch.Tensor, instances: int, prior_weight: float) -> torch.Tensor:
+    """Mean of `errors` [B, C, h, w] of the first `instances` samples plus `prior_weight` times that of the rest.
 
     Each is a mean of its own (Ruiz et al. 2023, equation 2). In the first part too, what is not learned from the
     picture counts `prior_weight` times; `own` [B, 1, h, w] is the share that is.
     """
-    errors = (prediction.float() - target.float()).square()
     weights = own[:instances] + prior_weight * (1 - own[:instances])
     loss = (weights * errors[:instances]).mean()
     return loss if instances == len(errors) else loss + prior_weight * errors[instances:].mean()

@@ -16,6 +16,7 @@ ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 Words = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Weighting = Literal["none", "min-snr", "debiased"]
 
 
 class Recipe(BaseModel):
@@ -52,6 +53,11 @@ class Recipe(BaseModel):
     betas: tuple[Share, Share] = (0.9, 0.999)
     resolution: Annotated[int, Field(ge=16, le=4096)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    weighting: Weighting = "none"
+    snr_gamma: Annotated[float, Field(gt=0)] = 5.0
+    huber: Annotated[float, Field(gt=0)] | None = None
+    noise_offset: Share = 0.0
 
     mix_instance_prompt: bool = False
     prior_preservation: bool = True

@@ -12,7 +12,7 @@ from studio.errors import StudioError
 from studio.models import BaseModel
 from studio.trainers.cache import Tensors
 from studio.trainers.data import Batch, Examples, chosen_from, generator_for
-from studio.trainers.losses import noise_schedule, prior_preserving_loss
+from studio.trainers.losses import noise_schedule, pointwise, prior_preserving_loss
 from studio.trainers.precision import keep_softmax_wide, mixed_precision
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Tuner
@@ -131,6 +131,8 @@ class Training:
         batch = Batch.joined(parts)
         noise = torch.randn(batch.latents.shape, generator=generator)
         timesteps = torch.randint(0, self.schedule.total, (len(noise),), generator=generator)
+        if recipe.noise_offset:  # so that pictures may become brighter or darker as a whole
+            noise = noise + recipe.noise_offset * torch.randn(*noise.shape[:2], 1, 1, generator=generator)
         return Drawn(batch, noise, timesteps)
 
     def loss(self, drawn: Drawn) -> torch.Tensor:
@@ -148,7 +150,10 @@ class Training:
             )
         embeds, pooled = self._text(batch, half)
         prediction = self._predict(noisy, drawn.timesteps, batch, embeds, pooled)
-        return prior_preserving_loss(prediction, target, batch.own, half, self.recipe.prior_weight)
+        recipe = self.recipe
+        weights = self.schedule.weights(drawn.timesteps, recipe.weighting, recipe.snr_gamma)
+        errors = weights[:, None, None, None] * pointwise(prediction, target, recipe.huber)
+        return prior_preserving_loss(errors, batch.own, half, recipe.prior_weight)
 
     def _predict(
         self,
