@@ -12,6 +12,8 @@ import torch
 from safetensors import safe_open
 from training_helpers import TINY, draw_pictures, same, tiny_recipe, weights
 
+from studio.adapters import load_concept
+from studio.attaching import attach
 from studio.bases import find_base
 from studio.concepts import read_concept
 from studio.errors import StudioError, UsageError
@@ -46,16 +48,17 @@ def homes(tmp_path: Path) -> list[Home]:
     return [Home(tmp_path / name) for name in "ab"]
 
 
+@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rank_stabilised": True}, {"dropout": 0.3}])
 @pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
 def test_plain_diffusers_reads_the_file_and_predicts_the_same(
-    base: str, home: Home, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    base: str, kind: dict, home: Home, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = request.getfixturevalue(base)
     trained: list[Training] = []
     prepare = Training.__post_init__
     monkeypatch.setattr(Training, "__post_init__", lambda self: (prepare(self), trained.append(self))[0])
     wide = ("to_k", "to_q", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
-    recipe = tiny_recipe(folder, home, {"steps": 2, "alpha": 5.0, "targets": wide})
+    recipe = tiny_recipe(folder, home, {"steps": 2, "alpha": 5.0, "targets": wide} | kind)
     concept = train_concept(recipe, home)
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
@@ -69,7 +72,11 @@ def test_plain_diffusers_reads_the_file_and_predicts_the_same(
         pipe.load_lora_weights(concept.adapter_file)
         loaded = pipe.unet(**inputs).sample
         live = trained[0].base.unet.eval()(**inputs).sample
+        fresh = load_base(find_base(str(folder)), "cpu")
+        with attach(fresh, [(load_concept(concept), 1.0)]):
+            attached = fresh.unet(**inputs).sample
     torch.testing.assert_close(loaded, live, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(attached, live, atol=1e-5, rtol=1e-5)
     assert (loaded - plain).abs().max() > 1e-3
 
 
@@ -190,7 +197,7 @@ def test_class_pictures_are_made_once(tiny_sdxl: Path, home: Home) -> None:
 
 
 def test_resuming_gives_the_same_weights_bit_for_bit(tiny_sdxl: Path, homes: list[Home]) -> None:
-    changes = {"save_every": 3, "schedule": "cosine", "warmup_steps": 2}
+    changes = {"save_every": 3, "schedule": "cosine", "warmup_steps": 2, "dropout": 0.2, "noise_offset": 0.1}
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], changes), homes[0])
     recipe = tiny_recipe(tiny_sdxl, homes[1], changes)
     with pytest.raises(Halt):

@@ -26,7 +26,11 @@ _ADAPTER = "default"
 
 
 class LoraTuner:
-    """peft's LoRA: down drawn with deviation 1 / rank, up of zeros."""
+    """peft's LoRA: down drawn with deviation 1 / rank, up of zeros.
+
+    As the recipe says, with DoRA's magnitudes (Liu et al. 2024, arXiv:2402.09353), scaled by alpha / sqrt(rank)
+    (Kalajdzievski 2023, arXiv:2312.03732), and with dropout.
+    """
 
     loads = True
 
@@ -36,7 +40,15 @@ class LoraTuner:
         layers = targeted(base.unet, recipe)
         alpha: Any = recipe.alpha  # PEFT takes fractions, though its annotation does not
         names = list(layers if recipe.blocks else recipe.targets)
-        config = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian")
+        config = LoraConfig(
+            r=recipe.rank,
+            lora_alpha=alpha,
+            target_modules=names,
+            init_lora_weights="gaussian",
+            use_dora=recipe.dora,
+            use_rslora=recipe.rank_stabilised,
+            lora_dropout=recipe.dropout,
+        )
         with torch.random.fork_rng():  # PEFT draws from the global generator
             torch.manual_seed(recipe.seed)
             base.unet.add_adapter(config, _ADAPTER)
@@ -46,7 +58,8 @@ class LoraTuner:
 
     def describe(self) -> str:
         """Rank and layers."""
-        return f"LoRA of rank {self._recipe.rank} on {len(self.parameters) // 2} layers"
+        layers = sum(".lora_B." in name for name in self.parameters)
+        return f"{'DoRA' if self._recipe.dora else 'LoRA'} of rank {self._recipe.rank} on {layers} layers"
 
     @contextmanager
     def without(self) -> Iterator[None]:
@@ -61,7 +74,8 @@ class LoraTuner:
         """As diffusers writes it, but for the words, which it does not read in one file with a LoRA; raises StudioError
         where a number is not finite, the disk refuses, or what was written is not what is read."""
         unet = self._base.unet
-        config = unet.peft_config[_ADAPTER].to_dict()
+        # A layer that drops something would do so in others' pipelines, which never set what they load to evaluation.
+        config = unet.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0}
         plain = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         state = get_peft_model_state_dict(unet, adapter_name=_ADAPTER)
         tensors = {f"unet.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
@@ -80,7 +94,7 @@ def _verify(base: BaseModel, file: Path, words: Tensors) -> None:
     trained one."""
     kind = type(base.pipe)
     with safe_open(file, "pt") as written:
-        content = {key: written.get_tensor(key) for key in written.keys()}  # noqa: SIM118: it is no dictionary
+        content = {key: written.get_tensor(key) for key in written.keys()}
         settings = json.loads(written.metadata()[LORA_ADAPTER_METADATA_KEY])
     changed = [key for key, rows in words.items() if not torch.equal(content.pop(key), rows)]
     state, alphas, _ = kind.lora_state_dict(content, return_lora_metadata=True)
@@ -105,19 +119,24 @@ def _hollow(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return fresh
 
 
-Factors = tuple[torch.Tensor, torch.Tensor, float]
+Factors = tuple[list[torch.Tensor], float]
 
 
 def _factors(unet: UNet2DConditionModel) -> dict[str, Factors]:
-    """Down, up and scale of every layer that has a LoRA, by the layer's name."""
+    """Down, up and DoRA's magnitude, and the scale, of every layer that has a LoRA, by the layer's name."""
     layers: dict[str, Any] = {name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
-    return {
-        name: (layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight, layer.scaling[_ADAPTER])
-        for name, layer in layers.items()
-        if _ADAPTER in layer.lora_A
-    }
+    found: dict[str, Factors] = {}
+    for name, layer in layers.items():
+        if _ADAPTER in layer.lora_A:
+            tensors = [layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight]
+            if _ADAPTER in layer.lora_magnitude_vector:
+                tensors.append(layer.lora_magnitude_vector[_ADAPTER].weight)
+            found[name] = (tensors, layer.scaling[_ADAPTER])
+    return found
 
 
 def _equal(one: Factors, other: Factors) -> bool:
-    pairs = zip(one[:2], other[:2], strict=True)
-    return one[2] == other[2] and all(torch.equal(a.detach().float().cpu(), b.detach().float()) for a, b in pairs)
+    if one[1] != other[1] or len(one[0]) != len(other[0]):
+        return False
+    pairs = zip(one[0], other[0], strict=True)
+    return all(torch.equal(a.detach().float().cpu(), b.detach().float()) for a, b in pairs)

@@ -17,7 +17,8 @@ _NEEDED = {
     "class_word": "Say what kind of thing it is, in a word the base knows: --class cat",
 }
 _KRONA = ("factors", "parameter_count")
-_SIZES = {"lora": _KRONA, "b-lora": _KRONA, "krona": ("rank", "alpha")}  # what is another method's
+_LORA = ("rank", "alpha", "dora", "rank_stabilised", "dropout")
+_FOREIGN = {"lora": _KRONA, "b-lora": _KRONA, "krona": _LORA}  # settings that say nothing to a method
 
 
 def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
@@ -40,7 +41,7 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
         trigger = chosen.get("trigger") or f"{chosen['name']}0"  # as no word of a base is written
     else:
         trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
-    if foreign := [key for key in _SIZES.get(method, ()) if key in chosen]:
+    if foreign := [key for key in _FOREIGN.get(method, ()) if key in chosen]:
         raise UsageError(
             f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
         )

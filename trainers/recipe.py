@@ -34,6 +34,9 @@ class Recipe(BaseModel):
 
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Annotated[float, Field(gt=0)]
+    dora: bool = False
+    rank_stabilised: bool = False
+    dropout: Share = 0.0
     factors: tuple[Count, Count] | None = None
     parameter_count: Count | None = None
     targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION

@@ -1,5 +1,7 @@
 """One training under way: what it holds, how it takes a step, and its state as plain tensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
 from typing import Any
@@ -96,7 +98,7 @@ class Training:
         drawn = self.draw(step)
         total = 0.0
         for rows in self._micro_batches():
-            with self.accelerator.accumulate(self.base.unet):
+            with self.accelerator.accumulate(self.base.unet), self._dropping(step, rows):
                 loss = self.loss(drawn.part(rows, self.base.device))
                 total += loss.item() / recipe.gradient_accumulation
                 _refuse_broken(total, step)
@@ -212,6 +214,16 @@ class Training:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
+
+    @contextmanager
+    def _dropping(self, step: int, rows: list[int]) -> Iterator[None]:
+        """What dropout drops depends on seed, step and rows alone; the global generators are as before at the end."""
+        if not self.recipe.dropout:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(generator_for(self.recipe.seed, "dropout", step, rows).initial_seed())
+            yield
 
     def _micro_batches(self) -> list[list[int]]:
         """Rows of each micro-batch: its share of the instances, then its share of the class pictures."""
