@@ -12,6 +12,7 @@ from studio.errors import UsageError
 
 MAX_PIXELS = 50_000_000
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_MASK = ".mask"  # how the name of a mask's file ends
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 _MOSTLY = 2 / 3  # of the longer side: what a square leaves of a picture, below which it is worth a word
@@ -108,6 +109,51 @@ def load_rgb(path: Path) -> Image.Image:
         raise UsageError(f"{path.name}: {reason}", _REMEDY) from reason
 
 
+def mask_file(path: Path) -> Path:
+    """Where the mask of the picture `path` lies, if it has one: cat.mask.png beside cat.jpg."""
+    return path.with_name(f"{path.stem}{_MASK}.png")
+
+
+def load_mask(path: Path) -> Image.Image | None:
+    """What of the picture `path` is meant, white, in 8 bits and as large as it: its mask's file, or else its alpha
+    channel; None where it has neither.
+
+    Raises UsageError where the mask cannot be read, is of another size, or leaves nothing.
+    """
+    file, picture = mask_file(path), _read_header(path)
+    try:
+        if file.is_file():
+            with _open(file) as image:
+                mask = ImageOps.exif_transpose(image).convert("L")
+        else:
+            with _open(path) as image:
+                if not image.has_transparency_data:
+                    return None
+                mask = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+    except (_Unusable, OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"The mask {file.name} cannot be read: {error}", _REMEDY) from error
+    name = file.name if file.is_file() else f"alpha channel of {path.name}"
+    if mask.size != (picture.width, picture.height):
+        size = f"{mask.width} x {mask.height} pixels, its picture {picture.width} x {picture.height}"
+        raise UsageError(f"The mask {name} has {size}.", "Make it as large as its picture.")
+    if mask.getextrema()[1] == 0:
+        raise UsageError(f"The {name} is black: nothing of the picture would be learned.", "White is what is learned.")
+    return mask
+
+
+def check_masks(pictures: list[Picture]) -> list[str]:
+    """Read all masks; the names of pictures that have none. Raises UsageError where no picture has one, or as
+    `load_mask` does."""
+    without = [picture.path.name for picture in pictures if load_mask(picture.path) is None]
+    if len(without) == len(pictures):
+        raise UsageError(
+            "No picture has a mask or an alpha channel.",
+            f"Put masks beside the pictures ({mask_file(pictures[0].path).name}, white where the subject is), or leave"
+            " out --masked.",
+        )
+    return without
+
+
 def dataset_notices(path: Path, pictures: list[Picture]) -> list[str]:
     """What the user should know about a usable set of pictures: only one, captions missing or without a picture."""
     notices: list[str] = []
@@ -133,7 +179,10 @@ def _picture_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UsageError(f"There is no folder or picture {path}.", "Give the folder that holds the pictures.")
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    files = sorted(
+        f for f in path.iterdir()
+        if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and not f.stem.endswith(_MASK)
+    )  # fmt: skip
     if not files:
         raise UsageError(
             f"The folder {path} holds no pictures.", f"Put 4 to 10 pictures there ({', '.join(sorted(SUFFIXES))})."

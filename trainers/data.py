@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from studio.images import load_rgb
+from studio.images import load_mask, load_rgb
 from studio.models import BaseModel
 from studio.trainers.cache import Tensors, file_id, module_id, remember
 
@@ -22,14 +22,15 @@ _VERSION = "1"  # of what lies in the cache: raise it when preprocessing changes
 class Example:
     """A picture and its words.
 
-    Only in `region` (left, top, right, bottom in fractions of the square; None: everywhere) is it learned from. For the
-    rest holds what the base makes of the words `plain`, by default the same.
+    Only in `region` (left, top, right, bottom in fractions of the square; None: everywhere), or where `masked` in its
+    mask, is it learned from. For the rest holds what the base makes of the words `plain`, by default the same.
     """
 
     path: Path
     prompt: str
     plain: str | None = None
     region: tuple[float, float, float, float] | None = None
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,24 @@ def encode_examples(
     plain = (resolution, resolution, 0, 0, resolution, resolution)
     sizes = [(*one["geometry"].tolist(), resolution, resolution) if true_sizes else plain for one in coded]
     time_ids = torch.tensor(sizes, dtype=torch.float32) if base.family == "sdxl" else None
-    own = torch.stack([_share_of(one.region, mean.shape[2], mean.shape[3]) for one in examples])
+    height, width = mean.shape[2:]
+    own = torch.stack(
+        [
+            mask_share(one.path, resolution, height, width) if one.masked else _share_of(one.region, height, width)
+            for one in examples
+        ]
+    )
     spoken = (words["embeds"], words.get("pooled"), time_ids, own, rest["embeds"], rest.get("pooled"))
     return Examples(Batch(tuple(one.prompt for one in examples), mean, *spoken), std)
+
+
+def mask_share(path: Path, resolution: int, height: int, width: int) -> torch.Tensor:
+    """[1, height, width]: how much of each cell the picture's mask covers, cut like the picture; ones without."""
+    mask = load_mask(path)
+    if mask is None:
+        return torch.ones(1, height, width)
+    pixels = (square(mask.convert("RGB"), resolution)[0][:1] + 1) / 2
+    return torch.nn.functional.adaptive_avg_pool2d(pixels.clamp(0, 1), (height, width))
 
 
 def _share_of(region: tuple[float, float, float, float] | None, height: int, width: int) -> torch.Tensor:

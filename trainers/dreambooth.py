@@ -10,7 +10,7 @@ from studio.concepts import ADAPTER_FILE, Concept
 from studio.errors import UsageError
 from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
 from studio.home import Home, ensure_free, write_atomic
-from studio.images import Picture, check_decodable, dataset_notices, find_pictures
+from studio.images import Picture, check_decodable, check_masks, dataset_notices, find_pictures, mask_file
 from studio.models import BaseModel, load_base
 from studio.trainers.cache import file_id, module_id
 from studio.trainers.captions import prompt_for, prompts_for, without_trigger
@@ -55,6 +55,8 @@ def train_concept(
     _check_resolution(source, recipe.resolution)
     pictures = find_pictures(recipe.pictures)
     check_decodable(pictures)
+    if recipe.masked and (whole := check_masks(pictures)):
+        emit(Notice(f"Pictures without a mask are learned as a whole: {', '.join(whole)}."))
     check_start(home, recipe.name, resume, overwrite)
     for notice in dataset_notices(recipe.pictures, pictures):
         emit(Notice(notice))
@@ -90,7 +92,11 @@ def _prepare(
 ) -> tuple[Training, str]:
     """The training at step 0, and the fingerprint of all it is made from."""
     cache = home.cache / "examples"
-    own = [Example(picture.path, prompt) for picture in pictures for prompt in prompts_for(picture, recipe)]
+    own = [
+        Example(picture.path, prompt, without_trigger(prompt, recipe) if recipe.masked else None, masked=recipe.masked)
+        for picture in pictures
+        for prompt in prompts_for(picture, recipe)
+    ]
     prior: list[Example] = []
     pairs: list[Example] = []
     if recipe.prior_preservation:
@@ -99,7 +105,8 @@ def _prepare(
     if recipe.pair_share:
         pairs = pair_examples(base, recipe, own, home.cache / "class-pictures", emit)
     used = [(file_id(one.path), one.prompt, one.plain, one.region) for one in own + prior + pairs]
-    identity = [module_id(base.unet), module_id(base.vae), used]
+    masks = [file_id(file) for picture in pictures if recipe.masked and (file := mask_file(picture.path)).is_file()]
+    identity = [module_id(base.unet), module_id(base.vae), used, *masks]
     emit(Phase("encode pictures"))
     instances = encode_examples(base, own, recipe.resolution, cache, true_sizes)
     classes, beside = (

@@ -62,6 +62,7 @@ class Recipe(BaseModel):
     huber: Annotated[float, Field(gt=0)] | None = None
     noise_offset: Share = 0.0
 
+    masked: bool = False
     mix_instance_prompt: bool = False
     prior_preservation: bool = True
     prior_target: Literal["picture", "base"] = "picture"

@@ -45,6 +45,9 @@ def train_concept(
     resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
     no_prior: Annotated[bool, typer.Option("--no-prior", help="Do not hold the class by class pictures.")] = False,
+    masked: Annotated[
+        bool, typer.Option("--masked", help="Learn only where masks (cat1.mask.png) or alpha channels say.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
@@ -78,6 +81,7 @@ def train_concept(
         "resolution": resolution,
         "seed": seed,
         "prior_preservation": False if no_prior else None,
+        "masked": masked or None,
     }
     given = {key: value for key, value in options.items() if value is not None}
     place = Home.resolve(home)
