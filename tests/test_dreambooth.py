@@ -293,6 +293,32 @@ def test_a_broken_loss_stops_before_the_weights_are_touched(
     assert all(bool(tensor.isfinite().all()) for tensor in kept.tensors.values())
 
 
+def test_too_little_memory_names_the_phase_and_what_is_not_done_yet(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Training, drawn: Drawn) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+
+    monkeypatch.setattr(Training, "loss", full)
+    with pytest.raises(StudioError, match=r"in the phase 'train'\)\. CUDA out of memory\.") as refusal:
+        train_concept(tiny_recipe(tiny_sdxl, home, {"gradient_checkpointing": True}), home)
+    assert "gradient_checkpointing" not in refusal.value.remedy
+    lines = refusal.value.remedy.splitlines()
+    assert lines[2].startswith("  2. --batch-size 1 with gradient_accumulation = 2")
+    assert "--overwrite" in lines[-1]
+
+
+@pytest.mark.usefixtures("float32")
+def test_checkpointing_and_small_batches_give_the_same_weights(tiny_sdxl: Path, homes: list[Home]) -> None:
+    kinds = ({}, {"gradient_checkpointing": True, "batch_size": 1, "gradient_accumulation": 2})
+    plain, saving = (
+        weights(train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 2} | kind), home))
+        for home, kind in zip(homes, kinds, strict=True)
+    )
+    for name in plain:
+        torch.testing.assert_close(plain[name], saving[name], atol=2e-4, rtol=1e-3)
+
+
 def test_a_full_disk_at_the_end_keeps_the_checkpoint(
     tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

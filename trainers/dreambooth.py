@@ -22,6 +22,7 @@ from studio.trainers.checkpoint import (
     save_checkpoint,
 )
 from studio.trainers.data import Example, encode_examples
+from studio.trainers.memory import naming_the_phase
 from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_examples
@@ -60,7 +61,7 @@ def train_concept(
     check_start(home, recipe.name, resume, overwrite)
     for notice in dataset_notices(recipe.pictures, pictures):
         emit(Notice(notice))
-    with claim(home, recipe.name, resume) as workplace:
+    with claim(home, recipe.name, resume) as workplace, naming_the_phase(recipe, emit) as emit:
         found = latest_checkpoint(workplace.checkpoints, lambda text: emit(Notice(text))) if resume else None
         if found is not None:
             check_same_training(found, recipe)
