@@ -35,7 +35,10 @@ _DOTTED = {
     "text_encoder.": "text_encoder", "transformer.": "transformer", "base_model.model.": None,
     "model.diffusion_model.": None, "diffusion_model.": None,
 }  # fmt: skip
-_EMBEDDING = re.compile(r"bundle_emb\.(?P<name>.+)\.(?P<part>string_to_param\.\*|emb_params|clip_l|clip_g|layers)")
+WORD_PREFIX = "lora_word."  # of new words in files for diffusers
+_EMBEDDING = re.compile(
+    r"(?:bundle_emb|lora_word)\.(?P<name>.+)\.(?P<part>string_to_param\.\*|emb_params|clip_l|clip_g|layers|\*)"
+)
 
 
 @dataclass(frozen=True)

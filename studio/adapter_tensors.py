@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from studio.adapter_keys import WORD_PREFIX
 from studio.adapter_names import from_sgm, to_sgm
 from studio.adapters import Adapter
 from studio.errors import UsageError
@@ -72,6 +73,14 @@ def peft_tensors(factors: Mapping[str, Factor], prefix: str, magnitude_key: str 
             shape = (1, -1, 1, 1) if pair.down.dim() == 4 else (-1,)
             made[f"{prefix}{path}.{magnitude_key}"] = magnitude.reshape(shape)
     return made
+
+
+def word_tensors(embeddings: Mapping[str, Mapping[str, Tensor]]) -> Tensors:
+    """New words beside a LoRA in diffusers' layout: it refuses a file with keys that do not say "lora", and passes over
+    those that name no part of its pipelines."""
+    return {
+        f"{WORD_PREFIX}{token}.{tower}": rows for token, towers in embeddings.items() for tower, rows in towers.items()
+    }
 
 
 def peft_settings(factors: Mapping[str, Factor], anchored: bool) -> dict[str, Any]:

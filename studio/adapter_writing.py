@@ -5,7 +5,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from studio.adapter_parts import COMPONENT_KEY, METADATA_KEY
 from studio.adapter_targets import Target, expressed
-from studio.adapter_tensors import kohya_tensors, peft_settings, peft_tensors
+from studio.adapter_tensors import kohya_tensors, peft_settings, peft_tensors, word_tensors
 from studio.adapters import PEFT_CONFIG, PEFT_WEIGHTS, Adapter, load_adapter
 from studio.errors import StudioError
 from studio.factors import Dora, Factor, Full, LowRank
@@ -30,29 +30,24 @@ Tensors = dict[str, Tensor]
 class Written:
     """What a file holds: its layers, and the largest relative error of a change against the source's.
 
-    `approximated` are the relative errors of those that an SVD made, by layer; `words` the files of new words, which
-    diffusers reads apart from a LoRA.
+    `approximated` are the relative errors of those that an SVD made, by layer.
     """
 
     path: Path
     layers: int
     error: float
     approximated: dict[str, float]
-    words: tuple[Path, ...] = ()
 
 
 def write_adapter(adapter: Adapter, path: Path, to: Target, *, half: bool = False, rank: int | None = None) -> Written:
     """Write `adapter` to `path`, for "peft" a folder, with one sub-folder a component where it has several.
 
-    For diffusers each word that it brings along becomes a file of its own beside it, as `load_textual_inversion` takes
-    it. `half` rounds to float16. `rank` lets an SVD of that rank stand for kinds that the target cannot hold. Raises
+    `half` rounds to float16. `rank` lets an SVD of that rank stand for kinds that the target cannot hold. Raises
     UsageError for what it cannot hold, StudioError where what is read back differs; `path` then stays as it was.
     """
     made = expressed(adapter, to, rank)
     dtype = torch.float16 if half else None
     errors: list[float] = []
-    words = adapter.embeddings if to == "diffusers" else {}
-    adapter = replace(adapter, embeddings={}) if words else adapter
 
     def check(draft: Path) -> None:
         errors.append(_largest_error(adapter, made.factors, load_adapter(draft), torch.float16 if half else None))
@@ -63,15 +58,7 @@ def write_adapter(adapter: Adapter, path: Path, to: Target, *, half: bool = Fals
         tensors, extra = _flat(adapter, made.factors, to)
         metadata = _kept(adapter.metadata) | extra
         write_atomic(path, lambda draft: (_save(draft, tensors, metadata, dtype), check(draft)))
-    beside = tuple(_write_word(path, n, *word, dtype) for n, word in enumerate(words.items(), 1))
-    return Written(path, len(adapter.layers), max(*errors, *made.errors.values(), 0.0), made.errors, beside)
-
-
-def _write_word(path: Path, n: int, token: str, towers: Mapping[str, Tensor], dtype: torch.dtype | None) -> Path:
-    """{token: rows} where only one text encoder has it, else the rows by text encoder."""
-    tensors = {token if len(towers) == 1 else tower: rows for tower, rows in towers.items()}
-    target = path.with_suffix(".word.safetensors" if n == 1 else f".word-{n}.safetensors")
-    return write_atomic(target, lambda draft: _save(draft, tensors, {"token": token}, dtype))
+    return Written(path, len(adapter.layers), max(*errors, *made.errors.values(), 0.0), made.errors)
 
 
 def _flat(adapter: Adapter, factors: Mapping[str, Factor], to: Target) -> tuple[Tensors, dict[str, str]]:
@@ -87,6 +74,7 @@ def _flat(adapter: Adapter, factors: Mapping[str, Factor], to: Target) -> tuple[
         tensors |= peft_tensors(inner, f"{component}.", magnitude)
         own = {path if anchored else path.removeprefix("text_model."): factor for path, factor in inner.items()}
         settings |= {f"{component}.{key}": value for key, value in peft_settings(own, anchored).items()}
+    tensors |= word_tensors(adapter.embeddings)
     return tensors, {METADATA_KEY: json.dumps(settings, indent=2)}
 
 

@@ -15,7 +15,7 @@ from studio.untrusted import shown
 
 
 def export_concept(concept: Concept, to: Path, kind: str | None = None) -> list[Path]:
-    """Write the adapter of `concept` and its model card; returns [what others load, files of its words, the card].
+    """Write the adapter of `concept` and its model card; returns [what others load, the card].
 
     `to` is a .safetensors file, or a folder in which it gets the concept's name. Without `kind` the file is copied as
     it is; "peft" makes a folder. Raises UsageError for an unknown kind and for a place that is taken, StudioError where
@@ -28,16 +28,15 @@ def export_concept(concept: Concept, to: Path, kind: str | None = None) -> list[
         if path.exists():
             raise UsageError(f"{path} exists already.", "Choose another place with --to, or remove it first.")
     check_hash(concept)
-    words: tuple[Path, ...] = ()
     if kind is None:
         write_atomic(target, lambda file: shutil.copyfile(concept.adapter_file, file))
     else:
         from studio.adapter_writing import write_adapter
 
         target.parent.mkdir(parents=True, exist_ok=True)
-        words = write_adapter(load_concept(concept), target, to=kind).words
+        write_adapter(load_concept(concept), target, to=kind)
     text = _card(concept, target.name)
-    return [target, *words, write_atomic(card, lambda file: file.write_text(text, encoding="utf-8"))]
+    return [target, write_atomic(card, lambda file: file.write_text(text, encoding="utf-8"))]
 
 
 def _places(concept: Concept, to: Path, kind: str | None) -> tuple[Path, Path]:

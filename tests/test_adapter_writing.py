@@ -27,7 +27,7 @@ REFUSED = {
     "lycoris": ("IBM",),
     "kohya": (),
 }
-REFUSED["diffusers"] = REFUSED["peft"]
+REFUSED["diffusers"] = tuple(kind for kind in REFUSED["peft"] if kind not in ("words", "ED-LoRA"))
 
 
 @pytest.fixture(scope="module")

@@ -106,25 +106,26 @@ def test_resuming_gives_the_same_word_bit_for_bit(tiny_sdxl: Path, tmp_path: Pat
         train_concept(recipe, homes[1], halt)
     resumed = train_concept(recipe, homes[1], resume=True)
     assert same(straight, resumed)
-    assert "bundle_emb.milo0.clip_g" in weights(resumed)
+    assert "lora_word.milo0.clip_g" in weights(resumed)
 
 
+@pytest.mark.parametrize("exported", [False, True])
 @pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
-def test_plain_diffusers_takes_the_export_and_says_the_same(
-    base: str, home: Home, tmp_path: Path, request: pytest.FixtureRequest, trained: list[Training]
+def test_plain_diffusers_takes_file_and_word_and_draws_the_same(
+    base: str, exported: bool, home: Home, tmp_path: Path, request: pytest.FixtureRequest, trained: list[Training]
 ) -> None:
     folder = request.getfixturevalue(base)
     concept = train_concept(tiny_recipe(folder, home, WORD | {"alpha": 3.0}), home)
-    file, word, _ = export_concept(concept, tmp_path / "out", "diffusers")
+    file = export_concept(concept, tmp_path / "out", "diffusers")[0] if exported else concept.adapter_file
     pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.load_lora_weights(file)
-    if base == "tiny_sdxl":
-        rows = load_file(word)
-        towers = {"clip_l": (pipe.text_encoder, pipe.tokenizer), "clip_g": (pipe.text_encoder_2, pipe.tokenizer_2)}
-        for tower, (encoder, tokenizer) in towers.items():
-            pipe.load_textual_inversion(rows[tower], token="milo0", text_encoder=encoder, tokenizer=tokenizer)
-    else:
-        pipe.load_textual_inversion(word)
+    towers = {"clip_l": ""} if base == "tiny_sd15" else {"clip_l": "", "clip_g": "_2"}
+    card = (concept.folder / "README.md").read_text(encoding="utf-8")
+    for tower, n in towers.items():
+        key = f"lora_word.milo0.{tower}"
+        assert f'rows["{key}"], token="milo0"' in card
+        encoder, tokenizer = getattr(pipe, f"text_encoder{n}"), getattr(pipe, f"tokenizer{n}")
+        pipe.load_textual_inversion(load_file(file)[key], token="milo0", text_encoder=encoder, tokenizer=tokenizer)
     live = trained[0].base
     live.unet.eval()
     pictures = [
@@ -132,9 +133,6 @@ def test_plain_diffusers_takes_the_export_and_says_the_same(
         for one in (pipe, live.pipe)
     ]
     assert abs(pictures[0] - pictures[1]).max() < 1e-4
-    card = (concept.folder / "README.md").read_text(encoding="utf-8")
-    assert "studio library export milo --as diffusers" in card
-    assert "load_textual_inversion" in card
 
 
 def test_a_word_that_the_base_knows_is_no_new_one(tiny_sdxl: Path, home: Home) -> None:

@@ -187,7 +187,7 @@ def _finish(training: Training, workplace: Workplace, home: Home, data: str, emi
     concept = Concept(
         recipe.name, recipe.trigger, recipe.class_word, recipe.base, family, recipe.method, workplace.folder
     )
-    words = {} if training.word is None else training.word.tensors()
+    words = {} if training.word is None else training.word.rows()
     training.tuner.write(workplace.folder / ADAPTER_FILE, notes, words)
     plot_losses(training.losses, workplace.folder / "loss.png")
     last = [

@@ -8,17 +8,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from studio.adapter_parts import take_embeddings
+from studio.adapter_tensors import word_tensors
 from studio.adapter_writing import write_adapter
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Kronecker
 from studio.kernels.kronecker import kronecker_conv, kronecker_linear
 from studio.models import BaseModel
-from studio.trainers.cache import Tensors
 from studio.trainers.data import generator_for
 from studio.trainers.recipe import Recipe
-from studio.trainers.tuners import check_finite, targeted
+from studio.trainers.tuners import Words, check_finite, targeted
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -55,13 +54,12 @@ class KronaTuner:
         finally:
             self._acts = True
 
-    def write(self, path: Path, notes: dict[str, str], words: Tensors) -> None:
+    def write(self, path: Path, notes: dict[str, str], words: Words) -> None:
         """As LyCORIS's LoKr of two whole matrices; raises StudioError where a number is not finite or the file does
         not read back as it was trained."""
-        check_finite({**self.parameters, **words})
+        check_finite(self.parameters | word_tensors(words))
         factors = {f"unet.{name}": Kronecker(*self._pair(name)) for name in self._factors}
-        rows, _ = take_embeddings(self._recipe.name, words)
-        adapter = Adapter(self._recipe.name, "KronA", self._base.family, dict(factors), {}, rows, metadata=notes)
+        adapter = Adapter(self._recipe.name, "KronA", self._base.family, dict(factors), {}, words, metadata=notes)
         write_adapter(adapter, path, to="lycoris")
 
     def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:

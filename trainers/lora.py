@@ -12,15 +12,14 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
-from safetensors import safe_open
 from safetensors.torch import save
 
+from studio.adapter_tensors import word_tensors
 from studio.errors import StudioError
 from studio.home import write_atomic
 from studio.models import BaseModel
-from studio.trainers.cache import Tensors
 from studio.trainers.recipe import Recipe
-from studio.trainers.tuners import check_finite, targeted
+from studio.trainers.tuners import Words, check_finite, targeted
 
 _ADAPTER = "default"
 
@@ -70,39 +69,35 @@ class LoraTuner:
         finally:
             self._base.unet.enable_adapters()
 
-    def write(self, path: Path, notes: dict[str, str], words: Tensors) -> None:
-        """As diffusers writes it, but for the words, which it does not read in one file with a LoRA; raises StudioError
-        where a number is not finite, the disk refuses, or what was written is not what is read."""
+    def write(self, path: Path, notes: dict[str, str], words: Words) -> None:
+        """As diffusers writes it; raises StudioError where a number is not finite, the disk refuses, or what is read
+        back is not what was trained."""
         unet = self._base.unet
         # A layer that drops something would do so in others' pipelines, which never set what they load to evaluation.
         config = unet.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0}
         plain = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         state = get_peft_model_state_dict(unet, adapter_name=_ADAPTER)
         tensors = {f"unet.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-        check_finite(tensors | words)
+        tensors |= word_tensors(words)
+        check_finite(tensors)
         metadata = notes | {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
 
         def write(file: Path) -> None:
-            file.write_bytes(save(tensors | words, metadata))
-            _verify(self._base, file, words)
+            file.write_bytes(save(tensors, metadata))
+            _verify(self._base, file)
 
         write_atomic(path, write)
 
 
-def _verify(base: BaseModel, file: Path, words: Tensors) -> None:
-    """Let diffusers read `file`, all but the words, into a fresh, weightless UNet; every tensor and scale must be the
-    trained one."""
+def _verify(base: BaseModel, file: Path) -> None:
+    """Let diffusers read `file` into a fresh, weightless UNet; every tensor and scale must be the trained one."""
     kind = type(base.pipe)
-    with safe_open(file, "pt") as written:
-        content = {key: written.get_tensor(key) for key in written.keys()}
-        settings = json.loads(written.metadata()[LORA_ADAPTER_METADATA_KEY])
-    changed = [key for key, rows in words.items() if not torch.equal(content.pop(key), rows)]
-    state, alphas, _ = kind.lora_state_dict(content, return_lora_metadata=True)
+    state, alphas, metadata = kind.lora_state_dict(str(file), return_lora_metadata=True)
     fresh = _hollow(base.unet)
-    kind.load_lora_into_unet(state, network_alphas=alphas, unet=fresh, adapter_name=_ADAPTER, metadata=settings)
+    kind.load_lora_into_unet(state, network_alphas=alphas, unet=fresh, adapter_name=_ADAPTER, metadata=metadata)
     trained, read = _factors(base.unet), _factors(fresh)
     wrong = [name for name in trained if name not in read or not _equal(trained[name], read[name])]
-    if wrong or changed or len(read) != len(trained):
+    if wrong or len(read) != len(trained):
         raise StudioError(
             f"The written LoRA does not read back as it was trained ({len(wrong)} of {len(trained)} layers differ).",
             "Nothing was kept under its name; the checkpoint is intact. Please report this with the recipe.",

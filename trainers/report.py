@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from studio.adapter_keys import WORD_PREFIX
 from studio.concepts import Concept
 from studio.home import write_atomic
 from studio.trainers.recipe import Recipe
@@ -87,33 +88,26 @@ Every setting is in `recipe.toml`. The loss:
 
 
 def _with_diffusers(concept: Concept, recipe: Recipe) -> str:
-    """How to use a LoRA there; a new word goes into a file of its own, for each text encoder a line."""
+    """How to use a LoRA there; a new word takes a line for each text encoder."""
     kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
-    name, export, towers = concept.name, "", ""
+    file, imports, word = concept.adapter_file.name, "", ""
     if recipe.new_word:
-        export = f"""
-```
-studio library export {name} --as diffusers --to .
-```
-"""
-        towers = "".join(
+        imports = "from safetensors.torch import load_file\n"
+        towers = {"clip_l": "", "clip_g": "_2"} if concept.family == "sdxl" else {"clip_l": ""}
+        word = f'rows = load_file("{file}")\n' + "".join(
             f"""pipe.load_textual_inversion(
-    word["{tower}"], token="{recipe.trigger}", text_encoder=pipe.text_encoder{n}, tokenizer=pipe.tokenizer{n}
+    rows["{WORD_PREFIX}{recipe.trigger}.{tower}"], token="{recipe.trigger}",
+    text_encoder=pipe.text_encoder{n}, tokenizer=pipe.tokenizer{n},
 )
 """
-            for tower, n in (("clip_l", ""), ("clip_g", "_2"))
+            for tower, n in towers.items()
         )
-        towers = f'word = load_file("{name}.word.safetensors")\n{towers}'
-        if concept.family != "sdxl":
-            towers = f'pipe.load_textual_inversion("{name}.word.safetensors")\n'
-    imports = "from safetensors.torch import load_file\n" if "load_file" in towers else ""
-    file = f"{name}.safetensors" if recipe.new_word else concept.adapter_file.name
     return f"""With diffusers alone:
-{export}
+
 ```python
 from diffusers import {kind}
 {imports}
 pipe = {kind}.from_pretrained("{concept.base}")
 pipe.load_lora_weights("{file}")
-{towers}pipe("{recipe.instance_prompt}").images[0].save("{name}.png")
+{word}pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
 ```"""

@@ -11,9 +11,9 @@ from diffusers import UNet2DConditionModel
 
 from studio.errors import StudioError, UsageError
 from studio.models import BaseModel
-from studio.trainers.cache import Tensors
 from studio.trainers.recipe import Recipe
 
+Words = dict[str, dict[str, torch.Tensor]]  # token -> text encoder -> rows [n, width]
 _PLACES = {"lora": "lora:LoraTuner", "b-lora": "lora:LoraTuner", "krona": "krona:KronaTuner"}
 
 
@@ -36,9 +36,9 @@ class Tuner(Protocol):
         """The UNet as it was before, while the block runs."""
         ...
 
-    def write(self, path: Path, notes: dict[str, str], words: Tensors) -> None:
-        """Write the adapter, the `words` that come along by their keys, and `notes` as metadata; the file gets its name
-        only after it was read back and is the same."""
+    def write(self, path: Path, notes: dict[str, str], words: Words) -> None:
+        """Write the adapter, the `words` that come along, and `notes` as metadata; the file gets its name only after it
+        was read back and is the same."""
         ...
 
 

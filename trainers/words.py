@@ -10,9 +10,9 @@ from torch import nn
 from studio.attaching import TOWERS, add_words
 from studio.errors import UsageError
 from studio.models import BaseModel, TextStates
-from studio.trainers.cache import Tensors
 from studio.trainers.data import generator_for
 from studio.trainers.recipe import Recipe
+from studio.trainers.tuners import Words
 
 
 class NewWord:
@@ -40,10 +40,10 @@ class NewWord:
         """What the text encoders make of `prompts` as the word stands, with gradients."""
         return self._base.read(prompts)
 
-    def tensors(self) -> Tensors:
-        """Its rows [1, width] as LoRA files bring words along."""
-        rows = {name.removeprefix("word."): row for name, row in self.parameters.items()}
-        return {f"bundle_emb.{self._token}.{tower}": row.detach().cpu()[None].clone() for tower, row in rows.items()}
+    def rows(self) -> Words:
+        """What was learned, as adapters hold new words: token -> text encoder -> [1, width]."""
+        learned = {name.removeprefix("word."): row.detach().cpu()[None] for name, row in self.parameters.items()}
+        return {self._token: {tower: row.clone() for tower, row in learned.items()}}
 
     def _check_free(self) -> None:
         if any(self._token in tokenizer.get_vocab() for tokenizer in self._base.tokenizers):

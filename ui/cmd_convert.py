@@ -66,7 +66,6 @@ def _record(adapter: "Adapter", written: "Written", to: str) -> dict[str, object
         "from": adapter.format,
         "layers": written.layers,
         "words": list(adapter.embeddings),
-        "word_files": written.words,
         "max_relative_error": written.error,
         "approximated": written.approximated,
         "left_out": list(adapter.unread),
@@ -75,8 +74,7 @@ def _record(adapter: "Adapter", written: "Written", to: str) -> dict[str, object
 
 def _tell(adapter: "Adapter", written: "Written", to: str) -> None:
     words = f" and {len(adapter.embeddings)} words" if adapter.embeddings else ""
-    for path in (written.path, *written.words):
-        typer.echo(path)
+    typer.echo(written.path)
     typer.echo(
         f"{written.layers} layers{words}, from {adapter.format} to {to}; read back, the largest relative error of a"
         f" layer is {written.error:.1e}."
