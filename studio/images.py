@@ -154,10 +154,11 @@ def check_masks(pictures: list[Picture]) -> list[str]:
     return without
 
 
-def dataset_notices(path: Path, pictures: list[Picture]) -> list[str]:
-    """What the user should know about a usable set of pictures: only one, captions missing or without a picture."""
+def dataset_notices(path: Path, pictures: list[Picture], least: int = 2) -> list[str]:
+    """What the user should know about a usable set of pictures: fewer than `least`, captions missing or without a
+    picture."""
     notices: list[str] = []
-    if len(pictures) == 1:
+    if len(pictures) < least:
         notices.append("There is one picture only: its pose and background will be learned too. 4 to 10 are better.")
     captioned = sum(picture.caption is not None for picture in pictures)
     if 0 < captioned < len(pictures):

@@ -2,12 +2,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_helpers import tiny_recipe, weights
+from training_helpers import draw_pictures, tiny_recipe, weights
 
 from studio.adapters import load_concept
 from studio.bases import SDXL_BLOCKS
 from studio.blora import half_of
 from studio.errors import UsageError
+from studio.events import Notice
 from studio.home import Home
 from studio.trainers.dreambooth import train_concept
 
@@ -25,6 +26,16 @@ def test_only_the_attention_of_the_two_blocks_is_trained_and_splits_without_a_re
     content, style = half_of(adapter, "content"), half_of(adapter, "style")
     assert content.notice() is style.notice() is None
     assert len(content.adapter.layers) + len(style.adapter.layers) == len(layers)
+
+
+def test_one_picture_is_enough_for_it(tiny_sdxl: Path, home: Home) -> None:
+    picture = draw_pictures(home.root / "pictures", 1) / "0.png"
+    told: dict[str, list[str]] = {"b-lora": [], "lora": []}
+    for method, notices in told.items():
+        recipe = tiny_recipe(tiny_sdxl, home, {"method": method, "name": method, "pictures": picture, "steps": 1})
+        train_concept(recipe, home, lambda e, n=notices: n.append(e.message) if isinstance(e, Notice) else None)
+    assert not any("one picture only" in said for said in told["b-lora"])
+    assert any("one picture only" in said for said in told["lora"])
 
 
 def test_the_authors_recipe_holds_at_full_size(tiny_sdxl: Path, home: Home) -> None:

@@ -59,7 +59,8 @@ def train_concept(
     if recipe.masked and (whole := check_masks(pictures)):
         emit(Notice(f"Pictures without a mask are learned as a whole: {', '.join(whole)}."))
     check_start(home, recipe.name, resume, overwrite)
-    for notice in dataset_notices(recipe.pictures, pictures):
+    least = 1 if recipe.method == "b-lora" else 2
+    for notice in dataset_notices(recipe.pictures, pictures, least):
         emit(Notice(notice))
     with claim(home, recipe.name, resume) as workplace, naming_the_phase(recipe, emit) as emit:
         found = latest_checkpoint(workplace.checkpoints, lambda text: emit(Notice(text))) if resume else None
