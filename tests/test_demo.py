@@ -43,9 +43,9 @@ def test_the_demo_learns_draws_scores_and_reports(run_studio, small: Path, home:
     assert report["concepts"]["rex"]["Is it rex?"]["true drawings"]["count"] == 4
     assert {concept.name for concept in Library(home).concepts()} == {"milo", "rex"}
     words = alts(Path(report["report"]))
-    for prompt in ("a sks cat at night, flat style", "a ohwx dog on sand, pixel style"):
+    for prompt in ("a milo0 cat at night, flat style", "a rex0 dog on sand, pixel style"):
         assert words.count(prompt) >= 2  # the base's and the trained one's
-    assert "a sks cat on the left and a ohwx dog on the right on paper, flat style" in words
+    assert "a milo0 cat on the left and a rex0 dog on the right on paper, flat style" in words
 
 
 def test_it_tells_where_the_report_is(run_studio, home: Home, monkeypatch: pytest.MonkeyPatch):
