@@ -37,7 +37,7 @@ _DOTTED = {
 }  # fmt: skip
 WORD_PREFIX = "lora_word."  # of new words in files for diffusers
 _EMBEDDING = re.compile(
-    r"(?:bundle_emb|lora_word)\.(?P<name>.+)\.(?P<part>string_to_param\.\*|emb_params|clip_l|clip_g|layers|\*)"
+    r"(?:bundle_emb|lora_word)\.(?P<name>.+?)\.(?P<part>string_to_param\.\*|emb_params|clip_l|clip_g|layers|\*)"
 )
 
 

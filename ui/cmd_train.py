@@ -14,22 +14,34 @@ if TYPE_CHECKING:
     from studio.images import Picture
     from studio.trainers.recipe import Recipe
 
+BaseOption = Annotated[
+    str | None, typer.Option(help="picturebook (default), sdxl, sd15, a hub id, a folder or a .safetensors file.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
+]
+MethodOption = Annotated[
+    str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (from one picture).")
+]
+NewWordOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--new-word/--known-word",
+        help="Teach the base that word, or take a rare one that it knows. Default: a new one on small bases.",
+    ),
+]
+MaskedOption = Annotated[
+    bool, typer.Option("--masked", help="Learn only where masks (cat1.mask.png) or alpha channels say.")
+]
+
 
 def train_concept(
     path: Annotated[Path | None, typer.Argument(help="The folder with the pictures, or one picture.")] = None,
     name: Annotated[str | None, typer.Option(help="What the concept is called in prompts: <NAME>.")] = None,
     class_word: Annotated[str | None, typer.Option("--class", help="What kind of thing it is, such as cat.")] = None,
     trigger: Annotated[str | None, typer.Option(help="The word it is bound to; chosen by default.")] = None,
-    new_word: Annotated[
-        bool | None,
-        typer.Option(
-            "--new-word/--known-word",
-            help="Teach the base that word, or take a rare one that it knows. Default: a new one on small bases.",
-        ),
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="picturebook (default), sdxl, sd15, a hub id, a folder or a .safetensors file.")
-    ] = None,
+    new_word: NewWordOption = None,
+    base: BaseOption = None,
     method: Annotated[
         str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (one picture).")
     ] = None,
@@ -45,13 +57,9 @@ def train_concept(
     resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
     no_prior: Annotated[bool, typer.Option("--no-prior", help="Do not hold the class by class pictures.")] = False,
-    masked: Annotated[
-        bool, typer.Option("--masked", help="Learn only where masks (cat1.mask.png) or alpha channels say.")
-    ] = False,
+    masked: MaskedOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
