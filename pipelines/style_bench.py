@@ -56,11 +56,8 @@ class _Asked:
     @property
     def plain(self) -> str:
         """The prompt for a base that has learned nothing."""
-        return (
-            self.prompt
-            if self.content is None
-            else self.prompt.replace(f"<{self.content.name}>", self.content.class_word)
-        )
+        own = self.content
+        return self.prompt if own is None else self.prompt.replace(f"<{own.name}>", own.class_word)
 
 
 def bench_styles(
@@ -81,8 +78,7 @@ def bench_styles(
             "with the halves": _shares(read, wanted),
             "the base alone": _shares(read_alone, wanted),
             "style by style": {
-                style: _shares(*_of_style(read, wanted, style))["style"] for style in dict.fromkeys(STYLES)
-                if any(one.get("style") == style for one in wanted)
+                style: _shares(*_of_style(read, wanted, style))["style"] for style in STYLES
             },
         }  # fmt: skip
         pictures |= {task: with_halves[:: plan.seeds], f"{task}, the base alone": alone[:: plan.seeds]}

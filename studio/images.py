@@ -120,8 +120,10 @@ def load_mask(path: Path) -> Image.Image | None:
 
     Raises UsageError where the mask cannot be read, is of another size, or leaves nothing.
     """
-    file, picture = mask_file(path), _read_header(path)
+    file = mask_file(path)
+    name = file.name if file.is_file() else f"alpha channel of {path.name}"
     try:
+        picture = _read_header(path)
         if file.is_file():
             with _open(file) as image:
                 mask = ImageOps.exif_transpose(image).convert("L")
@@ -131,8 +133,7 @@ def load_mask(path: Path) -> Image.Image | None:
                     return None
                 mask = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
     except (_Unusable, OSError, SyntaxError, ValueError) as error:
-        raise UsageError(f"The mask {file.name} cannot be read: {error}", _REMEDY) from error
-    name = file.name if file.is_file() else f"alpha channel of {path.name}"
+        raise UsageError(f"The mask {name} cannot be read: {error}", _REMEDY) from error
     if mask.size != (picture.width, picture.height):
         size = f"{mask.width} x {mask.height} pixels, its picture {picture.width} x {picture.height}"
         raise UsageError(f"The mask {name} has {size}.", "Make it as large as its picture.")

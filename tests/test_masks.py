@@ -99,6 +99,13 @@ def test_a_mask_that_cannot_be_meant_is_refused(photos: Path, mask: Image.Image,
         check_masks(find_pictures(photos))
 
 
+@pytest.mark.parametrize("broken", ["0.mask.png", "1.png"])
+def test_a_mask_that_cannot_be_read_is_named(photos: Path, broken: str) -> None:
+    (photos / broken).write_bytes(b"no picture")
+    with pytest.raises(UsageError, match=f"{broken} cannot be read"):
+        load_mask(photos / f"{broken[0]}.png")
+
+
 def test_no_mask_at_all_is_refused(home: Home) -> None:
     with pytest.raises(UsageError, match="No picture has a mask"):
         check_masks(find_pictures(draw_pictures(home.root / "pictures")))

@@ -4,6 +4,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 from training_helpers import same, tiny_recipe, weights
 
@@ -107,6 +108,22 @@ def test_resuming_gives_the_same_word_bit_for_bit(tiny_sdxl: Path, tmp_path: Pat
     resumed = train_concept(recipe, homes[1], resume=True)
     assert same(straight, resumed)
     assert "lora_word.milo0.clip_g" in weights(resumed)
+
+
+def test_float16_scales_the_gradients_of_adapter_and_word_back_once(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home, WORD)
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, lambda event: None, true_sizes=True)
+    scaler = training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    training.optimizer = AcceleratedOptimizer(training.adamw, scaler=scaler)
+    training.accelerator._optimizers = [training.optimizer]
+    training.accelerator.native_amp = True
+    monkeypatch.setattr(type(training.accelerator), "mixed_precision", "fp16")
+    rows = {name: row.detach().clone() for name, row in training.parameters.items() if name.startswith("word.")}
+    training.take_step()  # torch's scaler raises where gradients are scaled back twice
+    assert all(not torch.equal(row, training.parameters[name]) for name, row in rows.items())
 
 
 @pytest.mark.parametrize("exported", [False, True])

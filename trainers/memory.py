@@ -33,15 +33,13 @@ def naming_the_phase(recipe: Recipe, emit: Emit) -> Iterator[Emit]:
 
 def savings(recipe: Recipe) -> list[str]:
     """What would take less memory and is not done yet, the least harmful first."""
-    half = recipe.resolution // 2 // 64 * 64
+    half, count = recipe.resolution // 2 // 64 * 64, recipe.batch_size * recipe.gradient_accumulation
     found = {
         "close other programs that use the device": True,
         "gradient_checkpointing = true in a recipe (--config): slower, the same weights": (
             not recipe.gradient_checkpointing
         ),
-        f"--batch-size 1 with gradient_accumulation = {recipe.batch_size} in a recipe: the same weights": (
-            recipe.batch_size > 1
-        ),
+        f"--batch-size 1 with gradient_accumulation = {count} in a recipe: the same weights": (recipe.batch_size > 1),
         "--no-prior: half the pictures a step, and the class may drift": recipe.prior_preservation,
         f"--rank {recipe.rank // 2}": recipe.method != "krona" and recipe.rank > 4,
         f"--resolution {half}: less detail": half >= 64,

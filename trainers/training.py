@@ -103,10 +103,12 @@ class Training:
                 total += loss.item() / recipe.gradient_accumulation
                 _refuse_broken(total, step)
                 self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.unscale_gradients()  # once a step, whatever the number of groups
                 for group in self.adamw.param_groups:
                     group["lr"] = group["rate"] * share_of_rate(recipe, step)
                     if self.accelerator.sync_gradients:
-                        norm: Any = self.accelerator.clip_grad_norm_(group["params"], recipe.max_grad_norm)
+                        norm = torch.nn.utils.clip_grad_norm_(group["params"], recipe.max_grad_norm)
                         if self.accelerator.scaler is None:  # with one a first overflow is normal: it skips the step
                             _refuse_broken(float(norm), step)
                 self.optimizer.step()
