@@ -26,6 +26,7 @@ from studio.trainers.memory import naming_the_phase
 from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_examples
+from studio.trainers.processes import Team, check_processes, device_of, leading
 from studio.trainers.recipe import Recipe, write_toml
 from studio.trainers.report import plot_losses, versions, write_card
 from studio.trainers.sampling import draw
@@ -33,7 +34,7 @@ from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, share_of_rate
 from studio.trainers.tuners import count_of, make_tuner
 from studio.trainers.words import NewWord
-from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in
+from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in, workplace_of
 
 
 def train_concept(
@@ -44,15 +45,16 @@ def train_concept(
     resume: bool = False,
     overwrite: bool = False,
     device: str | None = None,
+    processes: int = 1,
 ) -> Concept:
     """Train `recipe` and put the concept into the library; `resume` goes on from the newest good checkpoint.
-    `device` is torch's name of one; by default the best there is.
+    `device` is torch's name of one; by default the best there is. Several `processes` take a GPU each, or share a CPU.
 
     Raises UsageError before the base is loaded for what cannot be trained, Stopped after Ctrl-C (resumable),
     StudioError where the loss is not finite or the disk refuses.
     """
     source = find_base(recipe.base)
-    facts = read_facts(source)
+    check_processes(recipe, processes, device)
     _check_resolution(source, recipe.resolution)
     pictures = find_pictures(recipe.pictures)
     check_decodable(pictures)
@@ -66,18 +68,39 @@ def train_concept(
         found = latest_checkpoint(workplace.checkpoints, lambda text: emit(Notice(text))) if resume else None
         if found is not None:
             check_same_training(found, recipe)
-        write_toml(recipe, workplace.folder / RECIPE_FILE)
-        emit(Phase("load base"))
-        base = load_base(source, device)
-        training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not facts.own)
-        ensure_free(workplace.folder, 16 * count_of(training.parameters) * (recipe.keep_checkpoints + 1))
-        if found is not None:
-            check_same_data(found, data)
-            training.restore(found.tensors)
-            emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
+        recipe_file = workplace.folder / RECIPE_FILE
+        write_toml(recipe, recipe_file)
         again = f"studio train-concept --name {recipe.name} --resume{' --overwrite' if overwrite else ''}"
-        _run(training, workplace, data, emit, again)
+        with leading(home, recipe_file, processes, device) as team:
+            emit(Phase("load base"))
+            base = load_base(source, device_of(0, processes, device))
+            training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not read_facts(source).own)
+            training.team = team
+            ensure_free(workplace.folder, 16 * count_of(training.parameters) * (recipe.keep_checkpoints + 1))
+            if found is not None:
+                check_same_data(found, data)
+                training.restore(found.tensors)
+                emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
+            team.wait()  # what the others make again lies in the cache now
+            _run(training, workplace, data, emit, again)
         return _finish(training, workplace, home, data, emit, overwrite)
+
+
+def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
+    """Train `recipe` along with the process that leads, which saves and tells; from the same checkpoint."""
+    source = find_base(recipe.base)
+    base, own = load_base(source, device), read_facts(source).own
+    team.wait()
+    training, data = _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=not own)
+    training.team = team
+    found = latest_checkpoint(workplace_of(home, recipe.name).checkpoints, lambda text: None)
+    if found is not None:
+        check_same_data(found, data)
+        training.restore(found.tensors)
+    while training.step < recipe.steps:
+        training.take_step()
+        if team.agreed(False, base.device):
+            return
 
 
 def _check_resolution(source: BaseSource, resolution: int) -> None:
@@ -146,7 +169,7 @@ def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again:
             emit(Loss(step, loss, recipe.learning_rate * share_of_rate(recipe, step - 1)))
             emit(Step(step, recipe.steps, pace * (recipe.steps - step)))
             last = step == recipe.steps
-            stop = stopping() and not last
+            stop = training.team.agreed(stopping() and not last, training.base.device)
             if stop or last or step % recipe.save_every == 0:
                 state = Checkpoint(step, training.state(), recipe.model_dump(mode="json"), data)
                 save_checkpoint(workplace.checkpoints, state, recipe.keep_checkpoints)

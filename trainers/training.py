@@ -16,6 +16,7 @@ from studio.trainers.cache import Tensors
 from studio.trainers.data import Batch, Examples, chosen_from, generator_for
 from studio.trainers.losses import noise_schedule, pointwise, prior_preserving_loss
 from studio.trainers.precision import keep_softmax_wide, mixed_precision
+from studio.trainers.processes import ALONE, Team
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Tuner
 from studio.trainers.words import NewWord
@@ -56,6 +57,7 @@ class Training:
     classes: Examples | None
     pairs: Examples | None = None
     word: NewWord | None = None
+    team: Team = ALONE
     losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,10 +102,11 @@ class Training:
         for rows in self._micro_batches():
             with self.accelerator.accumulate(self.base.unet), self._dropping(step, rows):
                 loss = self.loss(drawn.part(rows, self.base.device))
-                total += loss.item() / recipe.gradient_accumulation
+                total += self.team.mean(loss.item(), loss.device) / recipe.gradient_accumulation
                 _refuse_broken(total, step)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
+                    self.team.average(one.grad for one in self.parameters.values() if one.grad is not None)
                     self.accelerator.unscale_gradients()  # once a step, whatever the number of groups
                 for group in self.adamw.param_groups:
                     group["lr"] = group["rate"] * share_of_rate(recipe, step)
@@ -228,9 +231,9 @@ class Training:
             yield
 
     def _micro_batches(self) -> list[list[int]]:
-        """Rows of each micro-batch: its share of the instances, then its share of the class pictures."""
+        """This process's rows of each micro-batch: its share of the instances, then that of the class pictures."""
         size, parts = self.recipe.batch_size, self.recipe.gradient_accumulation
-        shares = [list(range(part * size, (part + 1) * size)) for part in range(parts)]
+        shares = [self.team.share(list(range(part * size, (part + 1) * size))) for part in range(parts)]
         if self.classes is None:
             return shares
         return [share + [row + size * parts for row in share] for share in shares]

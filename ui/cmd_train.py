@@ -30,71 +30,13 @@ NewWordOption = Annotated[
         help="Teach the base that word, or take a rare one that it knows. Default: a new one on small bases.",
     ),
 ]
-MaskedOption = Annotated[
-    bool, typer.Option("--masked", help="Learn only where masks (cat1.mask.png) or alpha channels say.")
+PriorOption = Annotated[
+    bool | None, typer.Option("--prior/--no-prior", help="Hold the class by class pictures. Default: yes.")
 ]
-
-
-def train_concept(
-    path: Annotated[Path | None, typer.Argument(help="The folder with the pictures, or one picture.")] = None,
-    name: Annotated[str | None, typer.Option(help="What the concept is called in prompts: <NAME>.")] = None,
-    class_word: Annotated[str | None, typer.Option("--class", help="What kind of thing it is, such as cat.")] = None,
-    trigger: Annotated[str | None, typer.Option(help="The word it is bound to; chosen by default.")] = None,
-    new_word: NewWordOption = None,
-    base: BaseOption = None,
-    method: Annotated[
-        str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (one picture).")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
-    factors: Annotated[str | None, typer.Option(help="KronA: sizes of its first factor, as in 64x8.")] = None,
-    parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures a step (and as many class pictures).")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
-    no_prior: Annotated[bool, typer.Option("--no-prior", help="Do not hold the class by class pictures.")] = False,
-    masked: MaskedOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
-    overwrite: OverwriteOption = False,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")] = None,
-    as_json: JsonOption = False,
-    home: HomeOption = None,
-) -> None:
-    """Learn a concept from a few pictures. Ctrl-C saves and stops; --resume goes on.
-
-    The class is what the pictures show (cat, mug, house). Captions in .txt files beside the pictures are used.
-    """
-    from studio.trainers.planning import plan_recipe, resumed_recipe
-
-    options: dict[str, Any] = {
-        "pictures": path,
-        "name": name,
-        "class_word": class_word,
-        "trigger": trigger,
-        "new_word": new_word,
-        "base": base,
-        "method": method,
-        "preset": preset,
-        "steps": steps,
-        "rank": rank,
-        "alpha": alpha,
-        "factors": None if factors is None else _pair(factors),
-        "parameter_count": parameter_count,
-        "learning_rate": lr,
-        "batch_size": batch_size,
-        "resolution": resolution,
-        "seed": seed,
-        "prior_preservation": False if no_prior else None,
-        "masked": masked or None,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
-    place = Home.resolve(home)
-    recipe = (resumed_recipe if resume else plan_recipe)(given, config, place)
-    _train(recipe, place, resume=resume, overwrite=overwrite, device=device, as_json=as_json)
+MaskedOption = Annotated[
+    bool | None,
+    typer.Option("--masked/--whole", help="Learn only where masks (cat1.mask.png) or alpha channels say."),
+]
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -104,7 +46,56 @@ def _pair(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _train(recipe: "Recipe", home: Home, *, resume: bool, overwrite: bool, device: str | None, as_json: bool) -> None:
+FactorsOption = Annotated[
+    Any, typer.Option(parser=_pair, metavar="A1xA2", help="KronA: sizes of its first factor, as in 64x8.")
+]
+
+
+def train_concept(
+    context: typer.Context,
+    pictures: Annotated[
+        Path | None, typer.Argument(metavar="PATH", help="The folder with the pictures, or one.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the concept is called in prompts: <NAME>.")] = None,
+    class_word: Annotated[str | None, typer.Option("--class", help="What kind of thing it is, such as cat.")] = None,
+    trigger: Annotated[str | None, typer.Option(help="The word it is bound to; chosen by default.")] = None,
+    new_word: NewWordOption = None,
+    base: BaseOption = None,
+    method: MethodOption = None,
+    preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
+    factors: FactorsOption = None,
+    parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures a step (and as many class pictures).")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
+    prior_preservation: PriorOption = None,
+    masked: MaskedOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
+    overwrite: OverwriteOption = False,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")] = None,
+    processes: Annotated[int, typer.Option(help="Share each batch among so many: a GPU each, or one CPU.")] = 1,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Learn a concept from a few pictures. Ctrl-C saves and stops; --resume goes on.
+
+    The class is what the pictures show (cat, mug, house). Captions in .txt files beside the pictures are used.
+    """
+    from studio.trainers.planning import plan_recipe, resumed_recipe
+    from studio.trainers.recipe import Recipe
+
+    given = {key: value for key, value in context.params.items() if key in Recipe.model_fields and value is not None}
+    place = Home.resolve(home)
+    recipe = (resumed_recipe if resume else plan_recipe)(given, config, place)
+    _train(recipe, place, as_json, resume=resume, overwrite=overwrite, device=device, processes=processes)
+
+
+def _train(recipe: "Recipe", home: Home, as_json: bool, *, resume: bool, overwrite: bool, **how: Any) -> None:
     from studio.images import find_pictures
     from studio.trainers.workplace import check_start
     from studio.ui.progress import progress
@@ -114,7 +105,7 @@ def _train(recipe: "Recipe", home: Home, *, resume: bool, overwrite: bool, devic
     with progress() as emit:
         from studio.trainers.dreambooth import train_concept as train  # torch: only now that the request is sound
 
-        concept = train(recipe, home, emit, resume=resume, overwrite=overwrite, device=device)
+        concept = train(recipe, home, emit, resume=resume, overwrite=overwrite, **how)
     if as_json:
         print_json(asdict(concept) | {"phrase": concept.phrase, "recipe": recipe.model_dump(mode="json")})
     else:

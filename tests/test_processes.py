@@ -1,0 +1,126 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import tiny_recipe, weights
+
+from studio.errors import StudioError, UsageError
+from studio.events import Event, Loss
+from studio.home import Home
+from studio.library import Library
+from studio.trainers import processes
+from studio.trainers.dreambooth import train_concept
+from studio.trainers.processes import Team
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> list[Home]:
+    return [Home(tmp_path / name) for name in "ab"]
+
+
+def test_the_processes_share_all_rows_and_none_twice() -> None:
+    rows = list(range(6))
+    shares = [Team(rank, 3).share(rows) for rank in range(3)]
+    assert sorted(row for share in shares for row in share) == rows
+    assert {len(share) for share in shares} == {2}
+
+
+@pytest.fixture
+def float32_for_all(float32: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    popen = subprocess.Popen
+    code = (
+        "import sys, torch; torch.cpu._is_avx512_bf16_supported = lambda: False;"
+        "from studio.trainers.follow import main; sys.exit(main(sys.argv[1]))"
+    )
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command: popen([command[0], "-c", code, command[-1]]))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float32_for_all")
+def test_two_processes_end_with_the_weights_of_one_that_sees_as_much(tiny_sdxl: Path, homes: list[Home]) -> None:
+    changes = {
+        "steps": 20,
+        "learning_rate": 1e-3,
+        "batch_size": 4,
+        "gradient_accumulation": 2,
+        "new_word": True,
+        "trigger": "milo0",
+    }
+    losses: list[list[float]] = [[], []]
+    trained = [
+        train_concept(
+            tiny_recipe(tiny_sdxl, home, changes), home,
+            lambda event, seen=seen: seen.append(event.loss) if isinstance(event, Loss) else None,
+            processes=count, device="cpu",
+        )
+        for count, home, seen in zip((1, 2), homes, losses, strict=True)
+    ]  # fmt: skip
+    one, two = (weights(concept) for concept in trained)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_more_processes(tiny_sdxl: Path, homes: list[Home]) -> None:
+    straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], {"save_every": 3}), homes[0])
+    recipe = tiny_recipe(tiny_sdxl, homes[1], {"save_every": 3})
+
+    def halt(event: Event) -> None:
+        if isinstance(event, Loss) and event.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_concept(recipe, homes[1], halt)
+    resumed = train_concept(recipe, homes[1], resume=True, processes=2, device="cpu")
+    for name, tensor in weights(straight).items():
+        torch.testing.assert_close(tensor, weights(resumed)[name], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_is_told_and_leaves_no_other(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        started.append(popen(command))
+        return started[-1]
+
+    def kill(event: Event) -> None:
+        if isinstance(event, Loss) and event.step == 2:
+            started[0].kill()
+            started[0].wait()
+
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
+    recipe = tiny_recipe(tiny_sdxl, home, {"save_every": 1})
+    with pytest.raises(StudioError, match="has ended with exit code -9") as failure:
+        train_concept(recipe, home, kill, processes=2, device="cpu")
+    assert "--resume" in failure.value.remedy
+    monkeypatch.undo()
+    assert train_concept(recipe, home, resume=True) == Library(home).find("milo")
+
+
+def test_a_process_that_cannot_start_is_told(tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.sys, "executable", "/bin/false")
+    with pytest.raises(StudioError, match="has ended with exit code 1"):
+        train_concept(tiny_recipe(tiny_sdxl, home), home, processes=2, device="cpu")
+    assert Library(home).concepts() == []
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "message"),
+    [
+        (0, None, "--processes is 0"),
+        (3, "cpu", "cannot share a batch of 2 evenly"),
+        (2, "cuda:1", "have a device each"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_at_once(
+    tiny_sdxl: Path, home: Home, count: int, device: str | None, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train_concept(tiny_recipe(tiny_sdxl, home), home, processes=count, device=device)
