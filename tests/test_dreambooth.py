@@ -1,9 +1,6 @@
 import errno
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import diffusers
@@ -413,26 +410,3 @@ def test_a_gpu_learns_noise_that_repeats_and_resumes(
     train_concept(recipe, home, listen, resume=True)
     assert len(losses) == 12 + 1 + 15  # from the checkpoint of step 10
     assert losses[-1] < 0.9 * losses[0]
-
-
-@pytest.mark.slow
-def test_a_killed_process_resumes_to_the_same_weights(tiny_sdxl: Path, homes: list[Home]) -> None:
-    changes = {"steps": 30, "save_every": 4}
-    straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], changes), homes[0])
-    recipe = tiny_recipe(tiny_sdxl, homes[1], changes)
-    code = (
-        "import sys, time; from pathlib import Path; from studio.home import Home;"
-        "from studio.trainers.recipe import Recipe, read_toml; from studio.trainers.dreambooth import train_concept;"
-        "train_concept(Recipe(**read_toml(Path(sys.argv[1]))), Home(Path(sys.argv[2])), lambda e: time.sleep(0.1))"
-    )
-    from studio.trainers.recipe import write_toml
-
-    write_toml(recipe, homes[1].root / "recipe.toml")
-    child = subprocess.Popen([sys.executable, "-c", code, homes[1].root / "recipe.toml", homes[1].root])
-    place = workplace_of(homes[1], "milo").checkpoints
-    while not list(place.glob("step-*[0-9]")) and child.poll() is None:
-        time.sleep(0.05)
-    child.kill()
-    assert child.wait() == -signal.SIGKILL
-    assert Library(homes[1]).concepts() == []
-    assert same(straight, train_concept(recipe, homes[1], resume=True))
