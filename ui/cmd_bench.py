@@ -16,6 +16,7 @@ from studio.ui.benching import (
     OutOption,
     PresetOption,
     flat,
+    keep_json,
     keep_report,
     learn_samples,
     learn_styles,
@@ -166,6 +167,33 @@ def judges(
     rows += [(f"they agree: {field}", share_text(found), "") for field, found in agreed.items()]
     show(report, ("", "judge A", "judge B"), rows, as_json)
     keep_report(out, "judges", report, {"pictures": pictures})
+
+
+@app.command("train")
+def train(
+    script: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="train_dreambooth_lora_sdxl.py of diffusers' examples.")
+    ],
+    steps: Annotated[int, typer.Option(min=2, help="Steps that are timed, in every turn.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every arm.")] = 3,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a training step takes beside diffusers' own script, which needs torchvision; all arms in turns."""
+    prepare_out(out)
+    with progress() as emit:
+        from studio.trainers.step_bench import StepBench, bench_steps
+
+        report = bench_steps(StepBench(script.absolute(), steps, rounds), emit)
+    rows = [
+        (base, arm, *(f"{took[key]:.3f}" if key in took else "" for key in next(reversed(found.values()))))
+        for base, found in report.items()
+        for arm, took in found.items()
+        if isinstance(took, dict)
+    ]
+    show(report, ("", "", "seconds a step", "to diffusers", "to it with latents cached"), rows, as_json)
+    if out is not None:
+        keep_json(out, "training-step", report)
 
 
 def _judge_report(which: str) -> dict[str, Any]:
