@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "noise_offset": 0.05,
         "new_word": True,
         "trigger": "milo0",
+        "text_rank": 2,
     },
 }
 CHILD = """

@@ -59,7 +59,7 @@ def test_only_its_rows_are_trained_and_they_begin_like_the_bases_words(tiny_sdxl
     }  # fmt: skip
     for row, table in zip(word.parameters.values(), tables, strict=True):
         assert 0.4 < float(row.std() / table.std()) < 2
-    word.states([SAID]).embeds.sum().backward()
+    base.read([SAID]).embeds.sum().backward()
     moved = {name for one in base.text_encoders for name, p in one.named_parameters() if p.grad is not None}
     assert {name.rpartition(".")[2] for name in moved} == {"row"}
 
@@ -78,7 +78,7 @@ def test_the_gradient_of_a_row_is_that_of_finite_differences(tiny_sdxl: Path, ho
     row.data = row.data.double()
 
     def loss() -> torch.Tensor:
-        said = training.word.states(list(batch.prompts[:2]))  # pyright: ignore
+        said = base.read(list(batch.prompts[:2]))
         added = {"text_embeds": said.pooled, "time_ids": batch.time_ids[:2].double()}  # pyright: ignore
         latents = batch.latents[:2].double()
         return base.unet(latents, drawn.timesteps[:2], said.embeds, added_cond_kwargs=added).sample.square().mean()

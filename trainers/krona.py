@@ -26,6 +26,7 @@ class KronaTuner:
     """A [a1, a2] drawn with deviation 1 / a1 and B [b1, b2, *kernel] of zeros, for every target; scale 1."""
 
     loads = False
+    text = frozenset[str]()
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe, self._acts = base, recipe, True

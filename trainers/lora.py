@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -22,13 +21,16 @@ from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Words, check_finite, targeted
 
 _ADAPTER = "default"
+_ENCODERS = ("text_encoder", "text_encoder_2")
+_TEXT_TARGETS = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
 
 
 class LoraTuner:
     """peft's LoRA: down drawn with deviation 1 / rank, up of zeros.
 
     As the recipe says, with DoRA's magnitudes (Liu et al. 2024, arXiv:2402.09353), scaled by alpha / sqrt(rank)
-    (Kalajdzievski 2023, arXiv:2312.03732), and with dropout.
+    (Kalajdzievski 2023, arXiv:2312.03732), with dropout, and with a LoRA of `text_rank` on the attention of every text
+    encoder, of scale 1.
     """
 
     loads = True
@@ -48,17 +50,34 @@ class LoraTuner:
             use_rslora=recipe.rank_stabilised,
             lora_dropout=recipe.dropout,
         )
+        self._parts: dict[str, Any] = {"unet": base.unet}
+        if recipe.text_rank:
+            self._parts |= dict(zip(_ENCODERS, base.text_encoders, strict=False))
         with torch.random.fork_rng():  # PEFT draws from the global generator
             torch.manual_seed(recipe.seed)
             base.unet.add_adapter(config, _ADAPTER)
+            for part in list(self._parts)[1:]:
+                rank, names = recipe.text_rank, _read_layers(base, part)
+                words = LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="gaussian")
+                self._parts[part].add_adapter(words, _ADAPTER)
         self.parameters = {name: one for name, one in base.unet.named_parameters() if one.requires_grad}
+        trained = {
+            f"{part}.{name}": one
+            for part, encoder in list(self._parts.items())[1:]
+            for name, one in encoder.named_parameters()
+            if one.requires_grad
+        }
+        self.text = frozenset(trained)
+        self.parameters |= trained
         for one in self.parameters.values():
             one.data = one.data.float()
 
     def describe(self) -> str:
         """Rank and layers."""
-        layers = sum(".lora_B." in name for name in self.parameters)
-        return f"{'DoRA' if self._recipe.dora else 'LoRA'} of rank {self._recipe.rank} on {layers} layers"
+        kind, recipe = "DoRA" if self._recipe.dora else "LoRA", self._recipe
+        counts = [sum(".lora_B." in name for name in names) for names in (self.parameters, self.text)]
+        said = f"{kind} of rank {recipe.rank} on {counts[0] - counts[1]} layers"
+        return said + (f", and of rank {recipe.text_rank} on {counts[1]} of the text encoders" if self.text else "")
 
     @contextmanager
     def without(self) -> Iterator[None]:
@@ -72,30 +91,52 @@ class LoraTuner:
     def write(self, path: Path, notes: dict[str, str], words: Words) -> None:
         """As diffusers writes it; raises StudioError where a number is not finite, the disk refuses, or what is read
         back is not what was trained."""
-        unet = self._base.unet
-        # A layer that drops something would do so in others' pipelines, which never set what they load to evaluation.
-        config = unet.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0}
-        plain = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-        state = get_peft_model_state_dict(unet, adapter_name=_ADAPTER)
-        tensors = {f"unet.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-        tensors |= word_tensors(words)
+        plain: dict[str, Any] = {}
+        tensors = word_tensors(words)
+        for part, module in self._parts.items():
+            # A layer that drops something would do so in others' pipelines, which never set what they load to
+            # evaluation.
+            config = module.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0}
+            plain |= {
+                f"{part}.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()
+            }
+            state = get_peft_model_state_dict(module, adapter_name=_ADAPTER)
+            tensors |= {f"{part}.{name}": one.detach().float().cpu().contiguous() for name, one in state.items()}
         check_finite(tensors)
         metadata = notes | {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
 
         def write(file: Path) -> None:
             file.write_bytes(save(tensors, metadata))
-            _verify(self._base, file)
+            _verify(self._base, file, self._parts)
 
         write_atomic(path, write)
 
 
-def _verify(base: BaseModel, file: Path) -> None:
-    """Let diffusers read `file` into a fresh, weightless UNet; every tensor and scale must be the trained one."""
+def _read_layers(base: BaseModel, part: str) -> list[str]:
+    """The attention layers of a text encoder that the network hears of: of SDXL's first one the last layer's output is
+    not read."""
+    encoder = getattr(base.pipe, part)
+    unread = encoder.config.num_hidden_layers - 1 if base.family == "sdxl" and part == _ENCODERS[0] else -1
+    names = [name for name, _ in encoder.named_modules() if name.endswith(_TEXT_TARGETS)]
+    return [name for name in names if f".layers.{unread}." not in name]
+
+
+def _verify(base: BaseModel, file: Path, parts: dict[str, Any]) -> None:
+    """Let diffusers read `file` into fresh, weightless networks; every tensor and scale must be the trained one."""
     kind = type(base.pipe)
     state, alphas, metadata = kind.lora_state_dict(str(file), return_lora_metadata=True)
-    fresh = _hollow(base.unet)
-    kind.load_lora_into_unet(state, network_alphas=alphas, unet=fresh, adapter_name=_ADAPTER, metadata=metadata)
-    trained, read = _factors(base.unet), _factors(fresh)
+    trained: dict[str, Factors] = {}
+    read: dict[str, Factors] = {}
+    for part, module in parts.items():
+        fresh = _hollow(module)
+        if part == "unet":
+            kind.load_lora_into_unet(state, network_alphas=alphas, unet=fresh, adapter_name=_ADAPTER, metadata=metadata)
+        else:
+            kind.load_lora_into_text_encoder(
+                state, network_alphas=alphas, text_encoder=fresh, prefix=part, adapter_name=_ADAPTER, metadata=metadata
+            )
+        trained |= {f"{part}.{name}": factors for name, factors in _factors(module).items()}
+        read |= {f"{part}.{name}": factors for name, factors in _factors(fresh).items()}
     wrong = [name for name in trained if name not in read or not _equal(trained[name], read[name])]
     if wrong or len(read) != len(trained):
         raise StudioError(
@@ -104,22 +145,25 @@ def _verify(base: BaseModel, file: Path) -> None:
         )
 
 
-def _hollow(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A UNet of the same shape whose weights are one shared zero each, so that even a large one takes no memory."""
+def _hollow(module: Any) -> Any:
+    """A network of the same shape whose weights are one shared zero each, so that even a large one takes no memory."""
     with torch.device("meta"):
-        fresh: Any = UNet2DConditionModel.from_config(unet.config)
-    for module in fresh.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
+        kind = type(module)
+        fresh: Any = kind.from_config(module.config) if hasattr(kind, "from_config") else kind(module.config)
+    for one in fresh.modules():
+        for name, parameter in list(one.named_parameters(recurse=False)):
+            setattr(one, name, torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
+        for name, buffer in list(one.named_buffers(recurse=False)):
+            one.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=False)
     return fresh
 
 
 Factors = tuple[list[torch.Tensor], float]
 
 
-def _factors(unet: UNet2DConditionModel) -> dict[str, Factors]:
+def _factors(module: torch.nn.Module) -> dict[str, Factors]:
     """Down, up and DoRA's magnitude, and the scale, of every layer that has a LoRA, by the layer's name."""
-    layers: dict[str, Any] = {name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
+    layers: dict[str, Any] = {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
     found: dict[str, Factors] = {}
     for name, layer in layers.items():
         if _ADAPTER in layer.lora_A:

@@ -17,8 +17,13 @@ _NEEDED = {
     "class_word": "Say what kind of thing it is, in a word the base knows: --class cat",
 }
 _KRONA = ("factors", "parameter_count")
+_TEXT = ("text_rank", "text_learning_rate")
 _LORA = ("rank", "alpha", "dora", "rank_stabilised", "dropout")
-_FOREIGN = {"lora": _KRONA, "b-lora": _KRONA, "krona": _LORA}  # settings that say nothing to a method
+_FOREIGN = {
+    "lora": _KRONA,
+    "b-lora": (*_KRONA, *_TEXT),
+    "krona": (*_LORA, *_TEXT),
+}  # settings that say nothing to a method
 
 
 def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:

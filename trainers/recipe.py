@@ -44,6 +44,9 @@ class Recipe(BaseModel):
     new_word: bool = False
     word_learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
 
+    text_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    text_learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
+
     steps: Count
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     schedule: Literal["constant", "cosine", "linear"] = "constant"

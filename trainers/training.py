@@ -72,8 +72,11 @@ class Training:
         )
         rows = {} if self.word is None else self.word.parameters
         self.parameters = self.tuner.parameters | rows
+        text = {name: one for name, one in self.tuner.parameters.items() if name in self.tuner.text}
+        unet = [one for name, one in self.tuner.parameters.items() if name not in text]
         groups: list[dict[str, Any]] = [
-            {"params": list(self.tuner.parameters.values()), "rate": recipe.learning_rate},
+            {"params": unet, "rate": recipe.learning_rate},
+            {"params": list(text.values()), "rate": recipe.text_learning_rate},
             {"params": list(rows.values()), "rate": recipe.word_learning_rate, "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(
@@ -177,14 +180,16 @@ class Training:
             )[0]
 
     def _text(self, batch: Batch, instances: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The text states of a batch; of its first `instances`, as the new word of the concept stands now."""
-        if self.word is None:
+        """The text states of a batch: as the text encoders stand now, or of its first `instances` as the new word of
+        the concept does; of the others as before."""
+        live = len(batch.prompts) if self.tuner.text else instances if self.word else 0
+        if not live:
             return batch.embeds, batch.pooled
-        said = self.word.states(list(batch.prompts[:instances]))
-        embeds = torch.cat([said.embeds.to(batch.embeds), batch.embeds[instances:]])
+        said = self.base.read(list(batch.prompts[:live]))
+        embeds = torch.cat([said.embeds.to(batch.embeds), batch.embeds[live:]])
         if batch.pooled is None or said.pooled is None:
             return embeds, None
-        return embeds, torch.cat([said.pooled.to(batch.pooled), batch.pooled[instances:]])
+        return embeds, torch.cat([said.pooled.to(batch.pooled), batch.pooled[live:]])
 
     @torch.no_grad()
     def _untrained(self, noisy: torch.Tensor, drawn: Drawn) -> torch.Tensor:

@@ -20,11 +20,12 @@ _PLACES = {"lora": "lora:LoraTuner", "b-lora": "lora:LoraTuner", "krona": "krona
 class Tuner(Protocol):
     """An adapter while it is trained: put in when made, as nothing at first.
 
-    `parameters` are its float32 tensors by name, all that is trained; `notes` say its size in the file's metadata;
-    `loads` says whether plain diffusers reads that file.
+    `parameters` are its float32 tensors by name, all that is trained; those named in `text` lie in the text encoders.
+    `notes` say its size in the file's metadata; `loads` says whether plain diffusers reads that file.
     """
 
     parameters: dict[str, torch.nn.Parameter]
+    text: frozenset[str]
     notes: dict[str, str]
     loads: bool
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from studio.attaching import TOWERS, add_words
 from studio.errors import UsageError
-from studio.models import BaseModel, TextStates
+from studio.models import BaseModel
 from studio.trainers.data import generator_for
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Words
@@ -35,10 +35,6 @@ class NewWord:
             number = tokenizer.convert_tokens_to_ids(self._token)
             encoder.set_input_embeddings(_WithRow(encoder.get_input_embeddings(), number, row))  # pyright: ignore
             self.parameters[f"word.{tower}"] = row
-
-    def states(self, prompts: list[str]) -> TextStates:
-        """What the text encoders make of `prompts` as the word stands, with gradients."""
-        return self._base.read(prompts)
 
     def rows(self) -> Words:
         """What was learned, as adapters hold new words: token -> text encoder -> [1, width]."""
