@@ -7,6 +7,7 @@ from studio.bases import EMBEDDED, BaseSource, find_base, role_blocks
 from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
+from studio.trainers.optimizer_choice import FOREIGN, check_installed, usual_settings
 from studio.trainers.presets import defaults, free_trigger, read_facts
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
@@ -22,7 +23,7 @@ _LORA = ("rank", "alpha", "dora", "rank_stabilised", "dropout")
 _FOREIGN = {
     "lora": _KRONA,
     "b-lora": (*_KRONA, *_TEXT),
-    "krona": (*_LORA, *_TEXT),
+    "krona": (*_LORA, *_TEXT, "up_rate_ratio"),
 }  # settings that say nothing to a method
 
 
@@ -46,11 +47,11 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
         trigger = chosen.get("trigger") or f"{chosen['name']}0"  # as no word of a base is written
     else:
         trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
-    if foreign := [key for key in _FOREIGN.get(method, ()) if key in chosen]:
-        raise UsageError(
-            f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
-        )
     preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
+    optimizer = chosen.get("optimizer", "adamw")
+    preset |= usual_settings(optimizer, chosen)
+    _refuse_foreign("method", method, _FOREIGN, given, chosen, preset)
+    _refuse_foreign("optimizer", optimizer, FOREIGN, given, chosen, preset)
     if method == "b-lora":
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:
@@ -58,7 +59,28 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     if "rank" in chosen:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
     lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
-    return build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
+    recipe = build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
+    check_installed(recipe.optimizer)
+    return recipe
+
+
+def _refuse_foreign(
+    option: str,
+    value: str,
+    foreign: dict[str, tuple[str, ...]],
+    given: dict[str, Any],
+    chosen: dict[str, Any],
+    preset: dict[str, Any],
+) -> None:
+    """Raise UsageError for a setting that says nothing to `value`; a file may have it as it would be anyway, which is
+    how finished recipes are written."""
+    usual = {key: field.default for key, field in Recipe.model_fields.items()} | preset
+    for key in foreign.get(value, ()):
+        found = chosen.get(key, usual[key])
+        if key in given or (tuple(found) if isinstance(found, list) else found) != usual[key]:
+            raise UsageError(
+                f"{key} says nothing to the {option} {value}.", f"Leave it out, or choose another --{option}."
+            )
 
 
 def _lasting_name(source: BaseSource) -> str:
