@@ -68,6 +68,7 @@ class Recipe(BaseModel):
     snr_gamma: Annotated[float, Field(gt=0)] = 5.0
     huber: Annotated[float, Field(gt=0)] | None = None
     noise_offset: Share = 0.0
+    zero_terminal_snr: bool = False
 
     masked: bool = False
     mix_instance_prompt: bool = False
