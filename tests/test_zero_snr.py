@@ -53,6 +53,7 @@ def test_the_trained_schedule_is_that_of_the_paper(velocity: Path) -> None:
     assert not torch.equal(plain.noisy(latents, noise, steps)[-1], noise[-1])
 
 
+@pytest.mark.slow
 def test_it_trains_as_on_a_base_that_has_it(
     velocity: Path, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
