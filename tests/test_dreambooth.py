@@ -301,7 +301,8 @@ def test_too_little_memory_names_the_phase_and_what_is_not_done_yet(
         train_concept(tiny_recipe(tiny_sdxl, home, {"gradient_checkpointing": True}), home)
     assert "gradient_checkpointing" not in refusal.value.remedy
     lines = refusal.value.remedy.splitlines()
-    assert lines[2].startswith("  2. --batch-size 1 with gradient_accumulation = 2")
+    assert lines[2].startswith("  2. offload = true")
+    assert lines[3].startswith("  3. --batch-size 1 with gradient_accumulation = 2")
     assert "--overwrite" in lines[-1]
 
 

@@ -22,7 +22,7 @@ from studio.trainers.checkpoint import (
     save_checkpoint,
 )
 from studio.trainers.data import Example, encode_examples
-from studio.trainers.memory import naming_the_phase
+from studio.trainers.memory import check_memory, naming_the_phase
 from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_examples
@@ -73,7 +73,7 @@ def train_concept(
         again = f"studio train-concept --name {recipe.name} --resume{' --overwrite' if overwrite else ''}"
         with leading(home, recipe_file, processes, device) as team:
             emit(Phase("load base"))
-            base = load_base(source, device_of(0, processes, device))
+            base = load_base(source, device_of(0, processes, device), offload=recipe.offload)
             training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not read_facts(source).own)
             training.team = team
             ensure_free(workplace.folder, 16 * count_of(training.parameters) * (recipe.keep_checkpoints + 1))
@@ -89,7 +89,7 @@ def train_concept(
 def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
     """Train `recipe` along with the process that leads, which saves and tells; from the same checkpoint."""
     source = find_base(recipe.base)
-    base, own = load_base(source, device), read_facts(source).own
+    base, own = load_base(source, device, offload=recipe.offload), read_facts(source).own
     team.wait()
     training, data = _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=not own)
     training.team = team
@@ -138,6 +138,7 @@ def _prepare(
         encode_examples(base, made, recipe.resolution, cache, true_sizes=False) if made else None
         for made in (prior, pairs)
     )
+    base.pipe.unet.to(base.device)  # from where offloading keeps it
     tuner = make_tuner(base, recipe)
     word = NewWord(base, recipe) if recipe.new_word else None  # after encoding, lest each has a cache of its own
     training = Training(base, recipe, tuner, instances, classes, beside, word)
@@ -148,6 +149,7 @@ def _prepare(
     count = count_of(training.parameters)
     learned = f"{tuner.describe()}{f', and the word {recipe.trigger!r}' if word else ''}"
     emit(Notice(f"{learned}: {count:,} parameters, {4e-6 * count:.1f} MB."))
+    check_memory(training, emit)
     return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ from studio.bases import EMBEDDED, BaseSource, find_base, role_blocks
 from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
-from studio.trainers.presets import defaults, free_trigger, read_facts
+from studio.trainers.presets import FITTING, defaults, free_trigger, read_facts
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
 
@@ -26,10 +26,11 @@ _FOREIGN = {
 }  # settings that say nothing to a method
 
 
-def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
+def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: int | None = None) -> Recipe:
     """The recipe for the settings `given` and those of the file `config`, which weigh less.
 
-    The rest comes from the preset for the base. Raises UsageError for what is missing, unknown or out of range.
+    The rest comes from the preset for the base, and from what fits into `vram` GB of a GPU's memory. Raises UsageError
+    for what is missing, unknown or out of range.
     """
     chosen = (read_toml(config) if config else {}) | given
     for key, remedy in _NEEDED.items():
@@ -51,6 +52,8 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
             f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
         )
     preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
+    if vram is not None:
+        preset |= _fitting(vram, facts.own)
     if method == "b-lora":
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:
@@ -59,6 +62,15 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
     lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
     return build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
+
+
+def _fitting(vram: int, own: bool) -> dict[str, Any]:
+    if own:
+        raise UsageError("--vram is for bases of full size; this one takes less than 1 GB.", "Leave it out.")
+    sizes = [size for size in FITTING if size <= vram]
+    if not sizes:
+        raise UsageError(f"--vram is {vram}.", f"From {min(FITTING)} GB on there are settings for it.")
+    return FITTING[max(sizes)]
 
 
 def _lasting_name(source: BaseSource) -> str:

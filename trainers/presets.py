@@ -21,6 +21,11 @@ BESIDE = (
     "a pink tree",
 )
 PRESETS = ("quick", "normal", "best")
+FITTING: dict[int, dict[str, Any]] = {  # by GB of a GPU's memory: docs/training.md has what they are estimated to take
+    8: {"gradient_checkpointing": True, "batch_size": 1, "offload": True},
+    12: {"gradient_checkpointing": True, "batch_size": 1},
+    24: {"gradient_checkpointing": False, "batch_size": 1},
+}
 _OF_ONE_PICTURE: dict[str, Any] = {
     "targets": ATTENTION,
     "schedule": "constant",

@@ -54,6 +54,7 @@ class Recipe(BaseModel):
     batch_size: Count
     gradient_accumulation: Count = 1
     gradient_checkpointing: bool = False
+    offload: bool = False
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Share, Share] = (0.9, 0.999)
@@ -93,6 +94,12 @@ class Recipe(BaseModel):
     def _something_beside(self) -> "Recipe":
         if self.pair_share and not self.pair_prompts:
             raise ValueError("pair_share asks for pictures of two, and pair_prompts names nothing to stand beside")
+        return self
+
+    @model_validator(mode="after")
+    def _encoders_at_hand(self) -> "Recipe":
+        if self.offload and (self.new_word or self.text_rank):
+            raise ValueError("offload keeps the text encoders off the device, and new_word or text_rank trains in them")
         return self
 
     @model_validator(mode="after")

@@ -64,6 +64,7 @@ def train_concept(
     method: MethodOption = None,
     preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
+    vram: Annotated[int | None, typer.Option(help="Settings for a GPU of so many GB: 8, 12 or 24.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
     alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
@@ -89,9 +90,11 @@ def train_concept(
     from studio.trainers.planning import plan_recipe, resumed_recipe
     from studio.trainers.recipe import Recipe
 
+    if resume and vram is not None:
+        raise UsageError("--vram chooses settings, and an interrupted training has its own.", "Leave it out.")
     given = {key: value for key, value in context.params.items() if key in Recipe.model_fields and value is not None}
     place = Home.resolve(home)
-    recipe = (resumed_recipe if resume else plan_recipe)(given, config, place)
+    recipe = resumed_recipe(given, config, place) if resume else plan_recipe(given, config, place, vram)
     _train(recipe, place, as_json, resume=resume, overwrite=overwrite, device=device, processes=processes)
 
 
