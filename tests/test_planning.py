@@ -12,7 +12,7 @@ from studio.errors import UsageError
 from studio.home import Home
 from studio.trainers.planning import plan_recipe, resumed_recipe
 from studio.trainers.presets import PRESETS, defaults, free_trigger, read_facts
-from studio.trainers.recipe import build_recipe
+from studio.trainers.recipe import build_recipe, write_toml
 
 GIVEN = {"name": "milo", "class_word": "cat", "pictures": "pictures"}
 
@@ -111,3 +111,10 @@ def test_a_base_in_a_relative_folder_is_kept_as_an_absolute_path(
     monkeypatch.chdir(Path(own_base).parent)
     recipe = plan_recipe(GIVEN | {"base": Path(own_base).name}, None, home)
     assert recipe.base == own_base
+
+
+@pytest.mark.parametrize("method", ["lora", "krona", "lokr", "loha"])
+def test_the_recipe_of_a_concept_is_one_again(own_base: str, home: Home, tmp_path: Path, method: str) -> None:
+    planned = plan_recipe(GIVEN | {"base": own_base, "method": method}, None, home)
+    write_toml(planned, tmp_path / "recipe.toml")
+    assert plan_recipe({}, tmp_path / "recipe.toml", home) == planned

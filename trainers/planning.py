@@ -17,8 +17,16 @@ _NEEDED = {
     "class_word": "Say what kind of thing it is, in a word the base knows: --class cat",
 }
 _KRONA = ("factors", "parameter_count")
-_LORA = ("rank", "alpha", "dora", "rank_stabilised", "dropout")
-_FOREIGN = {"lora": _KRONA, "b-lora": _KRONA, "krona": _LORA}  # settings that say nothing to a method
+_LOKR = ("decompose_factor",)
+_LORA = ("dora", "rank_stabilised", "dropout", "init")
+_RANK = ("rank", "alpha")
+_FOREIGN = {  # settings that say nothing to a method
+    "lora": _KRONA + _LOKR,
+    "b-lora": _KRONA + _LOKR,
+    "krona": _RANK + _LORA + _LOKR,
+    "lokr": _LORA + _KRONA,
+    "loha": _LORA + _KRONA + _LOKR,
+}
 
 
 def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
@@ -41,11 +49,14 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
         trigger = chosen.get("trigger") or f"{chosen['name']}0"  # as no word of a base is written
     else:
         trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
-    if foreign := [key for key in _FOREIGN.get(method, ()) if key in chosen]:
+    preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
+    # A concept's own recipe holds every setting, so a file may repeat what holds anyway.
+    held = {key: field.default for key, field in Recipe.model_fields.items()} | preset
+    foreign = [key for key in _FOREIGN.get(method, ()) if key in given or chosen.get(key, held[key]) != held[key]]
+    if foreign:
         raise UsageError(
             f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
         )
-    preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
     if method == "b-lora":
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:

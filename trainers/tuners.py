@@ -14,7 +14,13 @@ from studio.models import BaseModel
 from studio.trainers.recipe import Recipe
 
 Words = dict[str, dict[str, torch.Tensor]]  # token -> text encoder -> rows [n, width]
-_PLACES = {"lora": "lora:LoraTuner", "b-lora": "lora:LoraTuner", "krona": "krona:KronaTuner"}
+_PLACES = {
+    "lora": "lora:LoraTuner",
+    "b-lora": "lora:LoraTuner",
+    "krona": "krona:KronaTuner",
+    "lokr": "peft_tuner:PeftTuner",
+    "loha": "peft_tuner:PeftTuner",
+}
 
 
 class Tuner(Protocol):

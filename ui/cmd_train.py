@@ -21,7 +21,11 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
 ]
 MethodOption = Annotated[
-    str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (from one picture).")
+    str | None, typer.Option(help="How it is learned: lora (default), krona, lokr, loha or b-lora (from one picture).")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option(help="How a LoRA begins: gaussian, default, orthogonal, pissa, olora, eva or lora-ga."),
 ]
 NewWordOption = Annotated[
     bool | None,
@@ -42,14 +46,13 @@ def train_concept(
     trigger: Annotated[str | None, typer.Option(help="The word it is bound to; chosen by default.")] = None,
     new_word: NewWordOption = None,
     base: BaseOption = None,
-    method: Annotated[
-        str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (one picture).")
-    ] = None,
+    method: MethodOption = None,
     preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA, LoKr or LoHa.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="It acts by alpha / rank; default: the rank.")] = None,
+    init: InitOption = None,
     factors: Annotated[str | None, typer.Option(help="KronA: sizes of its first factor, as in 64x8.")] = None,
     parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
@@ -82,6 +85,7 @@ def train_concept(
         "steps": steps,
         "rank": rank,
         "alpha": alpha,
+        "init": init,
         "factors": None if factors is None else _pair(factors),
         "parameter_count": parameter_count,
         "learning_rate": lr,
