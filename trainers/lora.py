@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,25 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
 from studio.adapter_tensors import word_tensors
 from studio.errors import StudioError
 from studio.home import write_atomic
 from studio.models import BaseModel
+from studio.trainers.inits import FROM_NOT_ZERO, Beside, begin, check_rank
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Words, check_finite, targeted
 
 _ADAPTER = "default"
+_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")  # as peft names them in files
 
 
 class LoraTuner:
-    """peft's LoRA: down drawn with deviation 1 / rank, up of zeros.
+    """peft's LoRA: down drawn with deviation 1 / rank, up of zeros, or as `recipe.init` says.
+
+    The change is zero at first with every init. Where its first product is not, that product is taken off in the LoRA
+    itself, which then has twice the rank, of which half is trained; so the base stays as it is.
 
     As the recipe says, with DoRA's magnitudes (Liu et al. 2024, arXiv:2402.09353), scaled by alpha / sqrt(rank)
     (Kalajdzievski 2023, arXiv:2312.03732), and with dropout.
@@ -36,14 +41,18 @@ class LoraTuner:
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe = base, recipe
         self.notes = {"studio.rank": str(recipe.rank), "studio.alpha": str(recipe.alpha)}
+        if recipe.init != "gaussian":
+            self.notes["studio.init"] = recipe.init
         layers = targeted(base.unet, recipe)
-        alpha: Any = recipe.alpha  # PEFT takes fractions, though its annotation does not
+        check_rank(layers, recipe)
+        times = 2 if recipe.init in FROM_NOT_ZERO else 1
+        alpha: Any = recipe.alpha * (sqrt(times) if recipe.rank_stabilised else times)  # PEFT takes fractions
         names = list(layers if recipe.blocks else recipe.targets)
         config = LoraConfig(
-            r=recipe.rank,
+            r=times * recipe.rank,
             lora_alpha=alpha,
             target_modules=names,
-            init_lora_weights="gaussian",
+            init_lora_weights="gaussian" if recipe.init == "gaussian" else True,
             use_dora=recipe.dora,
             use_rslora=recipe.rank_stabilised,
             lora_dropout=recipe.dropout,
@@ -51,14 +60,21 @@ class LoraTuner:
         with torch.random.fork_rng():  # PEFT draws from the global generator
             torch.manual_seed(recipe.seed)
             base.unet.add_adapter(config, _ADAPTER)
+        for one in base.unet.parameters():
+            one.data = one.data.float() if one.requires_grad else one.data
+        if recipe.init not in ("gaussian", "default"):
+            begin(_layers(base.unet), recipe)
         self.parameters = {name: one for name, one in base.unet.named_parameters() if one.requires_grad}
-        for one in self.parameters.values():
-            one.data = one.data.float()
+        beside = {name: one for name, one in base.unet.named_modules() if isinstance(one, Beside)}
+        self.kept = {name: one.fixed for name, one in beside.items()}
 
     def describe(self) -> str:
-        """Rank and layers."""
+        """Rank and layers, and how it begins where that is not by chance alone."""
         layers = sum(".lora_B." in name for name in self.parameters)
-        return f"{'DoRA' if self._recipe.dora else 'LoRA'} of rank {self._recipe.rank} on {layers} layers"
+        text = f"{'DoRA' if self._recipe.dora else 'LoRA'} of rank {self._recipe.rank} on {layers} layers"
+        if self._recipe.init != "gaussian":
+            text += f", begun as {self._recipe.init}"
+        return text + (f" (of rank {2 * self._recipe.rank} in its file)" if self.kept else "")
 
     @contextmanager
     def without(self) -> Iterator[None]:
@@ -76,8 +92,11 @@ class LoraTuner:
         # A layer that drops something would do so in others' pipelines, which never set what they load to evaluation.
         config = unet.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0}
         plain = {f"unet.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-        state = get_peft_model_state_dict(unet, adapter_name=_ADAPTER)
-        tensors = {f"unet.{name}": tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+        tensors = {
+            f"unet.{name}.{part}": tensor.detach().float().cpu().contiguous()
+            for name, (factors, _) in _factors(unet).items()
+            for part, tensor in zip(_PARTS, factors, strict=False)
+        }
         tensors |= word_tensors(words)
         check_finite(tensors)
         metadata = notes | {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
@@ -117,11 +136,14 @@ def _hollow(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 Factors = tuple[list[torch.Tensor], float]
 
 
+def _layers(unet: UNet2DConditionModel) -> dict[str, Any]:
+    return {name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
+
+
 def _factors(unet: UNet2DConditionModel) -> dict[str, Factors]:
     """Down, up and DoRA's magnitude, and the scale, of every layer that has a LoRA, by the layer's name."""
-    layers: dict[str, Any] = {name: layer for name, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
     found: dict[str, Factors] = {}
-    for name, layer in layers.items():
+    for name, layer in _layers(unet).items():
         if _ADAPTER in layer.lora_A:
             tensors = [layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight]
             if _ADAPTER in layer.lora_magnitude_vector:

@@ -31,6 +31,7 @@ class PeftTuner:
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe = base, recipe
+        self.kept: dict[str, Tensor] = {}
         self.notes = {"studio.rank": str(recipe.rank), "studio.alpha": str(recipe.alpha)}
         with torch.random.fork_rng():  # peft draws from the global generator
             torch.manual_seed(recipe.seed)

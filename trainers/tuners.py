@@ -27,12 +27,14 @@ class Tuner(Protocol):
     """An adapter while it is trained: put in when made, as nothing at first.
 
     `parameters` are its float32 tensors by name, all that is trained; `notes` say its size in the file's metadata;
-    `loads` says whether plain diffusers reads that file.
+    `loads` says whether plain diffusers reads that file. `kept` are tensors of it that are not trained, but not to be
+    made again from the recipe bit for bit.
     """
 
     parameters: dict[str, torch.nn.Parameter]
     notes: dict[str, str]
     loads: bool
+    kept: dict[str, torch.Tensor]
 
     def describe(self) -> str:
         """One sentence: what it is, and on how many layers."""
