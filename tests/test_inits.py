@@ -24,9 +24,7 @@ from studio.trainers.training import Training
 
 NOT_CHANCE = ("orthogonal", "pissa", "olora", "eva", "lora-ga")
 KINDS = ({"dora": True}, {"rank_stabilised": True}, {"dropout": 0.3})
-MIXED = (
-    [(init, {}) for init in ("default", *NOT_CHANCE)] + [("pissa", kind) for kind in KINDS] + [("lora-ga", KINDS[0])]
-)
+MIXED = [(one, {}) for one in ("default", *NOT_CHANCE)] + [("pissa", one) for one in KINDS] + [("lora-ga", KINDS[0])]
 
 
 def prepared(folder: Path, home: Home, changes: dict[str, Any]) -> Training:
@@ -41,10 +39,9 @@ def layers_of(base: BaseModel) -> dict[str, Any]:
 
 def pair_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(down [r, n], up [out, r]) of what is trained of `layer`."""
-    parts = [getattr(layer, name)["default"] for name in ("lora_A", "lora_B")]
-    down, up = (
-        one.parametrizations.weight.original if hasattr(one, "parametrizations") else one.weight for one in parts
-    )
+    parts = (layer.lora_A["default"], layer.lora_B["default"])
+    divided = hasattr(parts[0], "parametrizations")
+    down, up = (one.parametrizations.weight.original if divided else one.weight for one in parts)
     return down.detach().flatten(1), up.detach().flatten(1)
 
 
@@ -96,13 +93,13 @@ def test_at_first_it_is_nothing(init: str, folder: str, home: Home, request: pyt
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_inits_from_the_weight_are_pefts(init: str, alpha: int) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(7, 9))
-    weight = net[0].weight.detach().clone()
+    net = nn.Sequential(linear := nn.Linear(7, 9))
+    weight = linear.weight.detach().clone()
     config = LoraConfig(r=2, lora_alpha=alpha, target_modules=["0"], init_lora_weights=init)  # pyright: ignore
     layer: Any = inject_adapter_in_model(config, net)[0]  # pyright: ignore
     down, up = first_pair(init, weight, 2, alpha / 2, torch.Generator())
     torch.testing.assert_close(up @ down, (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach())
-    torch.testing.assert_close(weight - alpha / 2 * up @ down, layer.base_layer.weight.detach())
+    torch.testing.assert_close(weight - alpha / 2 * up @ down, layer.get_base_layer().weight.detach())
 
 
 def test_orthogonal_halves_do_not_meet() -> None:
