@@ -113,7 +113,7 @@ def test_a_base_in_a_relative_folder_is_kept_as_an_absolute_path(
     assert recipe.base == own_base
 
 
-@pytest.mark.parametrize("method", ["lora", "krona", "lokr", "loha"])
+@pytest.mark.parametrize("method", ["lora", "krona", "lokr", "loha", "oft"])
 def test_the_recipe_of_a_concept_is_one_again(own_base: str, home: Home, tmp_path: Path, method: str) -> None:
     planned = plan_recipe(GIVEN | {"base": own_base, "method": method}, None, home)
     write_toml(planned, tmp_path / "recipe.toml")

@@ -18,14 +18,16 @@ _NEEDED = {
 }
 _KRONA = ("factors", "parameter_count")
 _LOKR = ("decompose_factor",)
+_OFT = ("block_size",)
 _LORA = ("dora", "rank_stabilised", "dropout", "init")
 _RANK = ("rank", "alpha")
 _FOREIGN = {  # settings that say nothing to a method
-    "lora": _KRONA + _LOKR,
-    "b-lora": _KRONA + _LOKR,
-    "krona": _RANK + _LORA + _LOKR,
-    "lokr": _LORA + _KRONA,
-    "loha": _LORA + _KRONA + _LOKR,
+    "lora": _KRONA + _LOKR + _OFT,
+    "b-lora": _KRONA + _LOKR + _OFT,
+    "krona": _RANK + _LORA + _LOKR + _OFT,
+    "lokr": _LORA + _KRONA + _OFT,
+    "loha": _LORA + _KRONA + _LOKR + _OFT,
+    "oft": _RANK + _LORA + _KRONA + _LOKR,
 }
 
 

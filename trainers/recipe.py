@@ -17,7 +17,7 @@ Words = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weighting = Literal["none", "min-snr", "debiased"]
-Method = Literal["lora", "krona", "b-lora", "lokr", "loha"]
+Method = Literal["lora", "krona", "b-lora", "lokr", "loha", "oft"]
 Init = Literal["gaussian", "default", "orthogonal", "pissa", "olora", "eva", "lora-ga"]
 
 
@@ -43,6 +43,7 @@ class Recipe(BaseModel):
     factors: tuple[Count, Count] | None = None
     parameter_count: Count | None = None
     decompose_factor: Count | None = None
+    block_size: Annotated[int, Field(ge=2)] | None = None
     targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION
     blocks: tuple[Words, ...] = ()
     new_word: bool = False

@@ -20,6 +20,7 @@ _PLACES = {
     "krona": "krona:KronaTuner",
     "lokr": "peft_tuner:PeftTuner",
     "loha": "peft_tuner:PeftTuner",
+    "oft": "oft:OftTuner",
 }
 
 

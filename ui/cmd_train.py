@@ -21,7 +21,7 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
 ]
 MethodOption = Annotated[
-    str | None, typer.Option(help="How it is learned: lora (default), krona, lokr, loha or b-lora (from one picture).")
+    str | None, typer.Option(help="How it is learned: lora (default), krona, lokr, loha, oft or b-lora (one picture).")
 ]
 InitOption = Annotated[
     str | None,
