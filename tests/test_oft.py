@@ -96,6 +96,7 @@ def test_the_file_is_what_was_trained(
     count = sum(one.numel() for one in trained[0].parameters.values())
     assert said.startswith(f"OFT of blocks of 4 on {len(tuner.parameters)} layers")
     assert f"{count:,} parameters" in said
+    assert "studio convert" not in (concept.folder / "README.md").read_text()
 
 
 def test_it_composes_with_another(tiny_sdxl: Path, home: Home) -> None:

@@ -73,7 +73,9 @@ def test_the_file_attached_is_what_was_trained(
     said = next(one.message for one in told if isinstance(one, Notice) and "parameters" in one.message)
     assert said.startswith(f"{kind} of rank 2 on {len(trained[0].tuner.layers)} layers")  # pyright: ignore
     assert f"{count:,} parameters" in said
-    assert "studio convert" in (concept.folder / "README.md").read_text()
+    card = (concept.folder / "README.md").read_text()
+    assert f"The file is a {kind}, as LyCORIS writes it. For what reads plain LoRA only:" in card
+    assert "studio convert" in card
 
 
 def test_the_sizes_are_those_of_the_method(tiny_sdxl: Path, home: Home) -> None:
