@@ -12,7 +12,7 @@ from studio.errors import UsageError
 from studio.home import Home
 from studio.trainers.planning import plan_recipe, resumed_recipe
 from studio.trainers.presets import PRESETS, defaults, free_trigger, read_facts
-from studio.trainers.recipe import build_recipe
+from studio.trainers.recipe import build_recipe, write_toml
 
 GIVEN = {"name": "milo", "class_word": "cat", "pictures": "pictures"}
 
@@ -136,3 +136,10 @@ def test_settings_for_a_gpu_that_help_nobody_are_refused(own_base: str, tiny_sdx
         plan_recipe(GIVEN | {"base": own_base}, None, home, 8)
     with pytest.raises(UsageError, match="offload keeps the text encoders off the device"):
         plan_recipe(GIVEN | {"base": str(tiny_sdxl), "text_rank": 4}, None, home, 8)
+
+
+@pytest.mark.parametrize("method", ["lora", "krona", "lokr", "loha", "oft"])
+def test_the_recipe_of_a_concept_is_one_again(own_base: str, home: Home, tmp_path: Path, method: str) -> None:
+    planned = plan_recipe(GIVEN | {"base": own_base, "method": method}, None, home)
+    write_toml(planned, tmp_path / "recipe.toml")
+    assert plan_recipe({}, tmp_path / "recipe.toml", home) == planned

@@ -22,6 +22,7 @@ from studio.trainers.checkpoint import (
     save_checkpoint,
 )
 from studio.trainers.data import Example, encode_examples
+from studio.trainers.inits import FROM_DATA, begin_from_data
 from studio.trainers.memory import check_memory, naming_the_phase
 from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
@@ -142,6 +143,9 @@ def _prepare(
     tuner = make_tuner(base, recipe)
     word = NewWord(base, recipe) if recipe.new_word else None  # after encoding, lest each has a cache of its own
     training = Training(base, recipe, tuner, instances, classes, beside, word)
+    if recipe.init in FROM_DATA:
+        emit(Phase("look at the data"))
+        begin_from_data(training)
     for one in own:
         if unread := base.unread(one.prompt):
             limit, name = base.text_limit, one.path.name

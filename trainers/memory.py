@@ -58,7 +58,7 @@ def savings(recipe: Recipe) -> list[str]:
         ),
         f"--batch-size 1 with gradient_accumulation = {count} in a recipe: the same weights": (recipe.batch_size > 1),
         "--no-prior: half the pictures a step, and the class may drift": recipe.prior_preservation,
-        f"--rank {recipe.rank // 2}": recipe.method != "krona" and recipe.rank > 4,
+        f"--rank {recipe.rank // 2}": recipe.method not in ("krona", "oft") and recipe.rank > 4,
         f"--resolution {half}: less detail": half >= 64,
         "--device cpu: slow": True,
     }

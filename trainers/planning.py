@@ -18,12 +18,18 @@ _NEEDED = {
 }
 _KRONA = ("factors", "parameter_count")
 _TEXT = ("text_rank", "text_learning_rate")
-_LORA = ("rank", "alpha", "dora", "rank_stabilised", "dropout")
-_FOREIGN = {
-    "lora": _KRONA,
-    "b-lora": (*_KRONA, *_TEXT),
-    "krona": (*_LORA, *_TEXT),
-}  # settings that say nothing to a method
+_LOKR = ("decompose_factor",)
+_OFT = ("block_size",)
+_LORA = ("dora", "rank_stabilised", "dropout", "init")
+_RANK = ("rank", "alpha")
+_FOREIGN = {  # settings that say nothing to a method
+    "lora": _KRONA + _LOKR + _OFT,
+    "b-lora": _KRONA + _LOKR + _OFT + _TEXT,
+    "krona": _RANK + _LORA + _LOKR + _OFT + _TEXT,
+    "lokr": _LORA + _KRONA + _OFT + _TEXT,
+    "loha": _LORA + _KRONA + _LOKR + _OFT + _TEXT,
+    "oft": _RANK + _LORA + _KRONA + _LOKR + _TEXT,
+}
 
 
 def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: int | None = None) -> Recipe:
@@ -47,11 +53,14 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
         trigger = chosen.get("trigger") or f"{chosen['name']}0"  # as no word of a base is written
     else:
         trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
-    if foreign := [key for key in _FOREIGN.get(method, ()) if key in chosen]:
+    preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
+    # A concept's own recipe holds every setting, so a file may repeat what holds anyway.
+    held = {key: field.default for key, field in Recipe.model_fields.items()} | preset
+    foreign = [key for key in _FOREIGN.get(method, ()) if key in given or chosen.get(key, held[key]) != held[key]]
+    if foreign:
         raise UsageError(
             f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
         )
-    preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
     if vram is not None:
         preset |= _fitting(vram, facts.own)
     if method == "b-lora":

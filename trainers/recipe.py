@@ -17,6 +17,8 @@ Words = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weighting = Literal["none", "min-snr", "debiased"]
+Method = Literal["lora", "krona", "b-lora", "lokr", "loha", "oft"]
+Init = Literal["gaussian", "default", "orthogonal", "pissa", "olora", "eva", "lora-ga"]
 
 
 class Recipe(BaseModel):
@@ -29,7 +31,7 @@ class Recipe(BaseModel):
     class_word: Words
     trigger: Words
     base: Words
-    method: Literal["lora", "krona", "b-lora"] = "lora"
+    method: Method = "lora"
     preset: Literal["quick", "normal", "best"] = "normal"
 
     rank: Annotated[int, Field(ge=1, le=1024)]
@@ -37,8 +39,11 @@ class Recipe(BaseModel):
     dora: bool = False
     rank_stabilised: bool = False
     dropout: Share = 0.0
+    init: Init = "gaussian"
     factors: tuple[Count, Count] | None = None
     parameter_count: Count | None = None
+    decompose_factor: Count | None = None
+    block_size: Annotated[int, Field(ge=2)] | None = None
     targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION
     blocks: tuple[Words, ...] = ()
     new_word: bool = False
@@ -106,6 +111,12 @@ class Recipe(BaseModel):
     def _one_size(self) -> "Recipe":
         if self.method == "krona" and (self.factors is None) == (self.parameter_count is None):
             raise ValueError("krona is sized by factors (a1, a2) or by parameter_count, by one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _even_rank(self) -> "Recipe":
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"init orthogonal takes an even rank, and rank is {self.rank}")
         return self
 
     @property

@@ -204,6 +204,7 @@ class Training:
         if self.accelerator.scaler is not None:
             scaling = self.accelerator.scaler.state_dict()
             tensors |= {f"scaler/{key}": torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()}
+        tensors |= {f"kept/{name}": tensor for name, tensor in self.tuner.kept.items()}
         for name, parameter in self.parameters.items():
             tensors[f"weight/{name}"] = parameter.detach()
             for moment in _MOMENTS:
@@ -224,6 +225,8 @@ class Training:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"weight/{name}"])
+            for name, tensor in self.tuner.kept.items():
+                tensor.copy_(tensors[f"kept/{name}"])
 
     @contextmanager
     def _dropping(self, step: int, rows: list[int]) -> Iterator[None]:

@@ -21,7 +21,11 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
 ]
 MethodOption = Annotated[
-    str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (from one picture).")
+    str | None, typer.Option(help="How it is learned: lora (default), krona, lokr, loha, oft or b-lora (one picture).")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option(help="How a LoRA begins: gaussian, default, orthogonal, pissa, olora, eva or lora-ga."),
 ]
 NewWordOption = Annotated[
     bool | None,
@@ -66,8 +70,9 @@ def train_concept(
     config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
     vram: Annotated[int | None, typer.Option(help="Settings for a GPU of so many GB: 8, 12 or 24.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA, LoKr or LoHa.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="It acts by alpha / rank; default: the rank.")] = None,
+    init: InitOption = None,
     factors: FactorsOption = None,
     parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
