@@ -7,6 +7,7 @@ from pathlib import Path
 
 from studio.bases import BaseSource, find_base, source_sizes
 from studio.concepts import ADAPTER_FILE, Concept
+from studio.devices import pick_device
 from studio.errors import UsageError
 from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
 from studio.home import Home, ensure_free, write_atomic
@@ -24,6 +25,8 @@ from studio.trainers.checkpoint import (
 from studio.trainers.data import Example, encode_examples
 from studio.trainers.inits import FROM_DATA, begin_from_data
 from studio.trainers.memory import check_memory, naming_the_phase
+from studio.trainers.optimizer_choice import numbers_kept
+from studio.trainers.optimizers import check_optimizer
 from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_examples
@@ -56,6 +59,7 @@ def train_concept(
     """
     source = find_base(recipe.base)
     check_processes(recipe, processes, device)
+    check_optimizer(recipe, pick_device(device))
     _check_resolution(source, recipe.resolution)
     pictures = find_pictures(recipe.pictures)
     check_decodable(pictures)
@@ -77,7 +81,8 @@ def train_concept(
             base = load_base(source, device_of(0, processes, device), offload=recipe.offload)
             training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not read_facts(source).own)
             training.team = team
-            ensure_free(workplace.folder, 16 * count_of(training.parameters) * (recipe.keep_checkpoints + 1))
+            numbers = (numbers_kept(recipe) + 1) * count_of(training.parameters)
+            ensure_free(workplace.folder, 4 * numbers * (recipe.keep_checkpoints + 1))
             if found is not None:
                 check_same_data(found, data)
                 training.restore(found.tensors)
@@ -192,7 +197,8 @@ def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
     paths: list[Path] = []
     for number, prompt in enumerate(recipe.sample_prompts):
         seeds = [recipe.seed + number]
-        picture = draw(training.base, [prompt], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)[0]
+        with training.averaged():
+            picture = draw(training.base, [prompt], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)[0]
         path = workplace.samples / f"step-{training.step:06d}-{number}.png"
         paths.append(write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG")))
     emit(Preview(training.step, tuple(paths), recipe.sample_prompts))
@@ -217,8 +223,9 @@ def _finish(training: Training, workplace: Workplace, home: Home, data: str, emi
     concept = Concept(
         recipe.name, recipe.trigger, recipe.class_word, recipe.base, family, recipe.method, workplace.folder
     )
-    words = {} if training.word is None else training.word.rows()
-    training.tuner.write(workplace.folder / ADAPTER_FILE, notes, words)
+    with training.averaged():
+        words = {} if training.word is None else training.word.rows()
+        training.tuner.write(workplace.folder / ADAPTER_FILE, notes, words)
     plot_losses(training.losses, workplace.folder / "loss.png")
     last = [
         (f"samples/step-{training.step:06d}-{number}.png", prompt)

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from studio.tensor_memory import TensorMemory, weight_bytes
+from studio.trainers.optimizer_choice import bytes_kept
 from studio.trainers.training import Training
 from studio.trainers.tuners import count_of
 
@@ -48,7 +49,7 @@ def need_of(training: Training) -> Need:
         activations += text_bytes(base.text_encoders, live, base.text_limit)
     parts = (base.unet, *(() if recipe.offload else (base.vae, *base.text_encoders)))
     numbers = count_of(training.parameters)
-    return Need(weight_bytes(*parts) - 4 * numbers, trained_bytes(numbers), activations)
+    return Need(weight_bytes(*parts) - 4 * numbers, trained_bytes(numbers, bytes_kept(recipe)), activations)
 
 
 def trained_bytes(numbers: int, moments: int = 8) -> int:

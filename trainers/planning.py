@@ -7,6 +7,7 @@ from studio.bases import EMBEDDED, BaseSource, find_base, role_blocks
 from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
+from studio.trainers.optimizer_choice import FOREIGN, check_installed, usual_settings
 from studio.trainers.presets import FITTING, defaults, free_trigger, read_facts
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
@@ -18,6 +19,7 @@ _NEEDED = {
 }
 _KRONA = ("factors", "parameter_count")
 _TEXT = ("text_rank", "text_learning_rate")
+_PLUS = ("up_rate_ratio",)
 _LOKR = ("decompose_factor",)
 _OFT = ("block_size",)
 _LORA = ("dora", "rank_stabilised", "dropout", "init")
@@ -25,10 +27,10 @@ _RANK = ("rank", "alpha")
 _FOREIGN = {  # settings that say nothing to a method
     "lora": _KRONA + _LOKR + _OFT,
     "b-lora": _KRONA + _LOKR + _OFT + _TEXT,
-    "krona": _RANK + _LORA + _LOKR + _OFT + _TEXT,
-    "lokr": _LORA + _KRONA + _OFT + _TEXT,
-    "loha": _LORA + _KRONA + _LOKR + _OFT + _TEXT,
-    "oft": _RANK + _LORA + _KRONA + _LOKR + _TEXT,
+    "krona": _RANK + _LORA + _LOKR + _OFT + _TEXT + _PLUS,
+    "lokr": _LORA + _KRONA + _OFT + _TEXT + _PLUS,
+    "loha": _LORA + _KRONA + _LOKR + _OFT + _TEXT + _PLUS,
+    "oft": _RANK + _LORA + _KRONA + _LOKR + _TEXT + _PLUS,
 }
 
 
@@ -54,13 +56,10 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
     else:
         trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
     preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
-    # A concept's own recipe holds every setting, so a file may repeat what holds anyway.
-    held = {key: field.default for key, field in Recipe.model_fields.items()} | preset
-    foreign = [key for key in _FOREIGN.get(method, ()) if key in given or chosen.get(key, held[key]) != held[key]]
-    if foreign:
-        raise UsageError(
-            f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
-        )
+    optimizer = chosen.get("optimizer", "adamw")
+    preset |= usual_settings(optimizer, chosen)
+    _refuse_foreign("method", method, _FOREIGN, given, chosen, preset)
+    _refuse_foreign("optimizer", optimizer, FOREIGN, given, chosen, preset)
     if vram is not None:
         preset |= _fitting(vram, facts.own)
     if method == "b-lora":
@@ -70,7 +69,28 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
     if "rank" in chosen:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
     lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
-    return build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
+    recipe = build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
+    check_installed(recipe.optimizer)
+    return recipe
+
+
+def _refuse_foreign(
+    option: str,
+    value: str,
+    foreign: dict[str, tuple[str, ...]],
+    given: dict[str, Any],
+    chosen: dict[str, Any],
+    preset: dict[str, Any],
+) -> None:
+    """Raise UsageError for a setting that says nothing to `value`; a file may have it as it would be anyway, which is
+    how finished recipes are written."""
+    usual = {key: field.default for key, field in Recipe.model_fields.items()} | preset
+    for key in foreign.get(value, ()):
+        found = chosen.get(key, usual[key])
+        if key in given or (tuple(found) if isinstance(found, list) else found) != usual[key]:
+            raise UsageError(
+                f"{key} says nothing to the {option} {value}.", f"Leave it out, or choose another --{option}."
+            )
 
 
 def _fitting(vram: int, own: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from studio.errors import UsageError
 from studio.home import safe_name, write_atomic
+from studio.trainers.optimizer_choice import OptimizerName
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 
@@ -53,7 +54,9 @@ class Recipe(BaseModel):
     text_learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
 
     steps: Count
+    optimizer: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    up_rate_ratio: Annotated[float, Field(gt=0)] = 1.0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     batch_size: Count
@@ -63,6 +66,7 @@ class Recipe(BaseModel):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Share, Share] = (0.9, 0.999)
+    ema: Share = 0.0
     resolution: Annotated[int, Field(ge=16, le=4096)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -117,6 +121,25 @@ class Recipe(BaseModel):
     def _even_rank(self) -> "Recipe":
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"init orthogonal takes an even rank, and rank is {self.rank}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_optimizer_bears(self) -> "Recipe":
+        if self.optimizer == "prodigy":
+            words = {self.word_learning_rate} if self.new_word else set()
+            text = {self.text_learning_rate} if self.text_rank else set()
+            if {self.learning_rate} | words | text != {self.learning_rate} or self.up_rate_ratio != 1:
+                raise ValueError(
+                    "prodigy knows one rate for all: word_learning_rate and text_learning_rate must be learning_rate,"
+                    " and up_rate_ratio 1"
+                )
+        if self.optimizer == "adamw-schedule-free":
+            if self.schedule != "constant":
+                raise ValueError(f"adamw-schedule-free stands in place of a schedule, and schedule is {self.schedule}")
+            if self.ema:
+                raise ValueError("adamw-schedule-free averages the weights itself; ema would average them again")
+            if not self.betas[0]:
+                raise ValueError("adamw-schedule-free needs a first beta above 0")
         return self
 
     @property

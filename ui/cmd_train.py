@@ -27,6 +27,10 @@ InitOption = Annotated[
     str | None,
     typer.Option(help="How a LoRA begins: gaussian, default, orthogonal, pissa, olora, eva or lora-ga."),
 ]
+OptimizerOption = Annotated[
+    str | None,
+    typer.Option(help="adamw (default), adamw-8bit, prodigy, adafactor or adamw-schedule-free."),
+]
 NewWordOption = Annotated[
     bool | None,
     typer.Option(
@@ -76,6 +80,7 @@ def train_concept(
     factors: FactorsOption = None,
     parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    optimizer: OptimizerOption = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step (and as many class pictures).")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
