@@ -45,8 +45,8 @@ def make_optimizer(recipe: Recipe, parts: list[Part]) -> Optimizer:
     """`recipe.optimizer` over `parts`; the `rate` of each of its groups is that before any schedule.
 
     AdamW (Loshchilov & Hutter 2019), the same with moments of 8 bits (Dettmers et al. 2022, arXiv:2110.02861), Prodigy
-    (Mishchenko & Defazio 2024, arXiv:2306.06101) with bias correction, Adafactor (Shazeer & Stern 2018,
-    arXiv:1804.04235) at the recipe's rate, without momentum, and schedule-free AdamW (Defazio et al. 2024,
+    (Mishchenko & Defazio 2024, arXiv:2306.06101) as its authors advise for diffusion models, Adafactor (Shazeer & Stern
+    2018, arXiv:1804.04235) at the recipe's rate, without momentum, and schedule-free AdamW (Defazio et al. 2024,
     arXiv:2405.15682). Raises UsageError where the package is missing.
     """
     check_installed(recipe.optimizer)
@@ -105,9 +105,7 @@ def restore_optimizer(optimizer: Optimizer, parameters: Mapping[str, nn.Paramete
             parameter = parameters[name]
             optimizer.state[parameter][key] = _value(tensor, parameter.device)
     for number, group in enumerate(optimizer.param_groups):
-        group |= {
-            key: _value(tensors[f"group/{number}/{key}"], torch.device("cpu")) for key in _RUNNING if key in group
-        }
+        group |= {key: tensors[f"group/{number}/{key}"].item() for key in _RUNNING if key in group}
 
 
 def _groups(part: Part, ratio: float) -> list[dict[str, Any]]:
