@@ -118,7 +118,11 @@ def page() -> str:
     options, kinds = command_options(), get_type_hints(Recipe, include_extras=True)
     lines = [INTRO]
     for title, section in MEANINGS.items():
-        lines += [f"\n## {title}\n", "| setting | option | takes | small bases | full size | |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"\n## {title}\n",
+            "| setting | option | takes | small bases | full size | |",
+            "|---|---|---|---|---|---|",
+        ]
         for name, meaning in section.items():
             small, full = CHOSEN.get(name) or tuple(default(name, own) for own in (True, False))
             cells = (f"`{name}`", options.get(name, ""), takes(kinds[name]), small, full, meaning)

@@ -41,7 +41,9 @@ def test_a_setting_without_a_description_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("method", ["lora", "krona", "b-lora"])
-def test_the_defaults_of_small_bases_are_what_a_plan_on_picturebook_has(method: str, home: Home, tmp_path: Path) -> None:
+def test_the_defaults_of_small_bases_are_what_a_plan_on_picturebook_has(
+    method: str, home: Home, tmp_path: Path
+) -> None:
     given = {"pictures": tmp_path, "name": "milo", "class_word": "cat", "method": method, "preset": "normal"}
     recipe = plan_recipe(given, None, home)
     for name in set(Recipe.model_fields) - set(settings.CHOSEN):
