@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from studio.bases import BaseSource, find_base, source_sizes
-from studio.concepts import ADAPTER_FILE, Concept
+from studio.concepts import Concept
 from studio.errors import UsageError
 from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
 from studio.home import Home, ensure_free, write_atomic
@@ -23,6 +23,7 @@ from studio.trainers.checkpoint import (
 )
 from studio.trainers.data import Example, encode_examples
 from studio.trainers.memory import naming_the_phase
+from studio.trainers.metadata import base_name, shared_metadata
 from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_examples
@@ -33,6 +34,7 @@ from studio.trainers.sampling import draw
 from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, share_of_rate
 from studio.trainers.tuners import count_of, make_tuner
+from studio.trainers.verify import fingerprints, verify_file
 from studio.trainers.words import NewWord
 from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in, workplace_of
 
@@ -83,7 +85,7 @@ def train_concept(
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
             team.wait()  # what the others make again lies in the cache now
             _run(training, workplace, data, emit, again)
-        return _finish(training, workplace, home, data, emit, overwrite)
+        return _finish(training, workplace, home, data, emit, overwrite, len(pictures))
 
 
 def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
@@ -192,27 +194,38 @@ def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
     emit(Preview(training.step, tuple(paths), recipe.sample_prompts))
 
 
-def _finish(training: Training, workplace: Workplace, home: Home, data: str, emit: Emit, overwrite: bool) -> Concept:
+def _finish(
+    training: Training, workplace: Workplace, home: Home, data: str, emit: Emit, overwrite: bool, pictures: int
+) -> Concept:
     """Write everything that stands beside the weights, the weights themselves, and move the folder in."""
     emit(Phase("write the concept"))
-    recipe, family = training.recipe, training.base.family
+    recipe, family, kind = training.recipe, training.base.family, type(training.optimizer.optimizer)
     notes = {
         "studio.name": recipe.name,
         "studio.trigger": recipe.trigger,
         "studio.class_word": recipe.class_word,
-        "studio.base": recipe.base,
+        "studio.base": base_name(recipe.base),
         "studio.family": family,
         "studio.method": recipe.method,
         **training.tuner.notes,
         "studio.steps": str(recipe.steps),
         "studio.data": data,
         "studio.versions": json.dumps(versions()),
-    }
+    } | shared_metadata(
+        recipe,
+        training.base.source.family,
+        pictures=pictures,
+        prediction=training.schedule.prediction,
+        optimizer=f"{kind.__module__}.{kind.__qualname__}",
+        processes=training.team.size,
+    )
     concept = Concept(
         recipe.name, recipe.trigger, recipe.class_word, recipe.base, family, recipe.method, workplace.folder
     )
     words = {} if training.word is None else training.word.rows()
-    training.tuner.write(workplace.folder / ADAPTER_FILE, notes, words)
+    training.tuner.write(concept.adapter_file, notes, words)
+    emit(Phase("verify the file"))
+    verify_file(concept.adapter_file, fingerprints(training.tuner.factors(), words))
     plot_losses(training.losses, workplace.folder / "loss.png")
     last = [
         (f"samples/step-{training.step:06d}-{number}.png", prompt)
