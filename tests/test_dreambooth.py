@@ -83,7 +83,7 @@ def test_what_a_training_leaves(tiny_sdxl: Path, home: Home) -> None:
     concept = train_concept(recipe, home, events.append)
     assert Library(home).concepts() == [concept] == [read_concept(concept.folder)]
     assert {path.name for path in concept.folder.iterdir()} == {
-        "adapter.safetensors", "concept.json", "recipe.toml", "README.md", "loss.png", "samples",
+        "adapter.safetensors", "concept.json", "recipe.toml", "README.md", "loss.png", "samples", "samples.png",
     }  # fmt: skip
     assert sorted(path.name for path in home.library.iterdir()) == ["milo"]
     with safe_open(concept.adapter_file, "pt") as file:

@@ -1,0 +1,59 @@
+"""Further files of a trained concept, in the formats that other tools read: `--export kohya,lycoris`."""
+
+from pathlib import Path
+
+import torch
+
+from studio.adapter_targets import TARGETS, Target, expressed
+from studio.adapter_writing import write_adapter
+from studio.adapters import Adapter, load_adapter
+from studio.concepts import Concept
+from studio.errors import UsageError
+from studio.factors import Dora, Factor, Kronecker, LowRank
+from studio.trainers.recipe import Recipe
+
+
+def check_exports(recipe: Recipe, formats: tuple[str, ...]) -> tuple[Target, ...]:
+    """The `formats`, each once; raises UsageError for an unknown one, and for one that cannot hold what `recipe`
+    trains."""
+    chosen: list[Target] = []
+    for name in dict.fromkeys(formats):
+        known = [target for target in TARGETS if target == name]
+        if not known:
+            raise UsageError(f"--export: there is no format {name!r}.", f"Choose among {', '.join(TARGETS)}.")
+        chosen += known
+    holding = [target for target in TARGETS if not _problem(recipe, target)]
+    for target in chosen:
+        if problem := _problem(recipe, target):
+            raise UsageError(
+                f"--export {target} cannot hold what is trained: {problem}", f"Choose among {', '.join(holding)}."
+            )
+    return tuple(chosen)
+
+
+def write_exports(concept: Concept, formats: tuple[Target, ...]) -> list[Path]:
+    """Write the concept's adapter in each format beside it, `NAME.FORMAT.safetensors` or for "peft" a folder."""
+    written = []
+    for target in formats:
+        path = concept.folder / f"{concept.name}.{target}{'' if target == 'peft' else '.safetensors'}"
+        written.append(write_adapter(load_adapter(concept.adapter_file), path, target).path)
+    return written
+
+
+def _problem(recipe: Recipe, target: Target) -> str:
+    """Why files of `target` cannot hold such an adapter; empty where they can."""
+    words = {recipe.trigger: {"clip_l": torch.zeros(1, 1)}} if recipe.new_word else {}
+    like = Adapter(recipe.name, "", None, {"unet.mid_block.attentions.0.proj_in": _like(recipe)}, {}, words)
+    try:
+        expressed(like, target)
+    except UsageError as error:
+        return error.problem
+    return ""
+
+
+def _like(recipe: Recipe) -> Factor:
+    """A small change of the kind that `recipe` trains."""
+    if recipe.method == "krona":
+        return Kronecker(torch.ones(2, 2), torch.ones(2, 2, 3, 3))
+    pair = LowRank(torch.ones(1, 2), torch.ones(2, 1))
+    return Dora(pair, torch.ones(2)) if recipe.dora else pair
