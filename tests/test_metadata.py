@@ -17,7 +17,8 @@ EVERYTHING = {"noise_offset": 0.1, "weighting": "min-snr", "text_rank": 2, "samp
 def said(tiny: Path, home: Home, changes: dict[str, Any], **how: Any) -> dict[str, str]:
     usual: dict[str, Any] = {"pictures": 3, "prediction": "epsilon", "optimizer": "torch.optim.adamw.AdamW"}
     recipe = tiny_recipe(tiny, home, changes)
-    return shared_metadata(recipe, how.pop("family", "sdxl"), **usual | {"processes": 1} | how)
+    settings: dict[str, Any] = usual | {"processes": 1} | how
+    return shared_metadata(recipe, settings.pop("family", "sdxl"), **settings)
 
 
 def test_what_kohyas_world_reads(tiny_sdxl: Path, home: Home) -> None:
@@ -50,18 +51,19 @@ def test_what_was_not_done_is_not_told(tiny_sdxl: Path, home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "module", "arguments"),
+    ("changes", "arguments"),
     [
-        ({"dora": True}, "lycoris.kohya", {"dora_wd": "True"}),
-        ({"method": "krona", "factors": (2, 2)}, "lycoris.kohya", {"algo": "lokr"}),
+        ({"dora": True}, {"algo": "lora", "dora_wd": "True"}),
+        ({"rank_stabilised": True}, {"algo": "lora", "rs_lora": "True"}),
+        ({"method": "krona", "factors": (2, 2)}, {"algo": "lokr"}),
     ],
 )
 def test_the_network_is_lycoris_where_it_is_no_plain_lora(
-    tiny_sdxl: Path, home: Home, changes: dict[str, Any], module: str, arguments: dict[str, str]
+    tiny_sdxl: Path, home: Home, changes: dict[str, Any], arguments: dict[str, str]
 ) -> None:
     found = said(tiny_sdxl, home, changes)
-    assert (found["ss_network_module"], json.loads(found["ss_network_args"])) == (module, arguments)
-    assert ("ss_network_dim" in found) == ("dora" in changes)
+    assert (found["ss_network_module"], json.loads(found["ss_network_args"])) == ("lycoris.kohya", arguments)
+    assert ("ss_network_dim" in found) == ("method" not in changes)
 
 
 def test_a_base_keeps_its_name_and_loses_its_folder() -> None:

@@ -56,7 +56,7 @@ def test_the_defaults_of_small_bases_are_what_a_plan_on_picturebook_has(
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (Annotated[int, Field(ge=1, le=8)] | None, "whole number ≥ 1, ≤ 8"),
+        (Annotated[int | None, Field(ge=1, le=8)], "whole number ≥ 1, ≤ 8"),
         (Literal["a", "b"], "`a`, `b`"),
         (tuple[str, ...], "texts"),
         (tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], "two: number > 0"),

@@ -14,21 +14,20 @@ from studio.trainers.recipe import Recipe
 
 
 def check_exports(recipe: Recipe, formats: tuple[str, ...]) -> tuple[Target, ...]:
-    """The `formats`, each once; raises UsageError for an unknown one, and for one that cannot hold what `recipe`
-    trains."""
-    chosen: list[Target] = []
-    for name in dict.fromkeys(formats):
-        known = [target for target in TARGETS if target == name]
-        if not known:
-            raise UsageError(f"--export: there is no format {name!r}.", f"Choose among {', '.join(TARGETS)}.")
-        chosen += known
+    """The `formats`, each once, in the order of `TARGETS`.
+
+    Raises UsageError for an unknown one, and for one that cannot hold what `recipe` trains.
+    """
+    if unknown := [name for name in formats if name not in TARGETS]:
+        raise UsageError(f"--export: there is no format {unknown[0]!r}.", f"Choose among {', '.join(TARGETS)}.")
+    chosen: tuple[Target, ...] = tuple(target for target in TARGETS if formats.count(target))
     holding = [target for target in TARGETS if not _problem(recipe, target)]
     for target in chosen:
         if problem := _problem(recipe, target):
             raise UsageError(
                 f"--export {target} cannot hold what is trained: {problem}", f"Choose among {', '.join(holding)}."
             )
-    return tuple(chosen)
+    return chosen
 
 
 def write_exports(concept: Concept, formats: tuple[Target, ...]) -> list[Path]:

@@ -5,6 +5,7 @@ Facts of the recipe only: a training that is repeated writes the same file, and 
 
 import json
 from pathlib import PurePath
+from typing import Any
 
 from studio.bases import Family
 from studio.trainers.recipe import Recipe
@@ -66,17 +67,22 @@ def shared_metadata(
     return {key: str(value) for key, value in ours.items() if value is not None}
 
 
-def _network(recipe: Recipe) -> dict[str, object]:
-    """The module of kohya's world that makes such a network; DoRA and Kronecker products are LyCORIS's."""
-    sizes = {"ss_network_dim": recipe.rank, "ss_network_alpha": recipe.alpha}
+def _network(recipe: Recipe) -> dict[str, Any]:
+    """The module of kohya's world that makes such a network; all but a plain LoRA is LyCORIS's."""
     if recipe.method in _RANKED:
-        sizes |= {"ss_network_dropout": recipe.dropout or None}
-        if not recipe.dora:
+        dropout = recipe.dropout or None
+        sizes = {"ss_network_dim": recipe.rank, "ss_network_alpha": recipe.alpha, "ss_network_dropout": dropout}
+        options = {"dora_wd": recipe.dora, "rs_lora": recipe.rank_stabilised}
+        if not any(options.values()):
             return sizes | {"ss_network_module": "networks.lora"}
-        return sizes | {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"dora_wd": "True"})}
+        return sizes | _lycoris({"algo": "lora"} | {key: "True" for key, on in options.items() if on})
     if recipe.method == "krona":
-        return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "lokr"})}
+        return _lycoris({"algo": "lokr"})
     return {}
+
+
+def _lycoris(arguments: dict[str, str]) -> dict[str, Any]:
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(arguments)}
 
 
 def _scheduler(recipe: Recipe) -> str:
