@@ -19,6 +19,7 @@ from studio.adapters import PEFT_CONFIG, PEFT_WEIGHTS, Adapter, load_adapter
 from studio.errors import StudioError
 from studio.factors import Dora, Factor, Full, LowRank
 from studio.home import write_atomic
+from studio.tensorfile import order_metadata
 
 # Relative errors of a change that may come with the precision: three rounded factors, and the norm of their products.
 _TOLERANCES = {torch.float32: 1e-6, torch.float16: 4e-3}
@@ -111,6 +112,7 @@ def _save(path: Path, tensors: Tensors, metadata: dict[str, str], dtype: torch.d
         for key, tensor in tensors.items()
     }
     save_file(rounded, path, metadata)
+    order_metadata(path)
 
 
 def _write_folder(path: Path, write: Callable[[Path], object]) -> None:

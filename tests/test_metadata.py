@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_helpers import tiny_recipe, weights
+from training_helpers import tiny_recipe
 
 from studio.adapters import load_concept
 from studio.home import Home
@@ -82,5 +82,4 @@ def test_a_file_names_no_place_and_is_the_same_the_next_time(
     assert [key for key, text in notes.items() for place in places if place in text] == []
     assert (notes["ss_steps"], notes["studio.base"]) == ("1", tiny_sdxl.name)
     assert load_concept(one).family == "sdxl"
-    assert weights(one).keys() == weights(two).keys()
-    assert notes == read_header(two.adapter_file).metadata
+    assert one.adapter_file.read_bytes() == two.adapter_file.read_bytes()

@@ -18,6 +18,7 @@ from studio.errors import StudioError
 from studio.factors import Dora, Factor, LowRank
 from studio.home import write_atomic
 from studio.models import BaseModel
+from studio.tensorfile import order_metadata
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Words, check_finite, targeted
 
@@ -119,6 +120,7 @@ class LoraTuner:
 
         def write(file: Path) -> None:
             file.write_bytes(save(tensors, metadata))
+            order_metadata(file)
             _verify(self._base, file, self._parts)
 
         write_atomic(path, write)
