@@ -37,9 +37,10 @@ soak: .venv/installed-test
 base: .venv/installed
 	$(BIN)/python -m studio.trainers.picturebook --run runs/picturebook --out assets/picturebook
 
-# Write the measured figures of docs/benchmarks into the documents.
+# Write the measured figures of docs/benchmarks into the documents, and the page of every setting.
 tables: .venv/installed
 	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/settings.py
 
 # Write the table of adapter formats, the studio beside plain diffusers.
 formats: .venv/installed-test

@@ -20,6 +20,7 @@ from studio.errors import StudioError
 from studio.factors import Dora, Factor, Full, LowRank, Relative
 from studio.home import write_atomic
 from studio.rotation import Rotation
+from studio.tensorfile import order_metadata
 
 # Relative errors of a change that may come with the precision: three rounded factors, and the norm of their products.
 _TOLERANCES = {torch.float32: 1e-6, torch.float16: 4e-3}
@@ -112,6 +113,7 @@ def _save(path: Path, tensors: Tensors, metadata: dict[str, str], dtype: torch.d
         for key, tensor in tensors.items()
     }
     save_file(rounded, path, metadata)
+    order_metadata(path)
 
 
 def _write_folder(path: Path, write: Callable[[Path], object]) -> None:

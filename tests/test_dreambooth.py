@@ -83,7 +83,7 @@ def test_what_a_training_leaves(tiny_sdxl: Path, home: Home) -> None:
     concept = train_concept(recipe, home, events.append)
     assert Library(home).concepts() == [concept] == [read_concept(concept.folder)]
     assert {path.name for path in concept.folder.iterdir()} == {
-        "adapter.safetensors", "concept.json", "recipe.toml", "README.md", "loss.png", "samples",
+        "adapter.safetensors", "concept.json", "recipe.toml", "README.md", "loss.png", "samples", "samples.png",
     }  # fmt: skip
     assert sorted(path.name for path in home.library.iterdir()) == ["milo"]
     with safe_open(concept.adapter_file, "pt") as file:
@@ -94,7 +94,7 @@ def test_what_a_training_leaves(tiny_sdxl: Path, home: Home) -> None:
     assert [event.step for event in events if isinstance(event, Loss)] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events if isinstance(event, Preview)] == [0, 3, 6]
     names = [event.name for event in events if isinstance(event, Phase)]
-    assert names == ["load base", "class pictures", "encode pictures", "train", "write the concept"]
+    assert names == ["load base", "class pictures", "encode pictures", "train", "write the concept", "verify the file"]
     assert any(isinstance(event, Notice) and "parameters" in event.message for event in events)
     assert isinstance(events[-1], Done)
 

@@ -15,8 +15,10 @@ from safetensors.torch import save
 
 from studio.adapter_tensors import word_tensors
 from studio.errors import StudioError
+from studio.factors import Dora, Factor, LowRank
 from studio.home import write_atomic
 from studio.models import BaseModel
+from studio.tensorfile import order_metadata
 from studio.trainers.inits import FROM_NOT_ZERO, Beside, begin, check_rank
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Words, check_finite, targeted
@@ -105,6 +107,17 @@ class LoraTuner:
         finally:
             self._base.unet.enable_adapters()
 
+    def factors(self) -> dict[str, Factor]:
+        """Pairs as they act now, with DoRA's magnitudes."""
+        found: dict[str, Factor] = {}
+        for part, module in self._parts.items():
+            level = "" if part == "unet" else "text_model."  # which not every class of transformers has
+            for name, ((down, up, *magnitude), scale) in _factors(module).items():
+                pair = LowRank(down, up, alpha=scale * len(down))
+                made = Dora(pair, magnitude[0]) if magnitude else pair
+                found[f"{part}.{level}{name.removeprefix(level)}"] = made
+        return found
+
     def write(self, path: Path, notes: dict[str, str], words: Words) -> None:
         """As diffusers writes it; raises StudioError where a number is not finite, the disk refuses, or what is read
         back is not what was trained."""
@@ -127,6 +140,7 @@ class LoraTuner:
 
         def write(file: Path) -> None:
             file.write_bytes(save(tensors, metadata))
+            order_metadata(file)
             _verify(self._base, file, self._parts)
 
         write_atomic(path, write)

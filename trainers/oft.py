@@ -56,12 +56,15 @@ class OftTuner:
         finally:
             self._acts = True
 
+    def factors(self) -> dict[str, Factor]:
+        """The rotation of every layer now."""
+        return {f"unet.{name}": factor_of(blocks) for name, blocks in self.parameters.items()}
+
     def write(self, path: Path, notes: dict[str, str], words: Words) -> None:
         """As LyCORIS's Diag-OFT; raises StudioError where a number is not finite or the file does not read back as it
         was trained."""
         check_finite(self.parameters | word_tensors(words))
-        factors = {f"unet.{name}": factor_of(blocks) for name, blocks in self.parameters.items()}
-        adapter = Adapter(self._recipe.name, "OFT", self._base.family, dict(factors), {}, words, metadata=notes)
+        adapter = Adapter(self._recipe.name, "OFT", self._base.family, self.factors(), {}, words, metadata=notes)
         write_adapter(adapter, path, to="lycoris")
 
     def _install(self, name: str, layer: Layer) -> None:

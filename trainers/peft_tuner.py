@@ -58,15 +58,17 @@ class PeftTuner:
         finally:
             self._base.unet.enable_adapters()
 
+    def factors(self) -> dict[str, Factor]:
+        """What every layer adds to its weight now."""
+        return {f"unet.{name}": factor_of(layer) for name, layer in self.layers.items()}
+
     def write(self, path: Path, notes: dict[str, str], words: Words) -> None:
         """As LyCORIS writes it; raises StudioError where a number is not finite or the file does not read back as it
         was trained."""
         check_finite(self.parameters | word_tensors(words))
-        factors = {f"unet.{name}": factor_of(layer) for name, layer in self.layers.items()}
-        kind = _NAMES[self._recipe.method]
-        write_adapter(
-            Adapter(self._recipe.name, kind, self._base.family, factors, {}, words, metadata=notes), path, to="lycoris"
-        )
+        kind, family = _NAMES[self._recipe.method], self._base.family
+        adapter = Adapter(self._recipe.name, kind, family, self.factors(), {}, words, metadata=notes)
+        write_adapter(adapter, path, to="lycoris")
 
 
 def factor_of(layer: BaseTunerLayer) -> Factor:

@@ -36,14 +36,19 @@ def versions() -> dict[str, str]:
 
 
 def write_card(
-    concept: Concept, recipe: Recipe, notes: dict[str, str], samples: list[tuple[str, str]], loads: bool
+    concept: Concept, recipe: Recipe, notes: dict[str, str], loads: bool, samples: bool, exports: list[Path]
 ) -> None:
-    """Write the README.md of a concept: what it is, how to use it, how it was made; `samples` are (file, prompt), and
-    `loads` says whether plain diffusers reads the file."""
+    """Write the README.md of a concept: what it is, how to use it, how it was made.
+
+    `loads` says whether plain diffusers reads the file, `samples` whether there is a samples.png; `exports` are the
+    further files.
+    """
     rows = "\n".join(f"| {key} | {getattr(recipe, key)} |" for key in _SHOWN)
-    others = {key.removeprefix("studio."): value for key, value in notes.items()}
+    others = {key.removeprefix("studio."): value for key, value in notes.items() if key.startswith("studio.")}
     made = "\n".join(f"| {key} | {value} |" for key, value in others.items() if key not in _SHOWN)
-    pictures = "\n".join(f"![{prompt}]({file})" for file, prompt in samples)
+    sheet = "![a row for each prompt, a column for each step, the base first](samples.png)\n\n" if samples else ""
+    files = ", ".join(f"`{path.name}`" for path in exports)
+    further = f"\nThe same adapter in the formats of other tools: {files}.\n" if exports else ""
     elsewhere = _with_diffusers(concept, recipe)
     if not loads:
         elsewhere = _elsewhere(concept, recipe)
@@ -59,16 +64,14 @@ instance_prompt: {recipe.instance_prompt}
 A {recipe.class_word}, learned by DreamBooth ({recipe.method}) on the base `{concept.base}`. In prompts it is called
 `{concept.phrase}`; in the studio `<{concept.name}>` stands for that.
 
-{pictures}
-
-## Use
+{sheet}## Use
 
 ```
 studio generate "a <{concept.name}>" --concept {concept.name}
 ```
 
 {elsewhere}
-
+{further}
 ## How it was made
 
 | setting | value |

@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from studio.errors import StudioError, UsageError
+from studio.factors import Factor
 from studio.models import BaseModel
 from studio.trainers.recipe import Recipe
 
@@ -44,6 +45,10 @@ class Tuner(Protocol):
 
     def without(self) -> AbstractContextManager[None]:
         """The UNet as it was before, while the block runs."""
+        ...
+
+    def factors(self) -> dict[str, Factor]:
+        """What is trained, by layer as adapters name it: "unet.path", "text_encoder.text_model.path"."""
         ...
 
     def write(self, path: Path, notes: dict[str, str], words: Words) -> None:

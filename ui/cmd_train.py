@@ -54,6 +54,12 @@ def _pair(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+ExportOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT[,FORMAT]", help="Write further files for other tools: peft, diffusers, kohya, lycoris."
+    ),
+]
 FactorsOption = Annotated[
     Any, typer.Option(parser=_pair, metavar="A1xA2", help="KronA: sizes of its first factor, as in 64x8.")
 ]
@@ -88,6 +94,7 @@ def train_concept(
     masked: MaskedOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
     overwrite: OverwriteOption = False,
+    export: ExportOption = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")] = None,
     processes: Annotated[int, typer.Option(help="Share each batch among so many: a GPU each, or one CPU.")] = 1,
     as_json: JsonOption = False,
@@ -105,7 +112,9 @@ def train_concept(
     given = {key: value for key, value in context.params.items() if key in Recipe.model_fields and value is not None}
     place = Home.resolve(home)
     recipe = resumed_recipe(given, config, place) if resume else plan_recipe(given, config, place, vram)
-    _train(recipe, place, as_json, resume=resume, overwrite=overwrite, device=device, processes=processes)
+    formats = tuple(one.strip() for one in export.split(",")) if export else ()
+    how: dict[str, Any] = {"device": device, "processes": processes, "export": formats}
+    _train(recipe, place, as_json, resume=resume, overwrite=overwrite, **how)
 
 
 def _train(recipe: "Recipe", home: Home, as_json: bool, *, resume: bool, overwrite: bool, **how: Any) -> None:
