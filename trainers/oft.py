@@ -15,6 +15,7 @@ from studio.adapter_tensors import word_tensors
 from studio.adapter_writing import write_adapter
 from studio.adapters import Adapter
 from studio.errors import UsageError
+from studio.factors import Factor
 from studio.models import BaseModel
 from studio.rotation import Rotation, cayley, skew
 from studio.trainers.recipe import Recipe

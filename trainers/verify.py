@@ -66,8 +66,8 @@ def found_wrong(file: Path, trained: Prints) -> str:
 
 
 def _projected(name: str, factor: Factor) -> torch.Tensor:
-    """L^T D R [k, k] of the change D [out, in] with normal L and R that `name` decides; of DoRA the magnitudes', too, and
-    of a rotation that of its blocks.
+    """L^T D R [k, k] of the change D [out, in] with normal L and R that `name` decides; of DoRA the magnitudes', too,
+    and of a rotation that of its blocks.
 
     Kronecker products and low-rank changes are not multiplied out.
     """
