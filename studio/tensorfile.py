@@ -1,5 +1,6 @@
 """The header of a safetensors file: names, shapes and metadata, without reading a tensor and without torch."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,17 @@ def read_header(path: Path, limits: Limits | None = None) -> Header:
 
 
 _DAMAGED = "Download or export it again; it may be cut short or damaged."
+
+
+def order_metadata(path: Path) -> None:
+    """Sort the metadata in the header of `path`, so that the same content is the same file: safetensors writes them in
+    another order each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)  # escaped as safetensors does, so of the same length
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(length))
 
 
 def is_pickle(path: Path) -> bool:

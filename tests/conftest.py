@@ -41,6 +41,14 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     return Home(root)
 
 
+@pytest.fixture(autouse=True)
+def verified_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A written concept is verified in this process: a fresh one, as in tests/test_verify.py, takes seconds."""
+    from studio.trainers import verify
+
+    monkeypatch.setattr(verify, "in_fresh_process", verify.found_wrong)
+
+
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in float32, also on a CPU that multiplies bfloat16."""

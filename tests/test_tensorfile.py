@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_files import Q, kohya_tensors, write_kohya
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 from watching import nothing_unpickled, watched
 
 from studio.adapters import load_adapter
 from studio.errors import StudioError, UsageError
-from studio.tensorfile import read_header
+from studio.tensorfile import order_metadata, read_header
 
 
 def build(header: bytes | dict, data: bytes = b"", length: int | None = None) -> bytes:
@@ -166,3 +166,17 @@ def test_names_of_strangers_are_safe_to_show(refused):
     refused(build({key: entry(0, 8)}))
     refused(build({key: entry(2, 8)}, bytes(64)))
     refused(build({DOWN: entry(2, 8, dtype="\x1b[2J" + "x" * 10_000)}, bytes(64)))
+
+
+@pytest.mark.parametrize("text", ["plain", 'a "quoted" \\ word', "ämter\n\t\x01\x7f \u2028 🐱"])
+def test_sorted_metadata_says_the_same_in_a_file_of_the_same_size(tmp_path: Path, text: str):
+    tensors = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
+    contents, sizes = set(), set()
+    for _ in range(4):
+        save_file(tensors, tmp_path / "x.safetensors", {f"key {n}": f"{n} {text}" for n in range(20)})
+        sizes.add((tmp_path / "x.safetensors").stat().st_size)
+        order_metadata(tmp_path / "x.safetensors")
+        contents.add((tmp_path / "x.safetensors").read_bytes())
+    assert read_header(tmp_path / "x.safetensors").metadata == {f"key {n}": f"{n} {text}" for n in range(20)}
+    assert all(torch.equal(load_file(tmp_path / "x.safetensors")[name], tensor) for name, tensor in tensors.items())
+    assert [len(content) for content in contents] == [*sizes]

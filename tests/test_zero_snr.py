@@ -100,7 +100,8 @@ def test_file_and_card_say_it_and_the_cards_lines_draw_the_preview(velocity: Pat
     changes = {"steps": 2, "sample_every": 2, "zero_terminal_snr": True, "sample_prompts": ("a sks cat",)}
     concept = train_concept(tiny_recipe(velocity, home, changes), home)
     with safe_open(concept.adapter_file, "pt") as file:
-        assert file.metadata()["studio.zero_terminal_snr"] == "True"
+        notes = file.metadata()
+    assert (notes["studio.zero_terminal_snr"], notes["ss_zero_terminal_snr"]) == ("True", "True")
     card = (concept.folder / "README.md").read_text()
     assert "| zero_terminal_snr | True |" in card
     assert '`rescale_betas_zero_snr: true` and `timestep_spacing: "trailing"`' in card

@@ -20,9 +20,9 @@ from studio.trainers.cache import Tensors
 from studio.trainers.recipe import Recipe
 
 _TENSORS, _MANIFEST = "training.safetensors", "manifest.json"
-HARMLESS = frozenset({"steps", "preset", "pictures", "save_every", "keep_checkpoints", "guidance"}) | frozenset(
-    {"sample_every", "sample_prompts", "sample_steps"}
-)
+HARMLESS = frozenset(
+    {"steps", "preset", "pictures", "save_every", "keep_checkpoints", "guidance", "offload"}
+) | frozenset({"sample_every", "sample_prompts", "sample_steps"})
 """Settings of which an interrupted training may have others when it goes on."""
 
 

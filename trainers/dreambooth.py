@@ -5,8 +5,9 @@ import json
 import time
 from pathlib import Path
 
+from studio.adapter_targets import Target
 from studio.bases import BaseSource, find_base, source_sizes
-from studio.concepts import ADAPTER_FILE, Concept
+from studio.concepts import Concept
 from studio.devices import pick_device
 from studio.errors import UsageError
 from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
@@ -23,7 +24,10 @@ from studio.trainers.checkpoint import (
     save_checkpoint,
 )
 from studio.trainers.data import Example, encode_examples
-from studio.trainers.memory import naming_the_phase
+from studio.trainers.exports import check_exports, write_exports
+from studio.trainers.inits import FROM_DATA, begin_from_data
+from studio.trainers.memory import check_memory, naming_the_phase
+from studio.trainers.metadata import base_name, shared_metadata
 from studio.trainers.optimizer_choice import numbers_kept
 from studio.trainers.optimizers import check_optimizer
 from studio.trainers.pairs import pair_examples
@@ -32,10 +36,12 @@ from studio.trainers.prior import class_examples
 from studio.trainers.processes import Team, check_processes, device_of, leading
 from studio.trainers.recipe import Recipe, write_toml
 from studio.trainers.report import plot_losses, versions, write_card
+from studio.trainers.sample_grid import draw_grid
 from studio.trainers.sampling import draw
 from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, share_of_rate
 from studio.trainers.tuners import count_of, make_tuner
+from studio.trainers.verify import fingerprints, verify_file
 from studio.trainers.words import NewWord
 from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in, workplace_of
 from studio.trainers.zero_snr import drawing_as_trained
@@ -50,9 +56,11 @@ def train_concept(
     overwrite: bool = False,
     device: str | None = None,
     processes: int = 1,
+    export: tuple[str, ...] = (),
 ) -> Concept:
     """Train `recipe` and put the concept into the library; `resume` goes on from the newest good checkpoint.
     `device` is torch's name of one; by default the best there is. Several `processes` take a GPU each, or share a CPU.
+    `export` names formats of further files beside the concept's.
 
     Raises UsageError before the base is loaded for what cannot be trained, Stopped after Ctrl-C (resumable),
     StudioError where the loss is not finite or the disk refuses.
@@ -60,6 +68,7 @@ def train_concept(
     source = find_base(recipe.base)
     check_processes(recipe, processes, device)
     check_optimizer(recipe, pick_device(device))
+    formats = check_exports(recipe, export)
     _check_resolution(source, recipe.resolution)
     pictures = find_pictures(recipe.pictures)
     check_decodable(pictures)
@@ -75,10 +84,11 @@ def train_concept(
             check_same_training(found, recipe)
         recipe_file = workplace.folder / RECIPE_FILE
         write_toml(recipe, recipe_file)
-        again = f"studio train-concept --name {recipe.name} --resume{' --overwrite' if overwrite else ''}"
+        options = " --overwrite" * overwrite + f" --export {','.join(formats)}" * bool(formats)
+        again = f"studio train-concept --name {recipe.name} --resume{options}"
         with leading(home, recipe_file, processes, device) as team:
             emit(Phase("load base"))
-            base = load_base(source, device_of(0, processes, device))
+            base = load_base(source, device_of(0, processes, device), offload=recipe.offload)
             training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not read_facts(source).own)
             training.team = team
             numbers = (numbers_kept(recipe) + 1) * count_of(training.parameters)
@@ -89,13 +99,13 @@ def train_concept(
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
             team.wait()  # what the others make again lies in the cache now
             _run(training, workplace, data, emit, again)
-        return _finish(training, workplace, home, data, emit, overwrite)
+        return _finish(training, workplace, home, data, emit, overwrite, len(pictures), formats)
 
 
 def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
     """Train `recipe` along with the process that leads, which saves and tells; from the same checkpoint."""
     source = find_base(recipe.base)
-    base, own = load_base(source, device), read_facts(source).own
+    base, own = load_base(source, device, offload=recipe.offload), read_facts(source).own
     team.wait()
     training, data = _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=not own)
     training.team = team
@@ -144,9 +154,13 @@ def _prepare(
         encode_examples(base, made, recipe.resolution, cache, true_sizes=False) if made else None
         for made in (prior, pairs)
     )
+    base.pipe.unet.to(base.device)  # from where offloading keeps it
     tuner = make_tuner(base, recipe)
     word = NewWord(base, recipe) if recipe.new_word else None  # after encoding, lest each has a cache of its own
     training = Training(base, recipe, tuner, instances, classes, beside, word)
+    if recipe.init in FROM_DATA:
+        emit(Phase("look at the data"))
+        begin_from_data(training)
     for one in own:
         if unread := base.unread(one.prompt):
             limit, name = base.text_limit, one.path.name
@@ -154,6 +168,7 @@ def _prepare(
     count = count_of(training.parameters)
     learned = f"{tuner.describe()}{f', and the word {recipe.trigger!r}' if word else ''}"
     emit(Notice(f"{learned}: {count:,} parameters, {4e-6 * count:.1f} MB."))
+    check_memory(training, emit)
     return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -199,15 +214,24 @@ def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
     emit(Preview(training.step, tuple(paths), recipe.sample_prompts))
 
 
-def _finish(training: Training, workplace: Workplace, home: Home, data: str, emit: Emit, overwrite: bool) -> Concept:
+def _finish(
+    training: Training,
+    workplace: Workplace,
+    home: Home,
+    data: str,
+    emit: Emit,
+    overwrite: bool,
+    pictures: int,
+    formats: tuple[Target, ...],
+) -> Concept:
     """Write everything that stands beside the weights, the weights themselves, and move the folder in."""
     emit(Phase("write the concept"))
-    recipe, family = training.recipe, training.base.family
+    recipe, family, kind = training.recipe, training.base.family, type(training.optimizer.optimizer)
     notes = {
         "studio.name": recipe.name,
         "studio.trigger": recipe.trigger,
         "studio.class_word": recipe.class_word,
-        "studio.base": recipe.base,
+        "studio.base": base_name(recipe.base),
         "studio.family": family,
         "studio.method": recipe.method,
         **training.tuner.notes,
@@ -215,19 +239,26 @@ def _finish(training: Training, workplace: Workplace, home: Home, data: str, emi
         "studio.steps": str(recipe.steps),
         "studio.data": data,
         "studio.versions": json.dumps(versions()),
-    }
+    } | shared_metadata(
+        recipe,
+        training.base.source.family,
+        pictures=pictures,
+        prediction=training.schedule.prediction,
+        optimizer=f"{kind.__module__}.{kind.__qualname__}",
+        processes=training.team.size,
+    )
     concept = Concept(
         recipe.name, recipe.trigger, recipe.class_word, recipe.base, family, recipe.method, workplace.folder
     )
     with training.averaged():
         words = {} if training.word is None else training.word.rows()
-        training.tuner.write(workplace.folder / ADAPTER_FILE, notes, words)
+        training.tuner.write(concept.adapter_file, notes, words)
+        emit(Phase("verify the file"))
+        verify_file(concept.adapter_file, fingerprints(training.tuner.factors(), words))
     plot_losses(training.losses, workplace.folder / "loss.png")
-    last = [
-        (f"samples/step-{training.step:06d}-{number}.png", prompt)
-        for number, prompt in enumerate(recipe.sample_prompts if recipe.sample_every else ())
-    ]
-    write_card(concept, recipe, notes, last, training.tuner.loads)
+    shown = draw_grid(workplace.samples, recipe, workplace.folder / "samples.png")
+    exports = write_exports(concept, formats)
+    write_card(concept, recipe, notes, training.tuner.loads, shown, exports)
     kept = move_in(home, workplace, concept, overwrite)
     emit(Done(kept.folder, f"{kept.name} is learned: call it <{kept.name}> in prompts ({kept.phrase!r})."))
     return kept

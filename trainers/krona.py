@@ -12,7 +12,7 @@ from studio.adapter_tensors import word_tensors
 from studio.adapter_writing import write_adapter
 from studio.adapters import Adapter
 from studio.errors import UsageError
-from studio.factors import Kronecker
+from studio.factors import Factor, Kronecker
 from studio.kernels.kronecker import kronecker_conv, kronecker_linear
 from studio.models import BaseModel
 from studio.trainers.data import generator_for
@@ -31,6 +31,7 @@ class KronaTuner:
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe, self._acts = base, recipe, True
         self.parameters: dict[str, nn.Parameter] = {}
+        self.kept: dict[str, torch.Tensor] = {}
         base.unet.requires_grad_(False)
         layers = targeted(base.unet, recipe)
         wanted = recipe.factors or solved(list(layers.values()), recipe.parameter_count or 0)
@@ -55,12 +56,15 @@ class KronaTuner:
         finally:
             self._acts = True
 
+    def factors(self) -> dict[str, Factor]:
+        """A and B of every layer."""
+        return {f"unet.{name}": Kronecker(*self._pair(name)) for name in self._factors}
+
     def write(self, path: Path, notes: dict[str, str], words: Words) -> None:
         """As LyCORIS's LoKr of two whole matrices; raises StudioError where a number is not finite or the file does
         not read back as it was trained."""
         check_finite(self.parameters | word_tensors(words))
-        factors = {f"unet.{name}": Kronecker(*self._pair(name)) for name in self._factors}
-        adapter = Adapter(self._recipe.name, "KronA", self._base.family, dict(factors), {}, words, metadata=notes)
+        adapter = Adapter(self._recipe.name, "KronA", self._base.family, self.factors(), {}, words, metadata=notes)
         write_adapter(adapter, path, to="lycoris")
 
     def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:

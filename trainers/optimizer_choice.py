@@ -40,3 +40,8 @@ def usual_settings(optimizer: str, chosen: dict[str, Any]) -> dict[str, Any]:
 def numbers_kept(recipe: "Recipe") -> int:
     """How many float32 a checkpoint holds at most for each that is trained."""
     return {"prodigy": 5}.get(recipe.optimizer, 3) + bool(recipe.ema)
+
+
+def bytes_kept(recipe: "Recipe") -> int:
+    """How many bytes of memory the optimiser, and the average, keep for each number that is trained."""
+    return {"adamw-8bit": 2, "adafactor": 0, "prodigy": 16}.get(recipe.optimizer, 8) + 4 * bool(recipe.ema)

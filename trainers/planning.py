@@ -8,7 +8,7 @@ from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
 from studio.trainers.optimizer_choice import FOREIGN, check_installed, usual_settings
-from studio.trainers.presets import defaults, free_trigger, read_facts
+from studio.trainers.presets import FITTING, defaults, free_trigger, read_facts
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
 from studio.trainers.zero_snr import check_rescalable
@@ -20,18 +20,26 @@ _NEEDED = {
 }
 _KRONA = ("factors", "parameter_count")
 _TEXT = ("text_rank", "text_learning_rate")
-_LORA = ("rank", "alpha", "dora", "rank_stabilised", "dropout")
-_FOREIGN = {
-    "lora": _KRONA,
-    "b-lora": (*_KRONA, *_TEXT),
-    "krona": (*_LORA, *_TEXT, "up_rate_ratio"),
-}  # settings that say nothing to a method
+_PLUS = ("up_rate_ratio",)
+_LOKR = ("decompose_factor",)
+_OFT = ("block_size",)
+_LORA = ("dora", "rank_stabilised", "dropout", "init")
+_RANK = ("rank", "alpha")
+_FOREIGN = {  # settings that say nothing to a method
+    "lora": _KRONA + _LOKR + _OFT,
+    "b-lora": _KRONA + _LOKR + _OFT + _TEXT,
+    "krona": _RANK + _LORA + _LOKR + _OFT + _TEXT + _PLUS,
+    "lokr": _LORA + _KRONA + _OFT + _TEXT + _PLUS,
+    "loha": _LORA + _KRONA + _LOKR + _OFT + _TEXT + _PLUS,
+    "oft": _RANK + _LORA + _KRONA + _LOKR + _TEXT + _PLUS,
+}
 
 
-def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
+def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: int | None = None) -> Recipe:
     """The recipe for the settings `given` and those of the file `config`, which weigh less.
 
-    The rest comes from the preset for the base. Raises UsageError for what is missing, unknown or out of range.
+    The rest comes from the preset for the base, and from what fits into `vram` GB of a GPU's memory. Raises UsageError
+    for what is missing, unknown or out of range.
     """
     chosen = (read_toml(config) if config else {}) | given
     for key, remedy in _NEEDED.items():
@@ -53,6 +61,8 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     preset |= usual_settings(optimizer, chosen)
     _refuse_foreign("method", method, _FOREIGN, given, chosen, preset)
     _refuse_foreign("optimizer", optimizer, FOREIGN, given, chosen, preset)
+    if vram is not None:
+        preset |= _fitting(vram, facts.own)
     if method == "b-lora":
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:
@@ -84,6 +94,15 @@ def _refuse_foreign(
             raise UsageError(
                 f"{key} says nothing to the {option} {value}.", f"Leave it out, or choose another --{option}."
             )
+
+
+def _fitting(vram: int, own: bool) -> dict[str, Any]:
+    if own:
+        raise UsageError("--vram is for bases of full size; this one takes less than 1 GB.", "Leave it out.")
+    sizes = [size for size in FITTING if size <= vram]
+    if not sizes:
+        raise UsageError(f"--vram is {vram}.", f"From {min(FITTING)} GB on there are settings for it.")
+    return FITTING[max(sizes)]
 
 
 def _lasting_name(source: BaseSource) -> str:

@@ -18,6 +18,8 @@ Words = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weighting = Literal["none", "min-snr", "debiased"]
+Method = Literal["lora", "krona", "b-lora", "lokr", "loha", "oft"]
+Init = Literal["gaussian", "default", "orthogonal", "pissa", "olora", "eva", "lora-ga"]
 
 
 class Recipe(BaseModel):
@@ -30,7 +32,7 @@ class Recipe(BaseModel):
     class_word: Words
     trigger: Words
     base: Words
-    method: Literal["lora", "krona", "b-lora"] = "lora"
+    method: Method = "lora"
     preset: Literal["quick", "normal", "best"] = "normal"
 
     rank: Annotated[int, Field(ge=1, le=1024)]
@@ -38,8 +40,11 @@ class Recipe(BaseModel):
     dora: bool = False
     rank_stabilised: bool = False
     dropout: Share = 0.0
+    init: Init = "gaussian"
     factors: tuple[Count, Count] | None = None
     parameter_count: Count | None = None
+    decompose_factor: Count | None = None
+    block_size: Annotated[int, Field(ge=2)] | None = None
     targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION
     blocks: tuple[Words, ...] = ()
     new_word: bool = False
@@ -57,6 +62,7 @@ class Recipe(BaseModel):
     batch_size: Count
     gradient_accumulation: Count = 1
     gradient_checkpointing: bool = False
+    offload: bool = False
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Share, Share] = (0.9, 0.999)
@@ -101,9 +107,21 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _encoders_at_hand(self) -> "Recipe":
+        if self.offload and (self.new_word or self.text_rank):
+            raise ValueError("offload keeps the text encoders off the device, and new_word or text_rank trains in them")
+        return self
+
+    @model_validator(mode="after")
     def _one_size(self) -> "Recipe":
         if self.method == "krona" and (self.factors is None) == (self.parameter_count is None):
             raise ValueError("krona is sized by factors (a1, a2) or by parameter_count, by one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _even_rank(self) -> "Recipe":
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"init orthogonal takes an even rank, and rank is {self.rank}")
         return self
 
     @model_validator(mode="after")

@@ -42,22 +42,23 @@ def versions() -> dict[str, str]:
 
 
 def write_card(
-    concept: Concept, recipe: Recipe, notes: dict[str, str], samples: list[tuple[str, str]], loads: bool
+    concept: Concept, recipe: Recipe, notes: dict[str, str], loads: bool, samples: bool, exports: list[Path]
 ) -> None:
-    """Write the README.md of a concept: what it is, how to use it, how it was made; `samples` are (file, prompt), and
-    `loads` says whether plain diffusers reads the file."""
+    """Write the README.md of a concept: what it is, how to use it, how it was made.
+
+    `loads` says whether plain diffusers reads the file, `samples` whether there is a samples.png; `exports` are the
+    further files.
+    """
     rows = "\n".join(f"| {key} | {getattr(recipe, key)} |" for key in _SHOWN)
-    others = {key.removeprefix("studio."): value for key, value in notes.items()}
+    others = {key.removeprefix("studio."): value for key, value in notes.items() if key.startswith("studio.")}
     made = "\n".join(f"| {key} | {value} |" for key, value in others.items() if key not in _SHOWN)
-    pictures = "\n".join(f"![{prompt}]({file})" for file, prompt in samples)
+    sheet = "![a row for each prompt, a column for each step, the base first](samples.png)\n\n" if samples else ""
+    files = ", ".join(f"`{path.name}`" for path in exports)
+    further = f"\nThe same adapter in the formats of other tools: {files}.\n" if exports else ""
     elsewhere = _with_diffusers(concept, recipe)
     drawing = _FROM_PURE_NOISE if recipe.zero_terminal_snr else ""
     if not loads:
-        elsewhere = f"""The file is a LoKr, as LyCORIS writes it. For what reads plain LoRA only:
-
-```
-studio convert {concept.adapter_file.name} --to diffusers --rank 32
-```"""
+        elsewhere = _elsewhere(concept, recipe)
     text = f"""---
 base_model: {concept.base}
 library_name: diffusers
@@ -70,16 +71,14 @@ instance_prompt: {recipe.instance_prompt}
 A {recipe.class_word}, learned by DreamBooth ({recipe.method}) on the base `{concept.base}`. In prompts it is called
 `{concept.phrase}`; in the studio `<{concept.name}>` stands for that.
 
-{pictures}
-
-## Use
+{sheet}## Use
 
 ```
 studio generate "a <{concept.name}>" --concept {concept.name}
 ```
 {drawing}
 {elsewhere}
-
+{further}
 ## How it was made
 
 | setting | value |
@@ -120,4 +119,16 @@ from diffusers import {"EulerDiscreteScheduler, " if scheduler else ""}{kind}
 pipe = {kind}.from_pretrained("{concept.base}")
 pipe.load_lora_weights("{file}")
 {scheduler}{word}pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
+```"""
+
+
+def _elsewhere(concept: Concept, recipe: Recipe) -> str:
+    """What to do with a file that plain diffusers does not read."""
+    if recipe.method == "oft":
+        return "The file is an OFT, as LyCORIS writes it. It acts relative to the base, so no LoRA can stand for it."
+    kind = "LoHa" if recipe.method == "loha" else "LoKr"
+    return f"""The file is a {kind}, as LyCORIS writes it. For what reads plain LoRA only:
+
+```
+studio convert {concept.adapter_file.name} --to diffusers --rank 32
 ```"""

@@ -226,9 +226,9 @@ class Training:
         restore_optimizer(self.plain_optimizer, self.parameters, rest)
 
     def _held(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
-        """What is trained and its averages, by name, under their names in a checkpoint."""
+        """What is trained, its averages, and what of the adapter else is to be kept; by the names in a checkpoint."""
         averages = {} if self.average is None else {"average": self.average.tensors}
-        return {"weight": self.parameters, **averages}
+        return {"weight": self.parameters, "kept": self.tuner.kept, **averages}
 
     @contextmanager
     def _dropping(self, step: int, rows: list[int]) -> Iterator[None]:

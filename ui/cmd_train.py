@@ -21,7 +21,11 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
 ]
 MethodOption = Annotated[
-    str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (from one picture).")
+    str | None, typer.Option(help="How it is learned: lora (default), krona, lokr, loha, oft or b-lora (one picture).")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option(help="How a LoRA begins: gaussian, default, orthogonal, pissa, olora, eva or lora-ga."),
 ]
 OptimizerOption = Annotated[
     str | None,
@@ -50,6 +54,12 @@ def _pair(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+ExportOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT[,FORMAT]", help="Write further files for other tools: peft, diffusers, kohya, lycoris."
+    ),
+]
 FactorsOption = Annotated[
     Any, typer.Option(parser=_pair, metavar="A1xA2", help="KronA: sizes of its first factor, as in 64x8.")
 ]
@@ -68,9 +78,11 @@ def train_concept(
     method: MethodOption = None,
     preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
+    vram: Annotated[int | None, typer.Option(help="Settings for a GPU of so many GB: 8, 12 or 24.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA, LoKr or LoHa.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="It acts by alpha / rank; default: the rank.")] = None,
+    init: InitOption = None,
     factors: FactorsOption = None,
     parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
@@ -82,6 +94,7 @@ def train_concept(
     masked: MaskedOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
     overwrite: OverwriteOption = False,
+    export: ExportOption = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")] = None,
     processes: Annotated[int, typer.Option(help="Share each batch among so many: a GPU each, or one CPU.")] = 1,
     as_json: JsonOption = False,
@@ -94,10 +107,14 @@ def train_concept(
     from studio.trainers.planning import plan_recipe, resumed_recipe
     from studio.trainers.recipe import Recipe
 
+    if resume and vram is not None:
+        raise UsageError("--vram chooses settings, and an interrupted training has its own.", "Leave it out.")
     given = {key: value for key, value in context.params.items() if key in Recipe.model_fields and value is not None}
     place = Home.resolve(home)
-    recipe = (resumed_recipe if resume else plan_recipe)(given, config, place)
-    _train(recipe, place, as_json, resume=resume, overwrite=overwrite, device=device, processes=processes)
+    recipe = resumed_recipe(given, config, place) if resume else plan_recipe(given, config, place, vram)
+    formats = tuple(one.strip() for one in export.split(",")) if export else ()
+    how: dict[str, Any] = {"device": device, "processes": processes, "export": formats}
+    _train(recipe, place, as_json, resume=resume, overwrite=overwrite, **how)
 
 
 def _train(recipe: "Recipe", home: Home, as_json: bool, *, resume: bool, overwrite: bool, **how: Any) -> None:
