@@ -124,7 +124,7 @@ def _show(recipe: "Recipe", pictures: "list[Picture]") -> None:
     table = Table("picture", "pixels", "trained with", box=None)
     for picture in pictures:
         words = prompt_for(picture, recipe)
-        table.add_row(Text(picture.path.name), f"{picture.width} x {picture.height}", Text(words))
+        table.add_row(Text(picture.name), f"{picture.width} x {picture.height}", Text(words))
     console.print(table)
     prior = f"{recipe.prior_count} class pictures" if recipe.prior_preservation else "no class pictures"
     console.print(
