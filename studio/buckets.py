@@ -40,7 +40,7 @@ def nearest_size(width: int, height: int, sizes: Sequence[Size]) -> Size:
 
 
 def told_sizes(sizes: Iterable[Size]) -> str:
-    """How many pictures have which of `sizes`, the most frequent first: "3 pictures at 1024 x 1024, 2 at 832 x 1216"."""
+    """How many pictures have which size, most first: "3 pictures at 1024 x 1024, 2 at 832 x 1216"."""
     listed = list(sizes)
     counts = sorted({size: listed.count(size) for size in listed}.items(), key=lambda one: (-one[1], one[0]))
     (size, count), *others = counts

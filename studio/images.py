@@ -22,8 +22,8 @@ _REMEDY = "Mend or remove what is named above, then start again."
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file: its size in pixels as it is seen (after EXIF rotation), the text of its .txt file, if any, and the
-    `subfolder` that it lies in, "" for none."""
+    """A picture file: its size in pixels as it is seen (after EXIF rotation), the text of its .txt file, if any, and
+    the subfolder where it lies, "" for none."""
 
     path: Path
     width: int

@@ -180,9 +180,7 @@ class Training:
         prediction = self._predict(noisy, drawn.timesteps, batch, embeds, pooled)
         weights = self.schedule.weights(drawn.timesteps, recipe.weighting, recipe.snr_gamma)
         errors = weights[:, None, None, None] * pointwise(prediction, target, recipe.huber)
-        return prior_preserving_loss(
-            errors, batch.own, half, recipe.prior_weight, recipe.batch_size // self.team.size
-        )
+        return prior_preserving_loss(errors, batch.own, half, recipe.prior_weight, recipe.batch_size // self.team.size)
 
     def _predict(
         self,

@@ -41,7 +41,9 @@ def check(
             }
             for one in findings
         ]
-        print_json({"resolution": side, "buckets": buckets, "usable": len(usable), "pictures": rows, "notices": notices})
+        print_json(
+            {"resolution": side, "buckets": buckets, "usable": len(usable), "pictures": rows, "notices": notices}
+        )
     else:
         from rich.console import Console
         from rich.table import Table
