@@ -76,6 +76,8 @@ class Recipe(BaseModel):
     noise_offset: Share = 0.0
     zero_terminal_snr: bool = False
 
+    buckets: bool = False
+    flip: bool = False
     masked: bool = False
     mix_instance_prompt: bool = False
     prior_preservation: bool = True
