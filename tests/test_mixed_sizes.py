@@ -127,13 +127,13 @@ def test_the_loss_of_a_mixed_batch_is_that_of_its_samples_one_by_one(tiny_sdxl: 
     assert len(sizes) == 4
 
     def loss(rows: list[int]) -> float:
-        return float(sum(training.loss(part) for part in training._of_rows(drawn, rows)))
+        return float(training.loss_of(drawn, rows))
 
     assert loss(list(range(16))) == pytest.approx(expected, rel=1e-5)
     halves: list[float] = []
     for rank in range(2):
         training.team = Team(rank, 2)
-        (rows,) = training._micro_batches()
+        (rows,) = training.micro_batches()
         halves.append(loss(rows))
     training.team = ALONE
     assert sum(halves) / 2 == pytest.approx(expected, rel=1e-5)
