@@ -15,7 +15,8 @@ EVERYTHING = {"noise_offset": 0.1, "weighting": "min-snr", "text_rank": 2, "samp
 
 
 def said(tiny: Path, home: Home, changes: dict[str, Any], **how: Any) -> dict[str, str]:
-    usual: dict[str, Any] = {"pictures": 3, "prediction": "epsilon", "optimizer": "torch.optim.adamw.AdamW"}
+    usual: dict[str, Any] = {"prediction": "epsilon", "optimizer": "torch.optim.adamw.AdamW", "precision": "bf16"}
+    usual |= {"prompts": ["a sks cat, red,flat", "a sks cat, night", "a sks cat, "]}
     recipe = tiny_recipe(tiny, home, changes)
     settings: dict[str, Any] = usual | {"processes": 1} | how
     return shared_metadata(recipe, settings.pop("family", "sdxl"), **settings)
@@ -31,6 +32,7 @@ def test_what_kohyas_world_reads(tiny_sdxl: Path, home: Home) -> None:
         "ss_batch_size_per_device": "2", "ss_total_batch_size": "6", "ss_gradient_accumulation_steps": "3",
         "ss_gradient_checkpointing": "False", "ss_max_grad_norm": "1.0", "ss_resolution": "(32, 32)", "ss_seed": "0",
         "ss_noise_offset": "0.1", "ss_min_snr_gamma": "5.0", "ss_prior_loss_weight": "3.0",
+        "ss_mixed_precision": "bf16", "ss_tag_frequency": '{"milo": {"a sks cat": 3, "flat": 1, "night": 1, "red": 1}}',
         "ss_num_train_images": "3", "ss_num_reg_images": "3", "ss_network_module": "networks.lora",
         "ss_network_dim": "2", "ss_network_alpha": "2.0", "ss_network_dropout": "0.1",
     }  # fmt: skip
@@ -71,7 +73,9 @@ def test_a_base_keeps_its_name_and_loses_its_folder() -> None:
     assert [base_name(name) for name in ("picturebook", "owner/model")] == ["picturebook", "owner/model"]
 
 
-@pytest.mark.parametrize("changes", [{"new_word": True, "trigger": "milo0"}, {"method": "krona", "factors": (2, 2)}])
+@pytest.mark.parametrize(
+    "changes", [{"new_word": True, "trigger": "milo0"}, {"text_rank": 2}, {"method": "krona", "factors": (2, 2)}]
+)
 def test_a_file_names_no_place_and_is_the_same_the_next_time(
     tiny_sdxl: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

@@ -108,8 +108,8 @@ class LoraTuner:
         tensors = word_tensors(words)
         for part, module in self._parts.items():
             # A layer that drops something would do so in others' pipelines, which never set what they load to
-            # evaluation.
-            config = module.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0}
+            # evaluation. Transformers names the folder that a text encoder was loaded from.
+            config = module.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0, "base_model_name_or_path": None}
             plain |= {
                 f"{part}.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()
             }
