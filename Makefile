@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python python3.13 python3.12 python3.11; d
 BIN := .venv/bin
 MAPPED := pipelines trainers kernels ui assets
 
-.PHONY: demo test lint gpu soak base tables formats picture clean
+.PHONY: demo test lint gpu soak base tables formats memory picture clean
 
 demo: .venv/installed
 	$(BIN)/studio demo
@@ -45,6 +45,10 @@ tables: .venv/installed
 # Write the table of adapter formats, the studio beside plain diffusers.
 formats: .venv/installed-test
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/formats.py
+
+# Estimate anew what trainings on bases of full size take.
+memory: .venv/installed-test
+	$(BIN)/python docs/memory.py
 
 # Draw the README's picture anew.
 picture: .venv/installed

@@ -185,10 +185,36 @@ def styles(report: dict[str, Any]) -> str:
     )
 
 
+def memory(report: dict[str, Any]) -> str:
+    """What the settings for small GPUs are estimated to take."""
+    heads = ("", "--vram", "the base", "what is trained", "a step's pictures", "in all, GB")
+    rows = [
+        (name, size, *(f"{found[part]:.2f}" for part in ("base", "trained", "pictures", "all")))
+        for name, sizes in report["bases"].items()
+        for size, found in sizes.items()
+    ]
+    return table(heads, rows) + (
+        f"\n\nEstimated for a LoRA of rank {report['rank']} on attention, in bfloat16, with a picture and a class"
+        " picture a step; no GPU was asked. `make memory` counts it again."
+    )
+
+
+def training_step(report: dict[str, Any]) -> str:
+    """A step beside diffusers' script."""
+    ratios = ("to diffusers", "to diffusers, latents cached")
+    rows = [
+        (base, arm, f"{took['seconds']:.3f}", *(f"{took[one]:.2f}" if one in took else "" for one in ratios))
+        for base, found in report.items()
+        for arm, took in found.items()
+        if isinstance(took, dict)
+    ]
+    return table(("", "", "seconds a step", "to diffusers", "to diffusers with its latents cached"), rows)
+
+
 TABLES = {
     "base": base, "concepts": concepts, "blocks": blocks, "judges": judges,
     "compose": compose, "ablation": ablation, "compose-cost": compose_cost,
-    "styles": styles,
+    "styles": styles, "memory": memory, "training-step": training_step,
 }  # fmt: skip
 
 

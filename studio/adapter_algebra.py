@@ -18,7 +18,7 @@ from studio.adapter_parts import METADATA_KEY
 from studio.adapter_report import examples
 from studio.adapters import Adapter
 from studio.errors import UsageError
-from studio.factors import Dora, Factor, LowRank, low_rank_form
+from studio.factors import Factor, LowRank, Relative, low_rank_form
 
 Method = Literal["sum", "svd", "lego"]
 Tensor = torch.Tensor
@@ -151,10 +151,10 @@ def _refuse_other_parts(adapter: Adapter) -> None:
     if not adapter.factors:
         raise UsageError(f"{adapter.name} changes no layer: it holds only embeddings or biases.", "Give a LoRA.")
     for layer, factor in adapter.factors.items():
-        if isinstance(factor, Dora):
+        if isinstance(factor, Relative):
             raise UsageError(
                 f"{adapter.name}: {examples([layer])} is {factor.kind}, whose change depends on the base.",
-                "DoRA files cannot be merged or resized on their own.",
+                "DoRA and OFT files cannot be merged or resized on their own.",
             )
     if adapter.biases:
         raise UsageError(

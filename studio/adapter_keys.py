@@ -22,13 +22,13 @@ _PLAIN = {
     "b_norm": "bias",
     **{name: name for name in (
         "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b",
-        "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+        "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "oft_blocks", "rescale",
     )},
 }  # fmt: skip
 _PLAIN_ENDING = re.compile(r"\.(" + "|".join(re.escape(one) for one in sorted(_PLAIN, key=len, reverse=True)) + ")$")
 _UNDERSCORED = {
     "lora_unet_": "unet", "lora_transformer_": "transformer", "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3", "lycoris_": None,
+    "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3", "oft_unet_": "unet", "lycoris_": None,
 }  # fmt: skip
 _DOTTED = {
     "unet.": "unet", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
@@ -82,7 +82,7 @@ def _ending(key: str) -> tuple[str | None, str, str]:
         if found := ending.search(key):
             return key[: found.start()], _SIDES[found[1]], style
     if found := _PLAIN_ENDING.search(key):
-        return key[: found.start()], _PLAIN[found[1]], "LyCORIS" if found[1][:4] in ("hada", "lokr") else ""
+        return key[: found.start()], _PLAIN[found[1]], "LyCORIS" if found[1][:4] in ("hada", "lokr", "oft_") else ""
     return None, "", ""
 
 

@@ -9,7 +9,7 @@ import torch
 from studio.adapter_report import block_of, examples
 from studio.adapters import Adapter
 from studio.events import Emit, Phase, Step, silent
-from studio.factors import Dora, Factor, Kronecker, LowRank, fitted, tensors_of
+from studio.factors import Factor, Kronecker, LowRank, Relative, fitted, tensors_of
 
 if TYPE_CHECKING:
     from studio.models import BaseModel
@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 
 
 def norm_of(factor: Factor) -> float:
-    """The Frobenius norm of the change, not DoRA's; low-rank pairs and Kronecker products are not formed for it."""
+    """The Frobenius norm of a change, not of a `Relative` one; low-rank pairs and Kronecker products are not formed."""
     match factor:
         case LowRank(mid=None):
             down, up = factor.down.double().flatten(1), factor.up.double().flatten(1)
@@ -31,10 +31,10 @@ def norm_of(factor: Factor) -> float:
 
 
 def layer_norms(adapter: Adapter, base: "BaseModel | None" = None) -> dict[str, float]:
-    """The norm of the change of every weight; DoRA's is known only where its layer is in `base`."""
+    """The norm of the change of every weight; that of a `Relative` one is known only where its layer is in `base`."""
     norms: dict[str, float] = {}
     for layer, factor in adapter.factors.items():
-        if not isinstance(factor, Dora):
+        if not isinstance(factor, Relative):
             norms[layer] = norm_of(factor)
         elif base is not None and (pair := _weight_and_change(base, layer, factor)) is not None:
             norms[layer] = float(pair[1].double().norm())
@@ -58,7 +58,8 @@ def suspicious_values(adapter: Adapter, norms: Mapping[str, float]) -> list[str]
         said.append(f"{len(still)} layers change nothing, their change is zero, e.g. {examples(still)}")
     if unknown := [layer for layer in adapter.factors if layer not in norms]:
         said.append(
-            f"{len(unknown)} layers are DoRA, whose change depends on the base: name one that has them with --base"
+            f"{len(unknown)} layers are DoRA or OFT, whose change depends on the base: name one that has them with"
+            " --base"
         )
     return said
 

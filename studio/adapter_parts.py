@@ -13,6 +13,7 @@ from studio.adapter_keys import Place, embedding_key, parse_key
 from studio.factor_checks import shape_of
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
 from studio.flux_names import from_flux
+from studio.rotation import Rotation
 
 PER_LAYER = "layers"  # the rows of a word that has one for each cross-attention (P+, ED-LoRA)
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' own, a JSON object: ranks and alphas as PEFT keeps them
@@ -139,6 +140,9 @@ def _factor(layer: str, parts: Parts, settings: Settings, ibm: bool) -> Factor |
     per_output, dora_scale = parts.pop("magnitude", None), parts.pop("dora_scale", None)
     if ibm and set(parts) == {"down", "up"} and scalar is None:
         return Kronecker(parts["down"].T, parts["up"], layout="ibm")
+    if set(parts) == {"oft_blocks"} and per_output is None and dora_scale is None:
+        blocks = parts["oft_blocks"]
+        return Rotation(blocks, alpha) if blocks.dim() == 3 and blocks.shape[1] == blocks.shape[2] else None
     inner = _plain_factor(parts, alpha, settings, layer)
     if inner is None or (per_output is None and dora_scale is None):
         return inner

@@ -14,6 +14,7 @@ from studio.adapters import PEFT_WEIGHTS, Adapter
 from studio.bases import SDXL_BLOCKS
 from studio.concepts import file_hash
 from studio.factors import Dora, Factor, Hadamard, Kronecker, LowRank, tensors_of
+from studio.rotation import Rotation
 from studio.trigger_words import TAGS_KEY, tag_counts, trigger_words
 from studio.untrusted import shown
 
@@ -105,7 +106,7 @@ def alpha_of(factor: Factor) -> float | None:
     match factor:
         case Dora():
             return alpha_of(factor.inner)
-        case LowRank() | Hadamard() | Kronecker():
+        case LowRank() | Hadamard() | Kronecker() | Rotation():
             return factor.alpha
     return None
 

@@ -9,6 +9,7 @@ import torch
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Dora, Factor, Full, Kronecker, LowRank, low_rank_form
+from studio.rotation import Rotation
 
 Target = Literal["peft", "diffusers", "kohya", "lycoris"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -49,6 +50,8 @@ def _fitting(layer: str, factor: Factor, to: Target, rank: int | None, errors: d
         if factor.per_input and to in ("peft", "diffusers"):
             raise _refusal(layer, "DoRA with one magnitude for each input", to, "kohya or --to lycoris")
         return replace(factor, inner=_fitting(layer, factor.inner, to, rank, errors))
+    if isinstance(factor, Rotation) and to != "lycoris":
+        raise _refusal(layer, factor.kind, to, "lycoris")
     ibm = isinstance(factor, Kronecker) and factor.layout == "ibm"
     if to == "lycoris" and ibm:
         raise _refusal(layer, "KronA in the layout of IBM's code", to, "diffusers, --to kohya or --to peft")

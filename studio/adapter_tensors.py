@@ -13,6 +13,7 @@ from studio.adapter_names import from_sgm, to_sgm
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
+from studio.rotation import Rotation
 
 Tensor = torch.Tensor
 Tensors = dict[str, Tensor]
@@ -57,6 +58,8 @@ def kohya_parts(factor: Factor) -> Tensors:
             return parts | _alpha(factor.alpha, next(iter(parts.values())))
         case Full():
             return {"w_norm" if factor.difference.dim() == 1 else "diff": factor.difference}
+        case Rotation():
+            return {"oft_blocks": factor.blocks} | _alpha(factor.alpha or 0.0, factor.blocks)
         case Dora():
             return kohya_parts(factor.inner) | {"dora_scale": _dora_scale(factor)}
     raise TypeError(factor)

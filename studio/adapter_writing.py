@@ -17,8 +17,9 @@ from studio.adapter_targets import Target, expressed
 from studio.adapter_tensors import kohya_tensors, peft_settings, peft_tensors, word_tensors
 from studio.adapters import PEFT_CONFIG, PEFT_WEIGHTS, Adapter, load_adapter
 from studio.errors import StudioError
-from studio.factors import Dora, Factor, Full, LowRank
+from studio.factors import Dora, Factor, Full, LowRank, Relative
 from studio.home import write_atomic
+from studio.rotation import Rotation
 from studio.tensorfile import order_metadata
 
 # Relative errors of a change that may come with the precision: three rounded factors, and the norm of their products.
@@ -170,7 +171,9 @@ def _difference(wanted: Factor, got: Factor) -> float:
             return float("inf")
         magnitudes = (Full(one.magnitude.reshape(-1, 1)) for one in (wanted, got))
         return max(_difference(wanted.inner, got.inner), _difference(*magnitudes))
-    if isinstance(wanted, Dora) or isinstance(got, Dora):
+    if isinstance(wanted, Rotation) and isinstance(got, Rotation):
+        return _difference(Full(wanted.matrices()), Full(got.matrices()))
+    if isinstance(wanted, Relative) or isinstance(got, Relative):
         return float("inf")
     if isinstance(wanted, LowRank) and isinstance(got, LowRank) and wanted.mid is None is got.mid:
         same = torch.equal(wanted.down, got.down) and torch.equal(wanted.up, got.up)

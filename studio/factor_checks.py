@@ -6,6 +6,7 @@ from math import prod
 import torch
 
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank, sizes_of
+from studio.rotation import Rotation
 
 Tensor = torch.Tensor
 
@@ -15,7 +16,7 @@ def alphas_of(factor: Factor) -> Iterator[float]:
     match factor:
         case LowRank() | Kronecker():
             yield factor.scale
-        case Hadamard():
+        case Hadamard() | Rotation():
             yield 1.0 if factor.alpha is None else factor.alpha
         case Dora():
             yield from alphas_of(factor.inner)
@@ -33,6 +34,8 @@ def is_active(factor: Factor) -> bool:
             return factor.scale != 0 and all(whole)
         case Full():
             return bool(factor.difference.any())
+        case Rotation():
+            return bool((factor.blocks != factor.blocks.mT).any())
     return True
 
 
@@ -41,6 +44,8 @@ def fits(factor: Factor, weight: Tensor) -> bool:
     if isinstance(factor, Dora):
         norms = weight.shape[1] if factor.per_input and weight.dim() > 1 else weight.shape[0]
         return factor.magnitude.numel() == norms and fits(factor.inner, weight)
+    if isinstance(factor, Rotation):
+        return sizes_of(factor)[0] == weight.shape[0] and weight.dim() > 1
     return sizes_of(factor)[0] == weight.shape[0] and prod(shape_of(factor)) == weight.numel()
 
 
@@ -57,6 +62,8 @@ def shape_of(factor: Factor) -> tuple[int, ...]:
             return (*sizes_of(factor), *kernel)
         case Full():
             return tuple(factor.difference.shape)
+        case Rotation():
+            return sizes_of(factor)[:1]
         case Dora():
             return shape_of(factor.inner)
     raise TypeError(factor)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 
 from studio.errors import UsageError
+from studio.rotation import Rotation
 
 Tensor = torch.Tensor
 
@@ -30,7 +31,7 @@ class Factor(Protocol):
         ...
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
-        """The change in float32; only `Dora` needs the base's `weight`."""
+        """The change in float32; only `Relative` ones need the base's `weight`."""
         ...
 
 
@@ -199,6 +200,9 @@ class Dora:
         return magnitude * moved / norm - base
 
 
+Relative = Dora | Rotation  # what changes a weight by what it is
+
+
 def fitted(change: Tensor, weight: Tensor) -> Tensor:
     """`change` in the shape of `weight`: a matrix for a 1 x 1 convolution and the like. Raises ValueError."""
     if change.shape == weight.shape:
@@ -250,6 +254,8 @@ def sizes_of(factor: Factor) -> tuple[int, int]:
         case Kronecker():
             whole = [sizes_of(m) if isinstance(m, LowRank) else m.shape[:2] for m in (factor.a, factor.b)]
             return whole[0][0] * whole[1][0], whole[0][1] * whole[1][1]
+        case Rotation():
+            return factor.blocks.shape[:2].numel(), 0  # it tells nothing of the inputs
         case Full():
             shape = factor.difference.shape
             return shape[0], shape[1] if len(shape) > 1 else 1

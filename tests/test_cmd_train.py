@@ -38,6 +38,23 @@ def test_a_recipe_file_alone_is_enough(run_studio: Run, config: Path, home: Home
         assert shown in ended.err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "lokr"], "LoKr of rank 2 on"),
+        (["--method", "loha"], "LoHa of rank 2 on"),
+        (["--init", "pissa"], "begun as pissa (of rank 4 in its file)"),
+    ],
+)
+def test_methods_and_inits_are_chosen_by_options(run_studio: Run, config: Path, options: list[str], said: str) -> None:
+    ended = run_studio("train-concept", "--config", config, "--steps", "1", *options, "--json")
+    assert ended.code == 0
+    assert said in " ".join(ended.err.split())
+    report = json.loads(ended.out)
+    again = Path(report["folder"]) / "recipe.toml"
+    assert run_studio("train-concept", "--config", again, "--name", "again").code == 0
+
+
 def test_a_name_that_is_taken_is_refused_before_anything(run_studio: Run, config: Path, home: Home) -> None:
     assert run_studio("train-concept", "--config", config, "--steps", "1").code == 0
     again = run_studio("train-concept", "--config", config)
@@ -53,6 +70,8 @@ def test_a_name_that_is_taken_is_refused_before_anything(run_studio: Run, config
         (["--steps", "-3"], "steps is -3; it must be at least 1"),
         (["--rank", "0"], "rank is 0; it must be at least 1"),
         (["--method", "krona", "--factors", "64"], "--factors 64 are no two sizes"),
+        (["--method", "loha", "--init", "pissa"], "init says nothing to the method loha"),
+        (["--init", "orthogonal", "--rank", "3"], "init orthogonal takes an even rank, and rank is 3"),
         (["--factors", "4x4"], "factors says nothing to the method lora"),
         (["--name", "../up"], "'../up' cannot be used"),
         (["--name", "n" * 300], "300 characters"),

@@ -12,7 +12,7 @@ from studio.errors import UsageError
 from studio.home import Home
 from studio.trainers.planning import plan_recipe, resumed_recipe
 from studio.trainers.presets import PRESETS, defaults, free_trigger, read_facts
-from studio.trainers.recipe import build_recipe
+from studio.trainers.recipe import build_recipe, write_toml
 
 GIVEN = {"name": "milo", "class_word": "cat", "pictures": "pictures"}
 
@@ -111,3 +111,35 @@ def test_a_base_in_a_relative_folder_is_kept_as_an_absolute_path(
     monkeypatch.chdir(Path(own_base).parent)
     recipe = plan_recipe(GIVEN | {"base": Path(own_base).name}, None, home)
     assert recipe.base == own_base
+
+
+@pytest.mark.parametrize(
+    ("vram", "expected"),
+    [(8, (True, True)), (10, (True, True)), (12, (True, False)), (23, (True, False)), (48, (False, False))],
+)
+def test_a_gpus_size_chooses_what_saves_memory(
+    tiny_sdxl: Path, home: Home, vram: int, expected: tuple[bool, bool]
+) -> None:
+    recipe = plan_recipe(GIVEN | {"base": str(tiny_sdxl)}, None, home, vram)
+    assert (recipe.gradient_checkpointing, recipe.offload) == expected
+
+
+def test_what_is_said_outweighs_a_gpus_size(tiny_sdxl: Path, home: Home) -> None:
+    recipe = plan_recipe(GIVEN | {"base": str(tiny_sdxl), "offload": False}, None, home, 8)
+    assert not recipe.offload
+
+
+def test_settings_for_a_gpu_that_help_nobody_are_refused(own_base: str, tiny_sdxl: Path, home: Home) -> None:
+    with pytest.raises(UsageError, match="From 8 GB on"):
+        plan_recipe(GIVEN | {"base": str(tiny_sdxl)}, None, home, 4)
+    with pytest.raises(UsageError, match="for bases of full size"):
+        plan_recipe(GIVEN | {"base": own_base}, None, home, 8)
+    with pytest.raises(UsageError, match="offload keeps the text encoders off the device"):
+        plan_recipe(GIVEN | {"base": str(tiny_sdxl), "text_rank": 4}, None, home, 8)
+
+
+@pytest.mark.parametrize("method", ["lora", "krona", "lokr", "loha", "oft"])
+def test_the_recipe_of_a_concept_is_one_again(own_base: str, home: Home, tmp_path: Path, method: str) -> None:
+    planned = plan_recipe(GIVEN | {"base": own_base, "method": method}, None, home)
+    write_toml(planned, tmp_path / "recipe.toml")
+    assert plan_recipe({}, tmp_path / "recipe.toml", home) == planned

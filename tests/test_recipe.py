@@ -55,7 +55,7 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path) -> None:
         ("steps", -5, "steps is -5; it must be at least 1."),
         ("rank", 0, "rank is 0; it must be at least 1."),
         ("learning_rate", 0, "learning_rate is 0; it must be more than 0."),
-        ("method", "lara", "method is 'lara'; it must be one of 'lora', 'krona' or 'b-lora'."),
+        ("method", "lara", "method is 'lara'; it must be one of 'lora', 'krona', 'b-lora', 'lokr', 'loha' or 'oft'."),
         ("targets", [], "targets is empty."),
         ("trigger", "", "trigger is empty."),
         ("steps", "many", "steps is 'many'; input should be a valid integer"),

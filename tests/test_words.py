@@ -117,7 +117,7 @@ def test_float16_scales_the_gradients_of_adapter_and_word_back_once(
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
     training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, lambda event: None, true_sizes=True)
     scaler = training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
-    training.optimizer = AcceleratedOptimizer(training.adamw, scaler=scaler)
+    training.optimizer = AcceleratedOptimizer(training.plain_optimizer, scaler=scaler)
     training.accelerator._optimizers = [training.optimizer]
     training.accelerator.native_amp = True
     monkeypatch.setattr(type(training.accelerator), "mixed_precision", "fp16")

@@ -42,11 +42,12 @@ def draw_pictures(folder: Path, count: int = 3) -> Path:
 
 
 def tiny_recipe(base: Path, home: Home, changes: dict[str, Any] | None = None) -> Recipe:
-    """A training of seconds on `base`, with `changes`; its pictures lie in the home. KronA knows no rank."""
+    """A training of seconds on `base`, with `changes`; its pictures lie in the home. KronA and OFT know no rank."""
     pictures = home.root / "pictures"
     if not pictures.exists():
         draw_pictures(pictures)
-    small = {key: value for key, value in TINY.items() if key != "rank" or (changes or {}).get("method") != "krona"}
+    ranked = (changes or {}).get("method") not in ("krona", "oft")
+    small = {key: value for key, value in TINY.items() if key != "rank" or ranked}
     return plan_recipe(small | {"base": str(base), "pictures": pictures} | (changes or {}), None, home)
 
 

@@ -20,9 +20,9 @@ from studio.trainers.cache import Tensors
 from studio.trainers.recipe import Recipe
 
 _TENSORS, _MANIFEST = "training.safetensors", "manifest.json"
-HARMLESS = frozenset({"steps", "preset", "pictures", "save_every", "keep_checkpoints", "guidance"}) | frozenset(
-    {"sample_every", "sample_prompts", "sample_steps"}
-)
+HARMLESS = frozenset(
+    {"steps", "preset", "pictures", "save_every", "keep_checkpoints", "guidance", "offload"}
+) | frozenset({"sample_every", "sample_prompts", "sample_steps"})
 """Settings of which an interrupted training may have others when it goes on."""
 
 
@@ -87,9 +87,10 @@ def check_same_training(found: Checkpoint, recipe: Recipe) -> None:
     Settings that only say how long to train and what to show may differ.
     """
     wanted = recipe.model_dump(mode="json")
-    changed = [key for key in wanted if key not in HARMLESS and found.recipe.get(key) != wanted[key]]
+    had = {key: field.default for key, field in Recipe.model_fields.items()} | found.recipe  # it may be older than some
+    changed = [key for key in wanted if key not in HARMLESS and had[key] != wanted[key]]
     if changed:
-        listed = "\n".join(f"  {key}: {found.recipe.get(key)!r} -> {wanted[key]!r}" for key in changed)
+        listed = "\n".join(f"  {key}: {had[key]!r} -> {wanted[key]!r}" for key in changed)
         raise UsageError(
             f"The interrupted training had other settings:\n{listed}",
             "Resume with the old settings (give only --name and --resume), or start again with --overwrite.",

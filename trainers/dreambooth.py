@@ -8,6 +8,7 @@ from pathlib import Path
 from studio.adapter_targets import Target
 from studio.bases import BaseSource, find_base, source_sizes
 from studio.concepts import Concept
+from studio.devices import pick_device
 from studio.errors import UsageError
 from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
 from studio.home import Home, ensure_free, write_atomic
@@ -24,8 +25,11 @@ from studio.trainers.checkpoint import (
 )
 from studio.trainers.data import Example, encode_examples
 from studio.trainers.exports import check_exports, write_exports
-from studio.trainers.memory import naming_the_phase
+from studio.trainers.inits import FROM_DATA, begin_from_data
+from studio.trainers.memory import check_memory, naming_the_phase
 from studio.trainers.metadata import base_name, shared_metadata
+from studio.trainers.optimizer_choice import numbers_kept
+from studio.trainers.optimizers import check_optimizer
 from studio.trainers.pairs import pair_examples
 from studio.trainers.presets import read_facts
 from studio.trainers.prior import class_examples
@@ -62,6 +66,7 @@ def train_concept(
     """
     source = find_base(recipe.base)
     check_processes(recipe, processes, device)
+    check_optimizer(recipe, pick_device(device))
     formats = check_exports(recipe, export)
     _check_resolution(source, recipe.resolution)
     pictures = find_pictures(recipe.pictures)
@@ -82,10 +87,11 @@ def train_concept(
         again = f"studio train-concept --name {recipe.name} --resume{options}"
         with leading(home, recipe_file, processes, device) as team:
             emit(Phase("load base"))
-            base = load_base(source, device_of(0, processes, device))
+            base = load_base(source, device_of(0, processes, device), offload=recipe.offload)
             training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not read_facts(source).own)
             training.team = team
-            ensure_free(workplace.folder, 16 * count_of(training.parameters) * (recipe.keep_checkpoints + 1))
+            numbers = (numbers_kept(recipe) + 1) * count_of(training.parameters)
+            ensure_free(workplace.folder, 4 * numbers * (recipe.keep_checkpoints + 1))
             if found is not None:
                 check_same_data(found, data)
                 training.restore(found.tensors)
@@ -99,7 +105,7 @@ def train_concept(
 def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
     """Train `recipe` along with the process that leads, which saves and tells; from the same checkpoint."""
     source = find_base(recipe.base)
-    base, own = load_base(source, device), read_facts(source).own
+    base, own = load_base(source, device, offload=recipe.offload), read_facts(source).own
     team.wait()
     training, data = _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=not own)
     training.team = team
@@ -148,9 +154,13 @@ def _prepare(
         encode_examples(base, made, recipe.resolution, cache, true_sizes=False) if made else None
         for made in (prior, pairs)
     )
+    base.pipe.unet.to(base.device)  # from where offloading keeps it
     tuner = make_tuner(base, recipe)
     word = NewWord(base, recipe) if recipe.new_word else None  # after encoding, lest each has a cache of its own
     training = Training(base, recipe, tuner, instances, classes, beside, word)
+    if recipe.init in FROM_DATA:
+        emit(Phase("look at the data"))
+        begin_from_data(training)
     for one in own:
         if unread := base.unread(one.prompt):
             limit, name = base.text_limit, one.path.name
@@ -158,6 +168,7 @@ def _prepare(
     count = count_of(training.parameters)
     learned = f"{tuner.describe()}{f', and the word {recipe.trigger!r}' if word else ''}"
     emit(Notice(f"{learned}: {count:,} parameters, {4e-6 * count:.1f} MB."))
+    check_memory(training, emit)
     return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -196,7 +207,8 @@ def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
     paths: list[Path] = []
     for number, prompt in enumerate(recipe.sample_prompts):
         seeds = [recipe.seed + number]
-        picture = draw(training.base, [prompt], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)[0]
+        with training.averaged():
+            picture = draw(training.base, [prompt], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)[0]
         path = workplace.samples / f"step-{training.step:06d}-{number}.png"
         paths.append(write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG")))
     emit(Preview(training.step, tuple(paths), recipe.sample_prompts))
@@ -238,10 +250,11 @@ def _finish(
     concept = Concept(
         recipe.name, recipe.trigger, recipe.class_word, recipe.base, family, recipe.method, workplace.folder
     )
-    words = {} if training.word is None else training.word.rows()
-    training.tuner.write(concept.adapter_file, notes, words)
+    with training.averaged():
+        words = {} if training.word is None else training.word.rows()
+        training.tuner.write(concept.adapter_file, notes, words)
+        trained = fingerprints(training.tuner.factors(), words)
     emit(Phase("verify the file"))
-    trained = fingerprints(training.tuner.factors(), words)
     verify_files([concept.adapter_file], trained)
     plot_losses(training.losses, workplace.folder / "loss.png")
     shown = draw_grid(workplace.samples, recipe, workplace.folder / "samples.png")

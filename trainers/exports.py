@@ -9,7 +9,8 @@ from studio.adapter_writing import write_adapter
 from studio.adapters import Adapter, load_adapter
 from studio.concepts import Concept
 from studio.errors import UsageError
-from studio.factors import Dora, Factor, Kronecker, LowRank
+from studio.factors import Dora, Factor, Hadamard, Kronecker, LowRank
+from studio.rotation import Rotation
 from studio.trainers.recipe import Recipe
 from studio.trainers.verify import ROUNDED, Prints, verify_files
 
@@ -58,7 +59,13 @@ def _problem(recipe: Recipe, target: Target) -> str:
 
 def _like(recipe: Recipe) -> Factor:
     """A small change of the kind that `recipe` trains."""
-    if recipe.method == "krona":
-        return Kronecker(torch.ones(2, 2), torch.ones(2, 2, 3, 3))
     pair = LowRank(torch.ones(1, 2), torch.ones(2, 1))
+    others: dict[str, Factor] = {
+        "krona": Kronecker(torch.ones(2, 2), torch.ones(2, 2, 3, 3)),
+        "lokr": Kronecker(torch.ones(2, 2), pair),
+        "loha": Hadamard(pair, pair),
+        "oft": Rotation(torch.ones(1, 2, 2)),
+    }
+    if recipe.method in others:
+        return others[recipe.method]
     return Dora(pair, torch.ones(2)) if recipe.dora else pair

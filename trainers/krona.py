@@ -31,6 +31,7 @@ class KronaTuner:
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe, self._acts = base, recipe, True
         self.parameters: dict[str, nn.Parameter] = {}
+        self.kept: dict[str, torch.Tensor] = {}
         base.unet.requires_grad_(False)
         layers = targeted(base.unet, recipe)
         wanted = recipe.factors or solved(list(layers.values()), recipe.parameter_count or 0)

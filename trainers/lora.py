@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
 from studio.adapter_tensors import word_tensors
@@ -19,16 +19,21 @@ from studio.factors import Dora, Factor, LowRank
 from studio.home import write_atomic
 from studio.models import BaseModel
 from studio.tensorfile import order_metadata
+from studio.trainers.inits import FROM_NOT_ZERO, Beside, begin, check_rank
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Words, check_finite, targeted
 
 _ADAPTER = "default"
 _ENCODERS = ("text_encoder", "text_encoder_2")
 _TEXT_TARGETS = (".q_proj", ".k_proj", ".v_proj", ".out_proj")
+_PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")  # as peft names them in files
 
 
 class LoraTuner:
-    """peft's LoRA: down drawn with deviation 1 / rank, up of zeros.
+    """peft's LoRA: down drawn with deviation 1 / rank, up of zeros, or as `recipe.init` says.
+
+    The change is zero at first with every init. Where its first product is not, that product is taken off in the LoRA
+    itself, which then has twice the rank, of which half is trained; so the base stays as it is.
 
     As the recipe says, with DoRA's magnitudes (Liu et al. 2024, arXiv:2402.09353), scaled by alpha / sqrt(rank)
     (Kalajdzievski 2023, arXiv:2312.03732), with dropout, and with a LoRA of `text_rank` on the attention of every text
@@ -40,14 +45,18 @@ class LoraTuner:
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe = base, recipe
         self.notes = {"studio.rank": str(recipe.rank), "studio.alpha": str(recipe.alpha)}
+        if recipe.init != "gaussian":
+            self.notes["studio.init"] = recipe.init
         layers = targeted(base.unet, recipe)
-        alpha: Any = recipe.alpha  # PEFT takes fractions, though its annotation does not
+        check_rank(layers, recipe)
+        times = 2 if recipe.init in FROM_NOT_ZERO else 1
+        alpha: Any = recipe.alpha * (sqrt(times) if recipe.rank_stabilised else times)  # PEFT takes fractions
         names = list(layers if recipe.blocks else recipe.targets)
         config = LoraConfig(
-            r=recipe.rank,
+            r=times * recipe.rank,
             lora_alpha=alpha,
             target_modules=names,
-            init_lora_weights="gaussian",
+            init_lora_weights="gaussian" if recipe.init == "gaussian" else True,
             use_dora=recipe.dora,
             use_rslora=recipe.rank_stabilised,
             lora_dropout=recipe.dropout,
@@ -62,24 +71,32 @@ class LoraTuner:
                 rank, names = recipe.text_rank, _read_layers(base, part)
                 words = LoraConfig(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights="gaussian")
                 self._parts[part].add_adapter(words, _ADAPTER)
+        for one in (one for module in self._parts.values() for one in module.parameters() if one.requires_grad):
+            one.data = one.data.float()
+        if recipe.init not in ("gaussian", "default"):
+            begin(_layers(base.unet), recipe)
         self.parameters = {name: one for name, one in base.unet.named_parameters() if one.requires_grad}
-        trained = {
+        text = {
             f"{part}.{name}": one
             for part, encoder in list(self._parts.items())[1:]
             for name, one in encoder.named_parameters()
             if one.requires_grad
         }
-        self.text = frozenset(trained)
-        self.parameters |= trained
-        for one in self.parameters.values():
-            one.data = one.data.float()
+        self.text = frozenset(text)
+        self.parameters |= text
+        beside = {name: one for name, one in base.unet.named_modules() if isinstance(one, Beside)}
+        self.kept = {name: one.fixed for name, one in beside.items()}
 
     def describe(self) -> str:
-        """Rank and layers."""
-        kind, recipe = "DoRA" if self._recipe.dora else "LoRA", self._recipe
-        counts = [sum(".lora_B." in name for name in names) for names in (self.parameters, self.text)]
-        said = f"{kind} of rank {recipe.rank} on {counts[0] - counts[1]} layers"
-        return said + (f", and of rank {recipe.text_rank} on {counts[1]} of the text encoders" if self.text else "")
+        """Rank and layers, and how it begins where that is not by chance alone."""
+        recipe = self._recipe
+        in_text = sum(".lora_B." in name for name in self.text)
+        layers = sum(".lora_B." in name for name in self.parameters) - in_text
+        said = f"{'DoRA' if recipe.dora else 'LoRA'} of rank {recipe.rank} on {layers} layers"
+        if recipe.init != "gaussian":
+            said += f", begun as {recipe.init}"
+        said += f" (of rank {2 * recipe.rank} in its file)" if self.kept else ""
+        return said + (f", and of rank {recipe.text_rank} on {in_text} of the text encoders" if self.text else "")
 
     @contextmanager
     def without(self) -> Iterator[None]:
@@ -113,8 +130,11 @@ class LoraTuner:
             plain |= {
                 f"{part}.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()
             }
-            state = get_peft_model_state_dict(module, adapter_name=_ADAPTER)
-            tensors |= {f"{part}.{name}": one.detach().float().cpu().contiguous() for name, one in state.items()}
+            tensors |= {
+                f"{part}.{name}.{kind}": tensor.detach().float().cpu().contiguous()
+                for name, (factors, _) in _factors(module).items()
+                for kind, tensor in zip(_PARTS, factors, strict=False)
+            }
         check_finite(tensors)
         metadata = notes | {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
 
@@ -175,11 +195,14 @@ def _hollow(module: Any) -> Any:
 Factors = tuple[list[torch.Tensor], float]
 
 
+def _layers(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+
+
 def _factors(module: torch.nn.Module) -> dict[str, Factors]:
     """Down, up and DoRA's magnitude, and the scale, of every layer that has a LoRA, by the layer's name."""
-    layers: dict[str, Any] = {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
     found: dict[str, Factors] = {}
-    for name, layer in layers.items():
+    for name, layer in _layers(module).items():
         if _ADAPTER in layer.lora_A:
             tensors = [layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight]
             if _ADAPTER in layer.lora_magnitude_vector:

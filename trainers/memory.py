@@ -6,8 +6,10 @@ from contextlib import contextmanager
 import torch
 
 from studio.errors import StudioError
-from studio.events import Emit, Event, Phase
+from studio.events import Emit, Event, Notice, Phase
+from studio.trainers.estimate import need_of
 from studio.trainers.recipe import Recipe
+from studio.trainers.training import Training
 
 
 @contextmanager
@@ -31,6 +33,18 @@ def naming_the_phase(recipe: Recipe, emit: Emit) -> Iterator[Emit]:
         ) from error
 
 
+def check_memory(training: Training, emit: Emit) -> None:
+    """Tell what a step takes; and where the device has less free, what helps."""
+    need, device = need_of(training), training.base.device
+    emit(Notice(f"A step takes {need}."))
+    if device.type != "cuda":
+        return
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
+    if need.total > free:
+        listed = "; ".join(savings(training.recipe))
+        emit(Notice(f"The device has {free / 1e9:.2f} GB for it, which may not do. What helps: {listed}."))
+
+
 def savings(recipe: Recipe) -> list[str]:
     """What would take less memory and is not done yet, the least harmful first."""
     half, count = recipe.resolution // 2 // 64 * 64, recipe.batch_size * recipe.gradient_accumulation
@@ -39,9 +53,12 @@ def savings(recipe: Recipe) -> list[str]:
         "gradient_checkpointing = true in a recipe (--config): slower, the same weights": (
             not recipe.gradient_checkpointing
         ),
+        "offload = true in a recipe: what a step does not use waits in the computer's memory": (
+            not (recipe.offload or recipe.new_word or recipe.text_rank)
+        ),
         f"--batch-size 1 with gradient_accumulation = {count} in a recipe: the same weights": (recipe.batch_size > 1),
         "--no-prior: half the pictures a step, and the class may drift": recipe.prior_preservation,
-        f"--rank {recipe.rank // 2}": recipe.method != "krona" and recipe.rank > 4,
+        f"--rank {recipe.rank // 2}": recipe.method not in ("krona", "oft") and recipe.rank > 4,
         f"--resolution {half}: less detail": half >= 64,
         "--device cpu: slow": True,
     }

@@ -94,9 +94,9 @@ def _network(recipe: Recipe) -> dict[str, Any]:
         if not any(options.values()):
             return sizes | {"ss_network_module": "networks.lora"}
         return sizes | _lycoris({"algo": "lora"} | {key: "True" for key, on in options.items() if on})
-    if recipe.method == "krona":
-        return _lycoris({"algo": "lokr"})
-    return {}
+    algorithm = {"krona": "lokr", "oft": "diag-oft"}.get(recipe.method, recipe.method)
+    sizes = {"ss_network_dim": recipe.rank, "ss_network_alpha": recipe.alpha}
+    return _lycoris({"algo": algorithm}) | (sizes if recipe.method in ("lokr", "loha") else {})
 
 
 def _lycoris(arguments: dict[str, str]) -> dict[str, Any]:

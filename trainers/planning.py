@@ -7,7 +7,8 @@ from studio.bases import EMBEDDED, BaseSource, find_base, role_blocks
 from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
-from studio.trainers.presets import defaults, free_trigger, read_facts
+from studio.trainers.optimizer_choice import FOREIGN, check_installed, usual_settings
+from studio.trainers.presets import FITTING, defaults, free_trigger, read_facts
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
 
@@ -18,18 +19,26 @@ _NEEDED = {
 }
 _KRONA = ("factors", "parameter_count")
 _TEXT = ("text_rank", "text_learning_rate")
-_LORA = ("rank", "alpha", "dora", "rank_stabilised", "dropout")
-_FOREIGN = {
-    "lora": _KRONA,
-    "b-lora": (*_KRONA, *_TEXT),
-    "krona": (*_LORA, *_TEXT),
-}  # settings that say nothing to a method
+_PLUS = ("up_rate_ratio",)
+_LOKR = ("decompose_factor",)
+_OFT = ("block_size",)
+_LORA = ("dora", "rank_stabilised", "dropout", "init")
+_RANK = ("rank", "alpha")
+_FOREIGN = {  # settings that say nothing to a method
+    "lora": _KRONA + _LOKR + _OFT,
+    "b-lora": _KRONA + _LOKR + _OFT + _TEXT,
+    "krona": _RANK + _LORA + _LOKR + _OFT + _TEXT + _PLUS,
+    "lokr": _LORA + _KRONA + _OFT + _TEXT + _PLUS,
+    "loha": _LORA + _KRONA + _LOKR + _OFT + _TEXT + _PLUS,
+    "oft": _RANK + _LORA + _KRONA + _LOKR + _TEXT + _PLUS,
+}
 
 
-def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
+def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: int | None = None) -> Recipe:
     """The recipe for the settings `given` and those of the file `config`, which weigh less.
 
-    The rest comes from the preset for the base. Raises UsageError for what is missing, unknown or out of range.
+    The rest comes from the preset for the base, and from what fits into `vram` GB of a GPU's memory. Raises UsageError
+    for what is missing, unknown or out of range.
     """
     chosen = (read_toml(config) if config else {}) | given
     for key, remedy in _NEEDED.items():
@@ -46,11 +55,13 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
         trigger = chosen.get("trigger") or f"{chosen['name']}0"  # as no word of a base is written
     else:
         trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
-    if foreign := [key for key in _FOREIGN.get(method, ()) if key in chosen]:
-        raise UsageError(
-            f"{foreign[0]} says nothing to the method {method}.", "Leave it out, or choose another --method."
-        )
     preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
+    optimizer = chosen.get("optimizer", "adamw")
+    preset |= usual_settings(optimizer, chosen)
+    _refuse_foreign("method", method, _FOREIGN, given, chosen, preset)
+    _refuse_foreign("optimizer", optimizer, FOREIGN, given, chosen, preset)
+    if vram is not None:
+        preset |= _fitting(vram, facts.own)
     if method == "b-lora":
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:
@@ -58,7 +69,37 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recip
     if "rank" in chosen:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
     lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
-    return build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
+    recipe = build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
+    check_installed(recipe.optimizer)
+    return recipe
+
+
+def _refuse_foreign(
+    option: str,
+    value: str,
+    foreign: dict[str, tuple[str, ...]],
+    given: dict[str, Any],
+    chosen: dict[str, Any],
+    preset: dict[str, Any],
+) -> None:
+    """Raise UsageError for a setting that says nothing to `value`; a file may have it as it would be anyway, which is
+    how finished recipes are written."""
+    usual = {key: field.default for key, field in Recipe.model_fields.items()} | preset
+    for key in foreign.get(value, ()):
+        found = chosen.get(key, usual[key])
+        if key in given or (tuple(found) if isinstance(found, list) else found) != usual[key]:
+            raise UsageError(
+                f"{key} says nothing to the {option} {value}.", f"Leave it out, or choose another --{option}."
+            )
+
+
+def _fitting(vram: int, own: bool) -> dict[str, Any]:
+    if own:
+        raise UsageError("--vram is for bases of full size; this one takes less than 1 GB.", "Leave it out.")
+    sizes = [size for size in FITTING if size <= vram]
+    if not sizes:
+        raise UsageError(f"--vram is {vram}.", f"From {min(FITTING)} GB on there are settings for it.")
+    return FITTING[max(sizes)]
 
 
 def _lasting_name(source: BaseSource) -> str:

@@ -21,6 +21,11 @@ BESIDE = (
     "a pink tree",
 )
 PRESETS = ("quick", "normal", "best")
+FITTING: dict[int, dict[str, Any]] = {  # by GB of a GPU's memory: docs/training.md has what they are estimated to take
+    8: {"gradient_checkpointing": True, "batch_size": 1, "offload": True},
+    12: {"gradient_checkpointing": True, "batch_size": 1},
+    24: {"gradient_checkpointing": False, "batch_size": 1},
+}
 _OF_ONE_PICTURE: dict[str, Any] = {
     "targets": ATTENTION,
     "schedule": "constant",
@@ -32,6 +37,12 @@ _OF_ONE_PICTURE: dict[str, Any] = {
 _OF_METHOD: dict[tuple[str, bool], dict[str, Any]] = {  # by method, and whether the base is the studio's own
     ("krona", True): {"factors": (4, 4), "learning_rate": 0.012},
     ("krona", False): {"factors": (64, 8), "learning_rate": 1e-3, "schedule": "constant", "gradient_accumulation": 4},
+    ("lokr", True): {"decompose_factor": 4, "learning_rate": 0.012},
+    ("lokr", False): {"learning_rate": 1e-3},
+    ("loha", True): {"rank": 8, "alpha": 8.0, "learning_rate": 0.02},
+    ("loha", False): {"rank": 8, "alpha": 8.0, "learning_rate": 1e-3},
+    ("oft", True): {"block_size": 16, "learning_rate": 1e-3},
+    ("oft", False): {"block_size": 32, "learning_rate": 1e-4},
     ("b-lora", True): _OF_ONE_PICTURE | {"steps": 300, "learning_rate": 4e-3, "batch_size": 2},
     ("b-lora", False): _OF_ONE_PICTURE | {"rank": 64, "alpha": 64.0, "steps": 1000, "learning_rate": 5e-5},
 }

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from studio.errors import UsageError
 from studio.home import safe_name, write_atomic
+from studio.trainers.optimizer_choice import OptimizerName
 
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 
@@ -17,6 +18,8 @@ Words = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weighting = Literal["none", "min-snr", "debiased"]
+Method = Literal["lora", "krona", "b-lora", "lokr", "loha", "oft"]
+Init = Literal["gaussian", "default", "orthogonal", "pissa", "olora", "eva", "lora-ga"]
 
 
 class Recipe(BaseModel):
@@ -29,7 +32,7 @@ class Recipe(BaseModel):
     class_word: Words
     trigger: Words
     base: Words
-    method: Literal["lora", "krona", "b-lora"] = "lora"
+    method: Method = "lora"
     preset: Literal["quick", "normal", "best"] = "normal"
 
     rank: Annotated[int, Field(ge=1, le=1024)]
@@ -37,8 +40,11 @@ class Recipe(BaseModel):
     dora: bool = False
     rank_stabilised: bool = False
     dropout: Share = 0.0
+    init: Init = "gaussian"
     factors: tuple[Count, Count] | None = None
     parameter_count: Count | None = None
+    decompose_factor: Count | None = None
+    block_size: Annotated[int, Field(ge=2)] | None = None
     targets: Annotated[tuple[Words, ...], Field(min_length=1)] = ATTENTION
     blocks: tuple[Words, ...] = ()
     new_word: bool = False
@@ -48,15 +54,19 @@ class Recipe(BaseModel):
     text_learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
 
     steps: Count
+    optimizer: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    up_rate_ratio: Annotated[float, Field(gt=0)] = 1.0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     batch_size: Count
     gradient_accumulation: Count = 1
     gradient_checkpointing: bool = False
+    offload: bool = False
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Share, Share] = (0.9, 0.999)
+    ema: Share = 0.0
     resolution: Annotated[int, Field(ge=16, le=4096)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -96,9 +106,40 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _encoders_at_hand(self) -> "Recipe":
+        if self.offload and (self.new_word or self.text_rank):
+            raise ValueError("offload keeps the text encoders off the device, and new_word or text_rank trains in them")
+        return self
+
+    @model_validator(mode="after")
     def _one_size(self) -> "Recipe":
         if self.method == "krona" and (self.factors is None) == (self.parameter_count is None):
             raise ValueError("krona is sized by factors (a1, a2) or by parameter_count, by one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _even_rank(self) -> "Recipe":
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"init orthogonal takes an even rank, and rank is {self.rank}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_optimizer_bears(self) -> "Recipe":
+        if self.optimizer == "prodigy":
+            words = {self.word_learning_rate} if self.new_word else set()
+            text = {self.text_learning_rate} if self.text_rank else set()
+            if {self.learning_rate} | words | text != {self.learning_rate} or self.up_rate_ratio != 1:
+                raise ValueError(
+                    "prodigy knows one rate for all: word_learning_rate and text_learning_rate must be learning_rate,"
+                    " and up_rate_ratio 1"
+                )
+        if self.optimizer == "adamw-schedule-free":
+            if self.schedule != "constant":
+                raise ValueError(f"adamw-schedule-free stands in place of a schedule, and schedule is {self.schedule}")
+            if self.ema:
+                raise ValueError("adamw-schedule-free averages the weights itself; ema would average them again")
+            if not self.betas[0]:
+                raise ValueError("adamw-schedule-free needs a first beta above 0")
         return self
 
     @property

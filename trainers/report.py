@@ -51,11 +51,7 @@ def write_card(
     further = f"\nThe same adapter in the formats of other tools: {files}.\n" if exports else ""
     elsewhere = _with_diffusers(concept, recipe)
     if not loads:
-        elsewhere = f"""The file is a LoKr, as LyCORIS writes it. For what reads plain LoRA only:
-
-```
-studio convert {concept.adapter_file.name} --to diffusers --rank 32
-```"""
+        elsewhere = _elsewhere(concept, recipe)
     text = f"""---
 base_model: {concept.base}
 library_name: diffusers
@@ -113,4 +109,16 @@ from diffusers import {kind}
 pipe = {kind}.from_pretrained("{concept.base}")
 pipe.load_lora_weights("{file}")
 {word}pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
+```"""
+
+
+def _elsewhere(concept: Concept, recipe: Recipe) -> str:
+    """What to do with a file that plain diffusers does not read."""
+    if recipe.method == "oft":
+        return "The file is an OFT, as LyCORIS writes it. It acts relative to the base, so no LoRA can stand for it."
+    kind = "LoHa" if recipe.method == "loha" else "LoKr"
+    return f"""The file is a {kind}, as LyCORIS writes it. For what reads plain LoRA only:
+
+```
+studio convert {concept.adapter_file.name} --to diffusers --rank 32
 ```"""

@@ -1,10 +1,9 @@
 """One training under way: what it holds, how it takes a step, and its state as plain tensors."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import cos, pi
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,16 +11,16 @@ from accelerate.state import AcceleratorState
 
 from studio.errors import StudioError
 from studio.models import BaseModel
+from studio.trainers.averaging import Average, schedule_free
 from studio.trainers.cache import Tensors
 from studio.trainers.data import Batch, Examples, chosen_from, generator_for
 from studio.trainers.losses import noise_schedule, pointwise, prior_preserving_loss
+from studio.trainers.optimizers import make_optimizer, optimizer_tensors, parts_of, restore_optimizer
 from studio.trainers.precision import keep_softmax_wide, mixed_precision
 from studio.trainers.processes import ALONE, Team
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Tuner
 from studio.trainers.words import NewWord
-
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def share_of_rate(recipe: Recipe, step: int) -> float:
@@ -70,22 +69,13 @@ class Training:
             mixed_precision=mixed_precision(base),
             gradient_accumulation_steps=recipe.gradient_accumulation,
         )
-        rows = {} if self.word is None else self.word.parameters
-        self.parameters = self.tuner.parameters | rows
-        text = {name: one for name, one in self.tuner.parameters.items() if name in self.tuner.text}
-        unet = [one for name, one in self.tuner.parameters.items() if name not in text]
-        groups: list[dict[str, Any]] = [
-            {"params": unet, "rate": recipe.learning_rate},
-            {"params": list(text.values()), "rate": recipe.text_learning_rate},
-            {"params": list(rows.values()), "rate": recipe.word_learning_rate, "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-        self.optimizer = self.accelerator.prepare(self.adamw)
+        self.parameters = self.tuner.parameters | ({} if self.word is None else self.word.parameters)
+        self.parts = parts_of(recipe, self.tuner, self.word)
+        self.plain_optimizer = make_optimizer(recipe, self.parts)
+        self.optimizer = self.accelerator.prepare(self.plain_optimizer)
+        if recipe.optimizer == "adamw-schedule-free":
+            self.optimizer.train()
+        self.average = Average(self.parameters, recipe.ema) if recipe.ema else None
         if on_cpu and self.accelerator.mixed_precision == "bf16":
             keep_softmax_wide(base.unet)
         if recipe.gradient_checkpointing:
@@ -111,14 +101,17 @@ class Training:
                 if self.accelerator.sync_gradients:
                     self.team.average(one.grad for one in self.parameters.values() if one.grad is not None)
                     self.accelerator.unscale_gradients()  # once a step, whatever the number of groups
-                for group in self.adamw.param_groups:
+                for group in self.plain_optimizer.param_groups:
                     group["lr"] = group["rate"] * share_of_rate(recipe, step)
+                for part in self.parts:
                     if self.accelerator.sync_gradients:
-                        norm = torch.nn.utils.clip_grad_norm_(group["params"], recipe.max_grad_norm)
+                        norm = torch.nn.utils.clip_grad_norm_(part.parameters.values(), recipe.max_grad_norm)
                         if self.accelerator.scaler is None:  # with one a first overflow is normal: it skips the step
                             _refuse_broken(float(norm), step)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.follow(step)
         self.losses.append(total)
         return total
 
@@ -198,32 +191,44 @@ class Training:
         with self.tuner.without():
             return self._predict(noisy, drawn.timesteps, batch, batch.plain_embeds, batch.plain_pooled).float()
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """While the block runs, what is trained is as previews and the file show it: averaged where the recipe says so;
+        then bit for bit as before."""
+        if self.average is not None:
+            return self.average.shown()
+        if self.recipe.optimizer == "adamw-schedule-free":
+            return schedule_free(self.plain_optimizer, self.parameters)
+        return nullcontext()
+
     def state(self) -> Tensors:
-        """Weights, AdamW's moments, float16's loss scale and the losses so far, as tensors on the CPU."""
+        """Weights and their averages, what the optimiser keeps, float16's loss scale and the losses so far, as tensors
+        on the CPU."""
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         if self.accelerator.scaler is not None:
             scaling = self.accelerator.scaler.state_dict()
             tensors |= {f"scaler/{key}": torch.tensor(value, dtype=torch.float64) for key, value in scaling.items()}
-        for name, parameter in self.parameters.items():
-            tensors[f"weight/{name}"] = parameter.detach()
-            for moment in _MOMENTS:
-                tensors[f"{moment}/{name}"] = self.adamw.state[parameter][moment]
+        for kind, those in self._held().items():
+            tensors |= {f"{kind}/{name}": one.detach() for name, one in those.items()}
+        tensors |= optimizer_tensors(self.plain_optimizer, self.parameters)
         return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
 
     def restore(self, tensors: Tensors) -> None:
         """Go back to what `state` returned, bit for bit."""
-        self.losses = tensors["losses"].tolist()
+        rest = dict(tensors)
+        self.losses = rest.pop("losses").tolist()
         if self.accelerator.scaler is not None:
             own = self.accelerator.scaler.state_dict()
             self.accelerator.scaler.load_state_dict({k: type(v)(tensors[f"scaler/{k}"].item()) for k, v in own.items()})
-        moments = {
-            place: {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
-            for place, name in enumerate(self.parameters)
-        }
-        self.adamw.load_state_dict({"state": moments, "param_groups": self.adamw.state_dict()["param_groups"]})
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weight/{name}"])
+            for kind, those in self._held().items():
+                for name, one in those.items():
+                    one.copy_(rest.pop(f"{kind}/{name}"))
+        restore_optimizer(self.plain_optimizer, self.parameters, rest)
+
+    def _held(self) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """What is trained, its averages, and what of the adapter else is to be kept; by the names in a checkpoint."""
+        averages = {} if self.average is None else {"average": self.average.tensors}
+        return {"weight": self.parameters, "kept": self.tuner.kept, **averages}
 
     @contextmanager
     def _dropping(self, step: int, rows: list[int]) -> Iterator[None]:

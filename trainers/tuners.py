@@ -15,20 +15,29 @@ from studio.models import BaseModel
 from studio.trainers.recipe import Recipe
 
 Words = dict[str, dict[str, torch.Tensor]]  # token -> text encoder -> rows [n, width]
-_PLACES = {"lora": "lora:LoraTuner", "b-lora": "lora:LoraTuner", "krona": "krona:KronaTuner"}
+_PLACES = {
+    "lora": "lora:LoraTuner",
+    "b-lora": "lora:LoraTuner",
+    "krona": "krona:KronaTuner",
+    "lokr": "peft_tuner:PeftTuner",
+    "loha": "peft_tuner:PeftTuner",
+    "oft": "oft:OftTuner",
+}
 
 
 class Tuner(Protocol):
     """An adapter while it is trained: put in when made, as nothing at first.
 
     `parameters` are its float32 tensors by name, all that is trained; those named in `text` lie in the text encoders.
-    `notes` say its size in the file's metadata; `loads` says whether plain diffusers reads that file.
+    `notes` say its size in the file's metadata; `loads` says whether plain diffusers reads that file. `kept` are
+    tensors of it that are not trained, but not to be made again from the recipe bit for bit.
     """
 
     parameters: dict[str, torch.nn.Parameter]
     text: frozenset[str]
     notes: dict[str, str]
     loads: bool
+    kept: dict[str, torch.Tensor]
 
     def describe(self) -> str:
         """One sentence: what it is, and on how many layers."""

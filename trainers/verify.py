@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from studio.adapters import load_adapter
 from studio.errors import StudioError
 from studio.factors import Dora, Factor, Full, Kronecker, LowRank
+from studio.rotation import Rotation
 
 Prints = dict[str, torch.Tensor]
 Words = Mapping[str, Mapping[str, torch.Tensor]]
@@ -79,13 +80,16 @@ def _wrong_in(file: Path, trained: Prints, tolerance: float) -> str:
 
 
 def _projected(name: str, factor: Factor) -> torch.Tensor:
-    """L^T D R [k, k] of the change D [out, in] with normal L and R that `name` decides; of DoRA the magnitudes', too.
+    """L^T D R [k, k] of the change D [out, in] with normal L and R that `name` decides; of DoRA the magnitudes', too,
+    and of a rotation that of its blocks.
 
     Kronecker products and low-rank changes are not multiplied out.
     """
     if isinstance(factor, Dora):
         sizes = factor.magnitude.detach().cpu().double().reshape(-1, 1)
         return torch.cat([_projected(name, factor.inner), _between(f"{name} magnitude", [sizes])])
+    if isinstance(factor, Rotation):
+        return _between(name, _matrices([factor.blocks]))
     if isinstance(factor, LowRank) and factor.mid is None:
         return factor.scale * _between(name, _matrices([factor.up, factor.down]))
     if isinstance(factor, Kronecker) and factor.rank is None and factor.layout == "kron":

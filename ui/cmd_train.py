@@ -21,7 +21,15 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a concept or an interrupted training of this name.")
 ]
 MethodOption = Annotated[
-    str | None, typer.Option(help="How it is learned: lora (default), krona or b-lora (from one picture).")
+    str | None, typer.Option(help="How it is learned: lora (default), krona, lokr, loha, oft or b-lora (one picture).")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option(help="How a LoRA begins: gaussian, default, orthogonal, pissa, olora, eva or lora-ga."),
+]
+OptimizerOption = Annotated[
+    str | None,
+    typer.Option(help="adamw (default), adamw-8bit, prodigy, adafactor or adamw-schedule-free."),
 ]
 NewWordOption = Annotated[
     bool | None,
@@ -70,12 +78,15 @@ def train_concept(
     method: MethodOption = None,
     preset: Annotated[str | None, typer.Option(help="quick, normal (default) or best.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe in TOML; options given here outweigh it.")] = None,
+    vram: Annotated[int | None, typer.Option(help="Settings for a GPU of so many GB: 8, 12 or 24.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="The LoRA acts by alpha / rank; default: the rank.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA, LoKr or LoHa.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="It acts by alpha / rank; default: the rank.")] = None,
+    init: InitOption = None,
     factors: FactorsOption = None,
     parameter_count: Annotated[int | None, typer.Option("--parameters", help="KronA: at most so many.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    optimizer: OptimizerOption = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures a step (and as many class pictures).")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
@@ -96,9 +107,11 @@ def train_concept(
     from studio.trainers.planning import plan_recipe, resumed_recipe
     from studio.trainers.recipe import Recipe
 
+    if resume and vram is not None:
+        raise UsageError("--vram chooses settings, and an interrupted training has its own.", "Leave it out.")
     given = {key: value for key, value in context.params.items() if key in Recipe.model_fields and value is not None}
     place = Home.resolve(home)
-    recipe = (resumed_recipe if resume else plan_recipe)(given, config, place)
+    recipe = resumed_recipe(given, config, place) if resume else plan_recipe(given, config, place, vram)
     formats = tuple(one.strip() for one in export.split(",")) if export else ()
     how: dict[str, Any] = {"device": device, "processes": processes, "export": formats}
     _train(recipe, place, as_json, resume=resume, overwrite=overwrite, **how)
