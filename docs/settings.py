@@ -37,7 +37,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "preset": "Which of the defaults below hold.",
     },
     "The adapter": {
-        "method": "What is trained: LoRA, Kronecker products (KronA, LoKr), LoHa, rotations (OFT), or two blocks alone.",
+        "method": "What is trained: LoRA, Kronecker products (KronA, LoKr), LoHa, rotations (OFT), two blocks alone.",
         "rank": "The rank of the LoRA, LoKr or LoHa; KronA and OFT have none.",
         "alpha": "The LoRA acts by alpha / rank.",
         "init": "How a LoRA begins: by chance, by the weights, or by what passes through its layers.",

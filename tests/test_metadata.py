@@ -87,3 +87,13 @@ def test_a_file_names_no_place_and_is_the_same_the_next_time(
     assert (notes["ss_steps"], notes["studio.base"]) == ("1", tiny_sdxl.name)
     assert load_concept(one).family == "sdxl"
     assert one.adapter_file.read_bytes() == two.adapter_file.read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{}, {"init": "pissa"}, {"init": "pissa", "rank_stabilised": True}])
+def test_the_size_of_the_network_is_that_of_the_file(tiny_sdxl: Path, home: Home, changes: dict[str, Any]) -> None:
+    concept = train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1, "rank": 2, "alpha": 3.0} | changes), home)
+    header = read_header(concept.adapter_file)
+    ranks = {shape[0] for name, shape in header.shapes.items() if "lora_A" in name}
+    settings = json.loads(header.metadata["lora_adapter_metadata"])
+    assert ranks == {int(header.metadata["ss_network_dim"])}
+    assert float(header.metadata["ss_network_alpha"]) == settings["unet.lora_alpha"]

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from studio.bases import Family
+from studio.trainers.inits import size_in_file
 from studio.trainers.recipe import Recipe
 from studio.trigger_words import TAGS_KEY
 
@@ -89,7 +90,8 @@ def _network(recipe: Recipe) -> dict[str, Any]:
     """The module of kohya's world that makes such a network; all but a plain LoRA is LyCORIS's."""
     if recipe.method in _RANKED:
         dropout = recipe.dropout or None
-        sizes = {"ss_network_dim": recipe.rank, "ss_network_alpha": recipe.alpha, "ss_network_dropout": dropout}
+        rank, alpha = size_in_file(recipe)
+        sizes = {"ss_network_dim": rank, "ss_network_alpha": alpha, "ss_network_dropout": dropout}
         options = {"dora_wd": recipe.dora, "rs_lora": recipe.rank_stabilised}
         if not any(options.values()):
             return sizes | {"ss_network_module": "networks.lora"}
