@@ -37,7 +37,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "preset": "Which of the defaults below hold.",
     },
     "The adapter": {
-        "method": "What is trained: LoRA, Kronecker products (KronA, LoKr), LoHa, rotations (OFT), two blocks alone.",
+        "method": "What is trained: LoRA, Kronecker products (KronA, LoKr), LoHa, rotations (OFT), or two blocks.",
         "rank": "The rank of the LoRA, LoKr or LoHa; KronA and OFT have none.",
         "alpha": "The LoRA acts by alpha / rank.",
         "init": "How a LoRA begins: by chance, by the weights, or by what passes through its layers.",
@@ -68,7 +68,9 @@ MEANINGS: dict[str, dict[str, str]] = {
         "max_grad_norm": "Longer gradients are cut to this norm.",
         "weight_decay": "The decay of the adapter's weights; those of new words have none.",
         "betas": "The decay rates of the moments.",
-        "resolution": "The side of the squares that pictures are cut to, in pixels.",
+        "resolution": "The side of the squares that pictures are cut to, in pixels; of buckets the root of their area.",
+        "buckets": "Whether pictures keep about their own shape, in buckets of as many pixels.",
+        "flip": "Shows pictures mirrored in half of their showings: only for what is the same either way.",
         "seed": "Decides every random choice.",
     },
     "The loss": {

@@ -2,41 +2,55 @@
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from studio.buckets import Size, kept_share, nearest_size
 from studio.errors import UsageError
+from studio.folders import MASK, named, picture_files, times_shown, unused
 
 MAX_PIXELS = 50_000_000
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_MASK = ".mask"  # how the name of a mask's file ends
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
-_MOSTLY = 2 / 3  # of the longer side: what a square leaves of a picture, below which it is worth a word
+_MOSTLY = 2 / 3  # what is left of a picture that is cut, below which it is worth a word
 _REMEDY = "Mend or remove what is named above, then start again."
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file: its size in pixels as it is seen (after EXIF rotation), and the text of its .txt file, if any."""
+    """A picture file: its size in pixels as it is seen (after EXIF rotation), the text of its .txt file, if any, and
+    the subfolder where it lies, "" for none."""
 
     path: Path
     width: int
     height: int
     caption: str | None = None
+    subfolder: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file's name, after that of its subfolder."""
+        return named(self.path, self.subfolder)
+
+    @property
+    def repeats(self) -> int:
+        """How often an epoch shows it."""
+        return times_shown(self.subfolder)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A file that should be a picture: the picture, or the `problem` for which it cannot be used; and `notes`, what the
-    user may not expect."""
+    """A file that should be a picture: the picture and the `size` that it is trained at, or the `problem` for which it
+    cannot be used; and `notes`, what the user may not expect."""
 
-    path: Path
+    name: str
     picture: Picture | None
     problem: str | None
+    size: Size | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -45,18 +59,19 @@ class _Unusable(Exception):
 
 
 def find_pictures(path: Path) -> list[Picture]:
-    """The pictures of folder `path` in order of name, or the single picture file `path`; only headers are read.
+    """The pictures of folder `path` in order of name, then those of its subfolders, or the single picture file `path`;
+    only headers are read.
 
     Raises UsageError that names every file which is no picture, empty or too large, or says that there are none.
     """
-    files = _picture_files(path)
+    files = picture_files(path)
     pictures: list[Picture] = []
     problems: list[str] = []
-    for file in files:
+    for file, subfolder in files:
         try:
-            pictures.append(_read_header(file))
+            pictures.append(replace(_read_header(file), subfolder=subfolder))
         except _Unusable as reason:
-            problems.append(f"{file.name}: {reason}")
+            problems.append(f"{named(file, subfolder)}: {reason}")
     _refuse(problems, len(files))
     return pictures
 
@@ -68,32 +83,36 @@ def check_decodable(pictures: list[Picture]) -> None:
         try:
             _decode(picture.path)
         except _Unusable as reason:
-            problems.append(f"{picture.path.name}: {reason}")
+            problems.append(f"{picture.name}: {reason}")
     _refuse(problems, len(pictures))
 
 
-def survey(path: Path, resolution: int) -> list[Finding]:
-    """Every picture of `path`, decoded once, with what is wrong with it and what will be done to it at `resolution`.
+def survey(path: Path, sizes: Sequence[Size]) -> list[Finding]:
+    """Every picture of `path`, decoded once, with what is wrong with it and what will be done to it to be of one of the
+    `sizes`.
 
-    Raises UsageError only where there is no picture file at all.
+    Raises UsageError only where there is no picture file at all, or a subfolder's number is 0.
     """
     findings: list[Finding] = []
     known: dict[str, str] = {}
-    for file in _picture_files(path):
+    for file, subfolder in picture_files(path):
         try:
-            picture = _read_header(file)
+            picture = replace(_read_header(file), subfolder=subfolder)
             _decode(file)
         except _Unusable as reason:
-            findings.append(Finding(file, None, str(reason)))
+            findings.append(Finding(named(file, subfolder), None, str(reason)))
             continue
-        twin = known.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), file.name)
-        notes = [f"the same file as {twin}"] if twin != file.name else []
-        short, long = sorted((picture.width, picture.height))
-        if short < resolution:
-            notes.append(f"enlarged: its shorter side has {short} pixels of {resolution}")
-        if short < _MOSTLY * long:
-            notes.append(f"{1 - short / long:.0%} of it are cut away")
-        findings.append(Finding(file, picture, None, tuple(notes)))
+        twin = known.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), picture.name)
+        notes = [f"the same file as {twin}"] if twin != picture.name else []
+        size = nearest_size(picture.width, picture.height, sizes)
+        sides = ((picture.width, size[0]), (picture.height, size[1]))
+        has, needed = max(sides, key=lambda side: side[1] / side[0])
+        if has < needed:
+            which = "shorter" if has == min(picture.width, picture.height) else "longer"
+            notes.append(f"enlarged: its {which} side has {has} pixels of {needed}")
+        if (kept := kept_share(picture.width, picture.height, size)) < _MOSTLY:
+            notes.append(f"{1 - kept:.0%} of it are cut away")
+        findings.append(Finding(picture.name, picture, None, size, tuple(notes)))
     return findings
 
 
@@ -111,7 +130,7 @@ def load_rgb(path: Path) -> Image.Image:
 
 def mask_file(path: Path) -> Path:
     """Where the mask of the picture `path` lies, if it has one: cat.mask.png beside cat.jpg."""
-    return path.with_name(f"{path.stem}{_MASK}.png")
+    return path.with_name(f"{path.stem}{MASK}.png")
 
 
 def load_mask(path: Path) -> Image.Image | None:
@@ -145,7 +164,7 @@ def load_mask(path: Path) -> Image.Image | None:
 def check_masks(pictures: list[Picture]) -> list[str]:
     """Read all masks; the names of pictures that have none. Raises UsageError where no picture has one, or as
     `load_mask` does."""
-    without = [picture.path.name for picture in pictures if load_mask(picture.path) is None]
+    without = [picture.name for picture in pictures if load_mask(picture.path) is None]
     if len(without) == len(pictures):
         raise UsageError(
             "No picture has a mask or an alpha channel.",
@@ -157,39 +176,20 @@ def check_masks(pictures: list[Picture]) -> list[str]:
 
 def dataset_notices(path: Path, pictures: list[Picture], least: int = 2) -> list[str]:
     """What the user should know about a usable set of pictures: fewer than `least`, captions missing or without a
-    picture."""
+    picture, what its subfolders count."""
     notices: list[str] = []
     if len(pictures) < least:
         notices.append("There is one picture only: its pose and background will be learned too. 4 to 10 are better.")
     captioned = sum(picture.caption is not None for picture in pictures)
     if 0 < captioned < len(pictures):
         notices.append(f"{captioned} of {len(pictures)} pictures have captions; the others use the plain prompt.")
+    for subfolder in dict.fromkeys(picture.subfolder for picture in pictures if picture.subfolder):
+        inside = [picture for picture in pictures if picture.subfolder == subfolder]
+        times = "once" if inside[0].repeats == 1 else f"{inside[0].repeats} times"
+        notices.append(f"Subfolder {subfolder}: each picture ({len(inside)}) is shown {times} in an epoch.")
     if path.is_dir():
-        stems = {picture.path.stem for picture in pictures}
-        visible = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
-        orphans = [file.name for file in visible if file.suffix.lower() == ".txt" and file.stem not in stems]
-        others = [file.name for file in visible if file.suffix.lower() not in SUFFIXES | {".txt"}]
-        if orphans:
-            notices.append(f"Captions without a picture of the same name are not used: {', '.join(orphans)}.")
-        if others:
-            notices.append(f"Files of other kinds are not used: {', '.join(others)}.")
+        notices += unused(path, [picture.name for picture in pictures])
     return notices
-
-
-def _picture_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UsageError(f"There is no folder or picture {path}.", "Give the folder that holds the pictures.")
-    files = sorted(
-        f for f in path.iterdir()
-        if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and not f.stem.endswith(_MASK)
-    )  # fmt: skip
-    if not files:
-        raise UsageError(
-            f"The folder {path} holds no pictures.", f"Put 4 to 10 pictures there ({', '.join(sorted(SUFFIXES))})."
-        )
-    return files
 
 
 def _refuse(problems: list[str], total: int) -> None:

@@ -125,7 +125,7 @@ def test_an_offset_moves_the_noise_of_a_channel_as_a_whole(tiny_sdxl: Path, home
         base = load_base(find_base(str(tiny_sdxl)), "cpu")
         recipe = tiny_recipe(tiny_sdxl, home, {"noise_offset": offset})
         training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)
-        drawn.append(training.draw(3))
+        drawn += training.draw(3)
     moved = drawn[1].noise - drawn[0].noise
     assert float(moved.std((2, 3)).max()) < 1e-6
     assert 0.2 < float(moved.mean((2, 3)).std()) < 1

@@ -25,6 +25,11 @@ KINDS: list[dict[str, Any]] = [
     {"dora": True},
     {"new_word": True, "trigger": "milo0"},
     {"text_rank": 2},
+    {"method": "krona", "factors": (2, 2)},
+    {"method": "lokr"},
+    {"method": "oft", "block_size": 4},
+    {"init": "pissa"},
+    {"optimizer": "adafactor"},
 ]
 
 

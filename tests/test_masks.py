@@ -10,7 +10,7 @@ from studio.errors import UsageError
 from studio.events import Event, Notice
 from studio.home import Home
 from studio.images import check_masks, find_pictures, load_mask
-from studio.trainers.data import mask_share
+from studio.trainers.data import Example, mask_share
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.training import Drawn, Training
 
@@ -42,10 +42,10 @@ def test_masks_are_no_pictures_and_may_be_alpha_channels(photos: Path) -> None:
 def test_a_cell_counts_by_how_much_of_it_the_mask_covers(photos: Path) -> None:
     """The square of 32 px cuts 4 px off at either side: 16 px of 32 are meant, 2 cells of 8 px in either row."""
     expected = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 4, 4)
-    torch.testing.assert_close(mask_share(photos / "0.png", 32, 4, 4), expected)
+    torch.testing.assert_close(mask_share(Example(photos / "0.png", ""), (32, 32), 4, 4), expected)
     coarse = torch.tensor([1.0, 0.5, 0.0]).expand(1, 3, 3)  # cells of 10 to 11 px: the middle one is covered by half
-    torch.testing.assert_close(mask_share(photos / "0.png", 32, 3, 3), coarse, atol=0.06, rtol=0)
-    assert mask_share(photos / "2.png", 32, 4, 4).eq(1).all()
+    torch.testing.assert_close(mask_share(Example(photos / "0.png", ""), (32, 32), 3, 3), coarse, atol=0.06, rtol=0)
+    assert mask_share(Example(photos / "2.png", ""), (32, 32), 4, 4).eq(1).all()
 
 
 def test_outside_its_mask_a_picture_is_not_learned(

@@ -71,7 +71,7 @@ def test_the_gradient_of_a_row_is_that_of_finite_differences(tiny_sdxl: Path, ho
     training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, lambda event: None, true_sizes=True)
     for part in (base.unet, *base.text_encoders):
         part.double()
-    drawn = training.draw(0)
+    (drawn,) = training.draw(0)
     batch = drawn.batch
     assert all("milo0" in prompt for prompt in batch.prompts[:2])
     row = training.parameters["word.clip_g"]

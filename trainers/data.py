@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
-from PIL import Image
+from PIL import Image, ImageOps
 
+from studio.buckets import Size
 from studio.images import load_mask, load_rgb
 from studio.models import BaseModel
 from studio.trainers.cache import Tensors, file_id, module_id, remember
@@ -24,6 +25,7 @@ class Example:
 
     Only in `region` (left, top, right, bottom in fractions of the square; None: everywhere), or where `masked` in its
     mask, is it learned from. For the rest holds what the base makes of the words `plain`, by default the same.
+    It is trained at `size` (None: the square), and `mirrored` from left to right where that is asked.
     """
 
     path: Path
@@ -31,6 +33,12 @@ class Example:
     plain: str | None = None
     region: tuple[float, float, float, float] | None = None
     masked: bool = False
+    size: Size | None = None
+    mirrored: bool = False
+
+    def facing(self, image: Image.Image) -> Image.Image:
+        """`image`, or its mirror image where that is asked."""
+        return ImageOps.mirror(image) if self.mirrored else image
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Examples:
-    """All pictures of one kind, encoded: `whole` has the means of their latents in the UNet's scale, and `std`
+    """All pictures of one kind and size, encoded: `whole` has the means of their latents in the UNet's scale, and `std`
     [N, C, h, w] is there for a VAE that has it."""
 
     whole: Batch
@@ -85,15 +93,20 @@ class Examples:
 
 
 def square(image: Image.Image, resolution: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Scale `image` to cover a square and cut it at its centre.
+    """`covering` of a square."""
+    return covering(image, (resolution, resolution))
 
-    Returns [3, resolution, resolution] in -1..1, and the (top, left) of the cut in the scaled picture.
+
+def covering(image: Image.Image, size: Size) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Scale `image` to cover `size` and cut it at its centre.
+
+    Returns [3, height, width] in -1..1, and the (top, left) of the cut in the scaled picture.
     """
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, round(side * scale)) for side in image.size)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
+    scale = max(wanted / side for wanted, side in zip(size, image.size, strict=True))
+    width, height = (max(wanted, round(side * scale)) for wanted, side in zip(size, image.size, strict=True))
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
     scaled = image.resize((width, height), Image.Resampling.LANCZOS)
-    cut = scaled.crop((left, top, left + resolution, top + resolution))
+    cut = scaled.crop((left, top, left + size[0], top + size[1]))
     pixels = torch.from_numpy(np.asarray(cut, dtype=np.float32).transpose(2, 0, 1).copy())
     return pixels / 127.5 - 1, (top, left)
 
@@ -101,16 +114,19 @@ def square(image: Image.Image, resolution: int) -> tuple[torch.Tensor, tuple[int
 def encode_examples(
     base: BaseModel, examples: Sequence[Example], resolution: int, cache: Path, true_sizes: bool
 ) -> Examples:
-    """Pictures with their prompts, encoded by `base` or taken from `cache`.
+    """Pictures of one size (by default the square of `resolution`) with their prompts, encoded by `base` or taken from
+    `cache`.
 
-    `true_sizes` gives SDXL each picture's own size and cut as condition, as it was trained; else the square's.
+    `true_sizes` gives SDXL each picture's own size and cut as condition, as it was trained; else the trained size.
     """
     coder = module_id(base.vae)
+    across, upright = size = examples[0].size or (resolution, resolution)
+    shape = str(across) if across == upright else f"{across}x{upright}"
     coded = [
         remember(
             cache,
-            ("latents", _VERSION, file_id(one.path), str(resolution), coder),
-            lambda path=one.path: _encode_picture(base, path, resolution),
+            ("latents", _VERSION, file_id(one.path), f"{shape}{' mirrored' if one.mirrored else ''}", coder),
+            lambda one=one: _encode_picture(base, one, size),
         )
         for one in examples
     ]
@@ -119,13 +135,13 @@ def encode_examples(
     scale, shift = base.vae.config["scaling_factor"], base.vae.config.get("shift_factor") or 0.0
     mean = (torch.stack([one["mean"] for one in coded]) - shift) * scale
     std = torch.stack([one["std"] for one in coded]) * scale if "std" in coded[0] else None
-    plain = (resolution, resolution, 0, 0, resolution, resolution)
-    sizes = [(*one["geometry"].tolist(), resolution, resolution) if true_sizes else plain for one in coded]
+    plain = (upright, across, 0, 0, upright, across)
+    sizes = [(*one["geometry"].tolist(), upright, across) if true_sizes else plain for one in coded]
     time_ids = torch.tensor(sizes, dtype=torch.float32) if base.family == "sdxl" else None
     height, width = mean.shape[2:]
     own = torch.stack(
         [
-            mask_share(one.path, resolution, height, width) if one.masked else _share_of(one.region, height, width)
+            mask_share(one, size, height, width) if one.masked else _share_of(one.region, height, width)
             for one in examples
         ]
     )
@@ -133,12 +149,12 @@ def encode_examples(
     return Examples(Batch(tuple(one.prompt for one in examples), mean, *spoken), std)
 
 
-def mask_share(path: Path, resolution: int, height: int, width: int) -> torch.Tensor:
+def mask_share(one: Example, size: Size, height: int, width: int) -> torch.Tensor:
     """[1, height, width]: how much of each cell the picture's mask covers, cut like the picture; ones without."""
-    mask = load_mask(path)
+    mask = load_mask(one.path)
     if mask is None:
         return torch.ones(1, height, width)
-    pixels = (square(mask.convert("RGB"), resolution)[0][:1] + 1) / 2
+    pixels = (covering(one.facing(mask.convert("RGB")), size)[0][:1] + 1) / 2
     return torch.nn.functional.adaptive_avg_pool2d(pixels.clamp(0, 1), (height, width))
 
 
@@ -157,9 +173,9 @@ def _covered(start: float, stop: float, cells: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _encode_picture(base: BaseModel, path: Path, resolution: int) -> Tensors:
-    image = load_rgb(path)
-    pixels, (top, left) = square(image, resolution)
+def _encode_picture(base: BaseModel, one: Example, size: Size) -> Tensors:
+    image = one.facing(load_rgb(one.path))
+    pixels, (top, left) = covering(image, size)
     geometry = torch.tensor([image.height, image.width, top, left], dtype=torch.float32)
     coded: Any = base.vae.encode(pixels[None].to(base.device, base.vae.dtype))
     if isinstance(base.vae, AutoencoderTiny):

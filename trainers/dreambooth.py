@@ -3,10 +3,12 @@
 import hashlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from studio.adapter_targets import Target
 from studio.bases import BaseSource, find_base, source_sizes
+from studio.buckets import nearest_size, told_sizes, training_sizes
 from studio.concepts import Concept
 from studio.devices import pick_device
 from studio.errors import UsageError
@@ -23,7 +25,8 @@ from studio.trainers.checkpoint import (
     latest_checkpoint,
     save_checkpoint,
 )
-from studio.trainers.data import Example, encode_examples
+from studio.trainers.data import Example
+from studio.trainers.dataset import encode_dataset
 from studio.trainers.exports import check_exports, write_exports
 from studio.trainers.inits import FROM_DATA, begin_from_data
 from studio.trainers.memory import check_memory, naming_the_phase
@@ -77,6 +80,9 @@ def train_concept(
     least = 1 if recipe.method == "b-lora" else 2
     for notice in dataset_notices(recipe.pictures, pictures, least):
         emit(Notice(notice))
+    if recipe.buckets:
+        sizes = training_sizes(source_sizes(source), recipe.resolution, buckets=True)
+        emit(Notice(f"{told_sizes(nearest_size(one.width, one.height, sizes) for one in pictures)}."))
     with claim(home, recipe.name, resume) as workplace, naming_the_phase(recipe, emit) as emit:
         found = latest_checkpoint(workplace.checkpoints, lambda text: emit(Notice(text))) if resume else None
         if found is not None:
@@ -133,11 +139,15 @@ def _prepare(
 ) -> tuple[Training, str]:
     """The training at step 0, and the fingerprint of all it is made from."""
     cache = home.cache / "examples"
-    own = [
-        Example(picture.path, prompt, without_trigger(prompt, recipe) if recipe.masked else None, masked=recipe.masked)
-        for picture in pictures
-        for prompt in prompts_for(picture, recipe)
-    ]
+    sizes = training_sizes(base.sizes, recipe.resolution, recipe.buckets)
+    own: list[Example] = []
+    repeats: list[int] = []
+    for picture in pictures:
+        size = nearest_size(picture.width, picture.height, sizes)
+        for prompt in prompts_for(picture, recipe):
+            plain = without_trigger(prompt, recipe) if recipe.masked else None
+            own.append(Example(picture.path, prompt, plain, masked=recipe.masked, size=size))
+            repeats.append(picture.repeats)
     prior: list[Example] = []
     pairs: list[Example] = []
     if recipe.prior_preservation:
@@ -145,13 +155,16 @@ def _prepare(
         prior = class_examples(base, recipe, captions, home.cache / "class-pictures", emit)
     if recipe.pair_share:
         pairs = pair_examples(base, recipe, own, home.cache / "class-pictures", emit)
-    used = [(file_id(one.path), one.prompt, one.plain, one.region) for one in own + prior + pairs]
+    used: list[object] = [(file_id(one.path), one.prompt, one.plain, one.region) for one in own + prior + pairs]
+    used += [repeats] if set(repeats) != {1} else []
     masks = [file_id(file) for picture in pictures if recipe.masked and (file := mask_file(picture.path)).is_file()]
     identity = [module_id(base.unet), module_id(base.vae), used, *masks]
     emit(Phase("encode pictures"))
-    instances = encode_examples(base, own, recipe.resolution, cache, true_sizes)
+    shown = [*own, *(replace(one, mirrored=True) for one in own if recipe.flip)]  # each in half of its showings
+    times = repeats * (len(shown) // len(own))
+    instances = encode_dataset(base, shown, recipe.resolution, cache, true_sizes, times)
     classes, beside = (
-        encode_examples(base, made, recipe.resolution, cache, true_sizes=False) if made else None
+        encode_dataset(base, made, recipe.resolution, cache, true_sizes=False) if made else None
         for made in (prior, pairs)
     )
     base.pipe.unet.to(base.device)  # from where offloading keeps it

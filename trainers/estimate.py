@@ -43,8 +43,10 @@ def need_of(training: Training) -> Need:
     base, recipe = training.base, training.recipe
     instances = recipe.batch_size // training.team.size
     rows = instances * (1 if training.classes is None else 2)
-    whole = training.instances.whole
-    activations = activation_bytes(base.unet, (rows, *whole.latents.shape[1:]), whole.embeds.shape[1], base.dtype)
+    buckets = [bucket.whole for bucket in training.instances.buckets]
+    widest = max(buckets, key=lambda whole: whole.latents[0].numel())
+    seen = (rows, *widest.latents.shape[1:])
+    activations = activation_bytes(base.unet, seen, widest.embeds.shape[1], base.dtype)
     if live := rows if training.tuner.text else instances if training.word else 0:
         activations += text_bytes(base.text_encoders, live, base.text_limit)
     parts = (base.unet, *(() if recipe.offload else (base.vae, *base.text_encoders)))
@@ -75,7 +77,7 @@ def activation_bytes(unet: UNet2DConditionModel, latents: tuple[int, ...], token
             "text_embeds": torch.empty(rows, width, device=meta, dtype=dtype),
             "time_ids": torch.empty(rows, 6, device=meta, dtype=dtype),
         }
-    seen = torch.empty(latents, device=meta, dtype=dtype)
+    seen = torch.empty(latents, device=meta, dtype=dtype, requires_grad=True)
     said = torch.empty(rows, tokens, config["cross_attention_dim"], device=meta, dtype=dtype)
     times = torch.empty(rows, dtype=torch.long, device=meta)
     trained = sum(one.numel() * one.element_size() for one in shadow.parameters() if one.requires_grad)

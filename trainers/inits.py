@@ -167,10 +167,7 @@ def _gradients(training: Training, layers: Layers) -> list[Tensor]:
 
 def _loss(training: Training, step: int) -> Tensor:
     """The loss of the first micro-batch of `step`."""
-    size = training.recipe.batch_size
-    drawn = training.draw(step)
-    classes = [] if training.classes is None else [len(drawn.noise) // 2 + row for row in range(size)]
-    return training.loss(drawn.part([*range(size), *classes], training.base.device))
+    return training.loss_of(training.draw(step), training.micro_batches()[0])
 
 
 def _rows(module: nn.Module, x: Tensor) -> Tensor:

@@ -65,12 +65,16 @@ def pointwise(prediction: torch.Tensor, target: torch.Tensor, huber: float | Non
     return squares if huber is None else 2 * huber * ((squares + huber**2).sqrt() - huber)
 
 
-def prior_preserving_loss(errors: torch.Tensor, own: torch.Tensor, instances: int, prior_weight: float) -> torch.Tensor:
+def prior_preserving_loss(
+    errors: torch.Tensor, own: torch.Tensor, instances: int, prior_weight: float, count: int | None = None
+) -> torch.Tensor:
     """Mean of `errors` [B, C, h, w] of the first `instances` samples plus `prior_weight` times that of the rest.
 
     Each is a mean of its own (Ruiz et al. 2023, equation 2). In the first part too, what is not learned from the
-    picture counts `prior_weight` times; `own` [B, 1, h, w] is the share that is.
+    picture counts `prior_weight` times; `own` [B, 1, h, w] is the share that is. Where others of the `count` samples of
+    either part are of another size, it is what these add to the two means over samples.
     """
     weights = own[:instances] + prior_weight * (1 - own[:instances])
-    loss = (weights * errors[:instances]).mean()
-    return loss if instances == len(errors) else loss + prior_weight * errors[instances:].mean()
+    parts = ((1.0, weights * errors[:instances]), (prior_weight, errors[instances:]))
+    shares = [len(part) / (count or len(part)) * weight * part.mean() for weight, part in parts if len(part)]
+    return torch.stack(shares).sum()

@@ -75,6 +75,8 @@ class Recipe(BaseModel):
     huber: Annotated[float, Field(gt=0)] | None = None
     noise_offset: Share = 0.0
 
+    buckets: bool = False
+    flip: bool = False
     masked: bool = False
     mix_instance_prompt: bool = False
     prior_preservation: bool = True

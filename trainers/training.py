@@ -13,7 +13,8 @@ from studio.errors import StudioError
 from studio.models import BaseModel
 from studio.trainers.averaging import Average, schedule_free
 from studio.trainers.cache import Tensors
-from studio.trainers.data import Batch, Examples, chosen_from, generator_for
+from studio.trainers.data import Batch, chosen_from, generator_for
+from studio.trainers.dataset import Dataset
 from studio.trainers.losses import noise_schedule, pointwise, prior_preserving_loss
 from studio.trainers.optimizers import make_optimizer, optimizer_tensors, parts_of, restore_optimizer
 from studio.trainers.precision import keep_softmax_wide, mixed_precision
@@ -34,15 +35,19 @@ def share_of_rate(recipe: Recipe, step: int) -> float:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Everything random about one step: the examples (instances first), their noise [B, C, h, w] and timesteps [B]."""
+    """Everything random about those samples of a step that are of one size: the examples (instances first), their
+    noise [B, C, h, w] and timesteps [B]. `rows` [B] are their places among all samples of the step."""
 
     batch: Batch
     noise: torch.Tensor
     timesteps: torch.Tensor
+    rows: tuple[int, ...]
 
-    def part(self, rows: list[int], device: torch.device) -> "Drawn":
-        """The samples `rows`, on `device`."""
-        return Drawn(self.batch.rows(rows, device), self.noise[rows].to(device), self.timesteps[rows].to(device))
+    def part(self, chosen: list[int], device: torch.device) -> "Drawn":
+        """The samples `chosen`, on `device`."""
+        rows = tuple(self.rows[n] for n in chosen)
+        batch = self.batch.rows(chosen, device)
+        return Drawn(batch, self.noise[chosen].to(device), self.timesteps[chosen].to(device), rows)
 
 
 @dataclass
@@ -52,9 +57,9 @@ class Training:
     base: BaseModel
     recipe: Recipe
     tuner: Tuner
-    instances: Examples
-    classes: Examples | None
-    pairs: Examples | None = None
+    instances: Dataset
+    classes: Dataset | None
+    pairs: Dataset | None = None
     word: NewWord | None = None
     team: Team = ALONE
     losses: list[float] = field(default_factory=list)
@@ -92,9 +97,9 @@ class Training:
         self.base.unet.train()
         drawn = self.draw(step)
         total = 0.0
-        for rows in self._micro_batches():
+        for rows in self.micro_batches():
             with self.accelerator.accumulate(self.base.unet), self._dropping(step, rows):
-                loss = self.loss(drawn.part(rows, self.base.device))
+                loss = self.loss_of(drawn, rows)
                 total += self.team.mean(loss.item(), loss.device) / recipe.gradient_accumulation
                 _refuse_broken(total, step)
                 self.accelerator.backward(loss)
@@ -115,33 +120,52 @@ class Training:
         self.losses.append(total)
         return total
 
-    def draw(self, step: int) -> Drawn:
-        """The random choices of step `step`: they depend on the recipe's seed and `step` alone."""
+    def draw(self, step: int) -> list[Drawn]:
+        """The random choices of step `step`, by size: they depend on the recipe's seed and `step` alone."""
         recipe = self.recipe
         count = recipe.batch_size * recipe.gradient_accumulation
         generator = generator_for(recipe.seed, "step", step)
         share = 0.0 if self.pairs is None else recipe.pair_share
         before, after = (int(done * count * share) for done in (step, step + 1))  # pictures of two, from the beginning
-        parts = [
-            examples.batch(chosen_from(first, number, len(examples), recipe.seed, name), generator)
-            for name, examples, first, number in (
-                ("instances", self.instances, step * count - before, count - (after - before)),
-                ("pairs", self.pairs, before, after - before),
-                ("classes", self.classes, step * count, count),
-            )
-            if examples is not None and number
-        ]
-        batch = Batch.joined(parts)
-        noise = torch.randn(batch.latents.shape, generator=generator)
-        timesteps = torch.randint(0, self.schedule.total, (len(noise),), generator=generator)
+        by_size: dict[torch.Size, list[tuple[list[int], Batch]]] = {}
+        total = 0
+        for name, dataset, first, number in (
+            ("instances", self.instances, step * count - before, count - (after - before)),
+            ("pairs", self.pairs, before, after - before),
+            ("classes", self.classes, step * count, count),
+        ):
+            if dataset is None or not number:
+                continue
+            chosen = chosen_from(first, number, len(dataset), recipe.seed, name)
+            for places, batch in dataset.batches(chosen, generator):
+                found = by_size.setdefault(batch.latents.shape[1:], [])
+                found.append(([total + place for place in places], batch))
+            total += number
+        batches = [Batch.joined([batch for _, batch in parts]) for parts in by_size.values()]
+        rows = [tuple(row for places, _ in parts for row in places) for parts in by_size.values()]
+        noises = [torch.randn(batch.latents.shape, generator=generator) for batch in batches]
+        timesteps = torch.randint(0, self.schedule.total, (total,), generator=generator)
         if recipe.noise_offset:  # so that pictures may become brighter or darker as a whole
-            noise = noise + recipe.noise_offset * torch.randn(*noise.shape[:2], 1, 1, generator=generator)
-        return Drawn(batch, noise, timesteps)
+            noises = [
+                noise + recipe.noise_offset * torch.randn(*noise.shape[:2], 1, 1, generator=generator)
+                for noise in noises
+            ]
+        return [
+            Drawn(batch, noise, timesteps[list(own)], own)
+            for batch, noise, own in zip(batches, noises, rows, strict=True)
+        ]
+
+    def loss_of(self, drawn: list[Drawn], rows: list[int]) -> torch.Tensor:
+        """The loss of a micro-batch, the samples `rows` of a step: a forward for each size."""
+        places = [[n for n, row in enumerate(one.rows) if row in rows] for one in drawn]
+        parts = [one.part(chosen, self.base.device) for one, chosen in zip(drawn, places, strict=True) if chosen]
+        return torch.stack([self.loss(part) for part in parts]).sum()
 
     def loss(self, drawn: Drawn) -> torch.Tensor:
-        """The prior-preserving loss of one micro-batch, instances first; where a picture is not learned from, the
-        target is what the base predicts."""
-        batch, half = drawn.batch, len(drawn.noise) // (1 if self.classes is None else 2)
+        """What samples of one size, instances first, add to the prior-preserving loss of their micro-batch; where a
+        picture is not learned from, the target is what the base predicts."""
+        recipe, batch = self.recipe, drawn.batch
+        half = sum(row < recipe.batch_size * recipe.gradient_accumulation for row in drawn.rows)
         noisy = self.schedule.noisy(batch.latents, drawn.noise, drawn.timesteps)
         target = self.schedule.target(batch.latents, drawn.noise, drawn.timesteps)
         held = [n for n, own in enumerate(batch.own) if not bool((own == 1).all())]
@@ -153,10 +177,9 @@ class Training:
             )
         embeds, pooled = self._text(batch, half)
         prediction = self._predict(noisy, drawn.timesteps, batch, embeds, pooled)
-        recipe = self.recipe
         weights = self.schedule.weights(drawn.timesteps, recipe.weighting, recipe.snr_gamma)
         errors = weights[:, None, None, None] * pointwise(prediction, target, recipe.huber)
-        return prior_preserving_loss(errors, batch.own, half, recipe.prior_weight)
+        return prior_preserving_loss(errors, batch.own, half, recipe.prior_weight, recipe.batch_size // self.team.size)
 
     def _predict(
         self,
@@ -240,7 +263,7 @@ class Training:
             torch.manual_seed(generator_for(self.recipe.seed, "dropout", step, rows).initial_seed())
             yield
 
-    def _micro_batches(self) -> list[list[int]]:
+    def micro_batches(self) -> list[list[int]]:
         """This process's rows of each micro-batch: its share of the instances, then that of the class pictures."""
         size, parts = self.recipe.batch_size, self.recipe.gradient_accumulation
         shares = [self.team.share(list(range(part * size, (part + 1) * size))) for part in range(parts)]

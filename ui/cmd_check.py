@@ -17,41 +17,50 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Show each picture with its caption, size and problems. Exit code 1 where one cannot be used."""
-    from studio.bases import find_base
+    from studio.bases import find_base, source_sizes
+    from studio.buckets import training_sizes
     from studio.images import dataset_notices, survey
     from studio.trainers.presets import read_facts
 
-    side = resolution or read_facts(find_base(base)).native_size
-    findings = survey(path, side)
+    source = find_base(base)
+    facts = read_facts(source)
+    side, buckets = resolution or facts.native_size, not facts.own
+    findings = survey(path, training_sizes(source_sizes(source), side, buckets))
     usable = [one.picture for one in findings if one.picture is not None]
     notices = dataset_notices(path, usable) if usable else []
     if as_json:
         rows = [
             {
-                "file": one.path.name,
+                "file": one.name,
                 "pixels": None if one.picture is None else [one.picture.width, one.picture.height],
+                "trained_at": one.size,
+                "repeats": None if one.picture is None else one.picture.repeats,
                 "caption": None if one.picture is None else one.picture.caption,
                 "problem": one.problem,
                 "notes": one.notes,
             }
             for one in findings
         ]
-        print_json({"resolution": side, "usable": len(usable), "pictures": rows, "notices": notices})
+        print_json(
+            {"resolution": side, "buckets": buckets, "usable": len(usable), "pictures": rows, "notices": notices}
+        )
     else:
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
         console = Console(width=WIDE, soft_wrap=True, highlight=False)
-        table = Table("picture", "pixels", "caption", "", box=None)
+        table = Table("picture", "pixels", "trained at", "caption", "", box=None)
         for one in findings:
             size = "" if one.picture is None else f"{one.picture.width} x {one.picture.height}"
+            cut = "" if one.size is None else f"{one.size[0]} x {one.size[1]}"
             caption = "" if one.picture is None else one.picture.caption or ""
             said = Text(f"cannot be used: {one.problem}", "bold red") if one.problem else Text("; ".join(one.notes))
-            table.add_row(Text(one.path.name), size, Text(caption), said)
+            table.add_row(Text(one.name), size, cut, Text(caption), said)
         console.print(table)
         for notice in notices:
             console.print(Text(notice))
-        console.print(f"{len(usable)} of {len(findings)} pictures can be used, as squares of {side} px.")
+        shapes = f"in shapes of about {side} x {side}" if buckets else f"as squares of {side}"
+        console.print(f"{len(usable)} of {len(findings)} pictures can be used, {shapes} px.")
     if len(usable) < len(findings):
         raise typer.Exit(1)

@@ -41,6 +41,13 @@ NewWordOption = Annotated[
 PriorOption = Annotated[
     bool | None, typer.Option("--prior/--no-prior", help="Hold the class by class pictures. Default: yes.")
 ]
+BucketsOption = Annotated[
+    bool | None,
+    typer.Option("--buckets/--squares", help="Keep the pictures' shapes about, or cut squares. Default: by the base."),
+]
+FlipOption = Annotated[
+    bool | None, typer.Option("--flip/--no-flip", help="Show pictures mirrored too: only for what is symmetric.")
+]
 MaskedOption = Annotated[
     bool | None,
     typer.Option("--masked/--whole", help="Learn only where masks (cat1.mask.png) or alpha channels say."),
@@ -91,6 +98,8 @@ def train_concept(
     resolution: Annotated[int | None, typer.Option(help="Side of the training squares in pixels.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
     prior_preservation: PriorOption = None,
+    buckets: BucketsOption = None,
+    flip: FlipOption = None,
     masked: MaskedOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
     overwrite: OverwriteOption = False,
@@ -146,7 +155,7 @@ def _show(recipe: "Recipe", pictures: "list[Picture]") -> None:
     table = Table("picture", "pixels", "trained with", box=None)
     for picture in pictures:
         words = prompt_for(picture, recipe)
-        table.add_row(Text(picture.path.name), f"{picture.width} x {picture.height}", Text(words))
+        table.add_row(Text(picture.name), f"{picture.width} x {picture.height}", Text(words))
     console.print(table)
     prior = f"{recipe.prior_count} class pictures" if recipe.prior_preservation else "no class pictures"
     console.print(
