@@ -16,7 +16,7 @@ EVERYTHING = {"noise_offset": 0.1, "weighting": "min-snr", "text_rank": 2, "samp
 
 def said(tiny: Path, home: Home, changes: dict[str, Any], **how: Any) -> dict[str, str]:
     usual: dict[str, Any] = {"prediction": "epsilon", "optimizer": "torch.optim.adamw.AdamW", "precision": "bf16"}
-    usual |= {"prompts": ["a sks cat, red,flat", "a sks cat, night", "a sks cat, "]}
+    usual |= {"prompts": ["a sks cat, red,flat", "a sks cat, night", "a sks cat, "], "shown": 4}
     recipe = tiny_recipe(tiny, home, changes)
     settings: dict[str, Any] = usual | {"processes": 1} | how
     return shared_metadata(recipe, settings.pop("family", "sdxl"), **settings)
@@ -30,10 +30,11 @@ def test_what_kohyas_world_reads(tiny_sdxl: Path, home: Home) -> None:
         "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01,betas=(0.9, 0.99))",
         "ss_lr_scheduler": "constant", "ss_lr_warmup_steps": "0", "ss_max_train_steps": "6", "ss_steps": "6",
         "ss_batch_size_per_device": "2", "ss_total_batch_size": "6", "ss_gradient_accumulation_steps": "3",
-        "ss_gradient_checkpointing": "False", "ss_max_grad_norm": "1.0", "ss_resolution": "(32, 32)", "ss_seed": "0",
+        "ss_gradient_checkpointing": "False", "ss_max_grad_norm": "1.0", "ss_resolution": "(32, 32)",
+        "ss_enable_bucket": "True", "ss_flip_aug": "False", "ss_seed": "0",
         "ss_noise_offset": "0.1", "ss_min_snr_gamma": "5.0", "ss_prior_loss_weight": "3.0",
         "ss_mixed_precision": "bf16", "ss_tag_frequency": '{"milo": {"a sks cat": 3, "flat": 1, "night": 1, "red": 1}}',
-        "ss_num_train_images": "3", "ss_num_reg_images": "3", "ss_network_module": "networks.lora",
+        "ss_num_train_images": "4", "ss_num_reg_images": "3", "ss_network_module": "networks.lora",
         "ss_network_dim": "2", "ss_network_alpha": "2.0", "ss_network_dropout": "0.1",
     }  # fmt: skip
 
@@ -97,3 +98,12 @@ def test_the_size_of_the_network_is_that_of_the_file(tiny_sdxl: Path, home: Home
     settings = json.loads(header.metadata["lora_adapter_metadata"])
     assert ranks == {int(header.metadata["ss_network_dim"])}
     assert float(header.metadata["ss_network_alpha"]) == settings["unet.lora_alpha"]
+
+
+def test_pictures_count_as_often_as_their_subfolder_says(tiny_sdxl: Path, home: Home) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home, {"steps": 1})
+    (recipe.pictures / "3_more").mkdir()
+    (recipe.pictures / "0.png").rename(recipe.pictures / "3_more" / "0.png")
+    notes = read_header(train_concept(recipe, home).adapter_file).metadata
+    assert notes["ss_num_train_images"] == "5"
+    assert json.loads(notes["ss_tag_frequency"]) == {"milo": {"a sks cat": 3}}

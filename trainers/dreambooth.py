@@ -104,8 +104,7 @@ def train_concept(
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
             team.wait()  # what the others make again lies in the cache now
             _run(training, workplace, data, emit, again)
-        prompts = [prompt_for(picture, recipe) for picture in pictures]
-        return _finish(training, workplace, home, data, emit, overwrite, prompts, formats)
+        return _finish(training, workplace, home, data, emit, overwrite, pictures, formats)
 
 
 def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
@@ -234,7 +233,7 @@ def _finish(
     data: str,
     emit: Emit,
     overwrite: bool,
-    prompts: list[str],
+    pictures: list[Picture],
     formats: tuple[Target, ...],
 ) -> Concept:
     """Write everything that stands beside the weights, the weights themselves, and move the folder in."""
@@ -254,7 +253,8 @@ def _finish(
     } | shared_metadata(
         recipe,
         training.base.source.family,
-        prompts=prompts,
+        prompts=[prompt_for(picture, recipe) for picture in pictures],
+        shown=sum(picture.repeats for picture in pictures),
         prediction=training.schedule.prediction,
         optimizer=f"{kind.__module__}.{kind.__qualname__}",
         precision=training.accelerator.mixed_precision,

@@ -29,6 +29,7 @@ def shared_metadata(
     family: Family,
     *,
     prompts: list[str],
+    shown: int,
     prediction: str,
     optimizer: str,
     precision: str,
@@ -36,9 +37,9 @@ def shared_metadata(
 ) -> dict[str, str]:
     """`ss_*` and `modelspec.*` of a training on a picture for each of `prompts`, by `processes`.
 
-    `prediction` is "epsilon" or "v_prediction", `optimizer` the full name of its class, `precision` accelerate's word.
-    What kohya's trainer has no word for, as a class picture with each picture of a batch, stays in the `studio.*` notes
-    and the recipe.
+    `shown` counts pictures as often as their subfolder says. `prediction` is "epsilon" or "v_prediction", `optimizer`
+    the full name of its class, `precision` accelerate's word. What kohya's trainer has no word for, as a class picture
+    with each picture of a batch, stays in the `studio.*` notes and the recipe.
     """
     size = recipe.resolution
     ours = {
@@ -60,12 +61,14 @@ def shared_metadata(
         "ss_gradient_checkpointing": recipe.gradient_checkpointing,
         "ss_max_grad_norm": recipe.max_grad_norm,
         "ss_resolution": (size, size),
+        "ss_enable_bucket": recipe.buckets,
+        "ss_flip_aug": recipe.flip,
         "ss_seed": recipe.seed,
         "ss_noise_offset": recipe.noise_offset or None,
         "ss_min_snr_gamma": recipe.snr_gamma if recipe.weighting == "min-snr" else None,
         "ss_prior_loss_weight": recipe.prior_weight if recipe.prior_preservation else None,
         "ss_mixed_precision": precision,
-        "ss_num_train_images": len(prompts),
+        "ss_num_train_images": shown,
         "ss_num_reg_images": recipe.prior_count if recipe.prior_preservation else 0,
         TAGS_KEY: json.dumps({recipe.name: _tags(prompts)}),
         **_network(recipe),
