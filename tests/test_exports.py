@@ -40,6 +40,9 @@ def parts(factor: Factor) -> list[torch.Tensor]:
         ({"dora": True, "text_rank": 2}, ("peft", "diffusers", "kohya", "lycoris")),
         ({"new_word": True, "trigger": "milo0"}, ("diffusers", "kohya", "lycoris")),
         ({"method": "krona", "factors": (2, 2)}, ("peft", "diffusers", "kohya", "lycoris")),
+        ({"method": "lokr", "rank": 2, "alpha": 0.7}, ("kohya", "lycoris")),
+        ({"method": "loha", "rank": 2, "alpha": 0.7}, ("kohya", "lycoris")),
+        ({"init": "pissa", "alpha": 0.7, "ema": 0.9}, ("peft", "kohya")),
     ],
 )
 def test_every_further_file_changes_what_the_concepts_own_does(
@@ -88,6 +91,7 @@ def test_a_further_file_with_one_wrong_number_is_not_kept(
     ("kind", "formats", "said"),
     [
         ({}, ("koya",), "no format 'koya'"),
+        ({"method": "oft", "block_size": 4}, ("lycoris", "kohya"), "--export kohya cannot hold what is trained"),
         ({}, ("kohya", ""), "no format ''"),
         ({"new_word": True, "trigger": "milo0"}, ("kohya", "peft"), "--export peft cannot hold what is trained"),
     ],
