@@ -78,6 +78,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "snr_gamma": "Min-SNR's gamma.",
         "huber": "Takes the pseudo-Huber loss with this constant in place of squares.",
         "noise_offset": "Moves each channel of the noise as a whole, by a normal number times this.",
+        "zero_terminal_snr": "Rescales the schedule of a base with v-prediction, so that it ends in pure noise.",
         "masked": "Learns only where masks or alpha channels say.",
     },
     "Class pictures and pictures of two": {

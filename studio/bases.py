@@ -130,6 +130,38 @@ def config_folder(source: BaseSource) -> Path | None:
     return folder if (folder / "model_index.json").is_file() else None
 
 
+def scheduler_config(source: BaseSource) -> dict[str, Any]:
+    """The configuration of the scheduler of `source`, without loading it; of a single file, what it says of itself.
+
+    Raises UsageError where it cannot be read.
+    """
+    place = Path("scheduler", "scheduler_config.json")
+    if source.layout == "hub":
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return _read_json(Path(hf_hub_download(source.location, place.as_posix())))
+        except OSError as error:
+            raise UsageError(
+                f"What the base {source.name!r} predicts is neither in the hub's cache nor, now, on the hub.",
+                f"Check the network, or run once: huggingface-cli download {source.location} {place.as_posix()}",
+            ) from error
+    folder = config_folder(source)
+    config = {} if folder is None else _read_json(folder / place)
+    return config | (stated_prediction(source) if source.layout == "single-file" else {})
+
+
+def stated_prediction(source: BaseSource) -> dict[str, Any]:
+    """What a single file says of its schedule by the empty tensors `v_pred` and `ztsnr`, as some fine-tunes do."""
+    shapes = read_header(Path(source.location)).shapes
+    if "v_pred" not in shapes:
+        return {}
+    zero_snr = "ztsnr" in shapes
+    return {
+        "prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": zero_snr,
+    }  # fmt: skip
+
+
 def unknown_base(name: str) -> UsageError:
     """The error for a base that is nowhere, with near names."""
     near = difflib.get_close_matches(name, [EMBEDDED, *ALIASES], n=1)

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from studio.bases import ALIASES, BaseSource, Sizes, config_folder, find_base, index_family, sizes
+from studio.bases import ALIASES, BaseSource, Sizes, config_folder, find_base, index_family, sizes, stated_prediction
 from studio.devices import pick_device, pick_dtype
 from studio.errors import StudioError, UsageError
 from studio.hush import hushed
-from studio.tensorfile import read_header
 
 with hushed():  # whose module has installed the torchvision guard
     import diffusers
@@ -228,10 +227,6 @@ def _single_file_config(source: BaseSource) -> str:
 
 
 def _with_stated_prediction(pipe: Pipeline, source: BaseSource) -> Pipeline:
-    """Heed the empty tensors `v_pred` and `ztsnr` by which fine-tunes say how they were trained."""
-    shapes = read_header(Path(source.location)).shapes
-    if "v_pred" in shapes:
-        config = dict(pipe.scheduler.config) | {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-        config["rescale_betas_zero_snr"] = "ztsnr" in shapes
-        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(config)
+    if stated := stated_prediction(source):
+        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(dict(pipe.scheduler.config) | stated)
     return pipe

@@ -47,6 +47,7 @@ from studio.trainers.tuners import count_of, make_tuner
 from studio.trainers.verify import fingerprints, verify_files
 from studio.trainers.words import NewWord
 from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in, workplace_of
+from studio.trainers.zero_snr import drawing_as_trained
 
 
 def train_concept(
@@ -219,7 +220,7 @@ def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
     paths: list[Path] = []
     for number, prompt in enumerate(recipe.sample_prompts):
         seeds = [recipe.seed + number]
-        with training.averaged():
+        with training.averaged(), drawing_as_trained(training.base, recipe):
             picture = draw(training.base, [prompt], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)[0]
         path = workplace.samples / f"step-{training.step:06d}-{number}.png"
         paths.append(write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG")))
@@ -247,6 +248,7 @@ def _finish(
         "studio.family": family,
         "studio.method": recipe.method,
         **training.tuner.notes,
+        **({"studio.zero_terminal_snr": "True"} if recipe.zero_terminal_snr else {}),
         "studio.steps": str(recipe.steps),
         "studio.data": data,
         "studio.versions": json.dumps(versions()),

@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 from studio.errors import UsageError
 from studio.models import BaseModel
 from studio.trainers.recipe import Weighting
+from studio.trainers.zero_snr import RESCALED, check_rescalable
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,14 @@ class NoiseSchedule:
         return (ratio.clamp(max=gamma) if weighting == "min-snr" else 1) / (ratio + 1)
 
 
-def noise_schedule(base: BaseModel) -> NoiseSchedule:
-    """The base's own schedule for training; raises UsageError where its prediction type cannot be trained."""
-    scheduler: Any = DDPMScheduler.from_config(base.scheduler.config)
+def noise_schedule(base: BaseModel, zero_terminal_snr: bool = False) -> NoiseSchedule:
+    """The base's own schedule for training, or that rescaled as algorithm 1 of Lin et al. 2023 (arXiv:2305.08891).
+
+    Raises UsageError where its prediction type cannot be trained, or not so.
+    """
+    if zero_terminal_snr:
+        check_rescalable(base.scheduler.config)
+    scheduler: Any = DDPMScheduler.from_config(base.scheduler.config, **(RESCALED if zero_terminal_snr else {}))
     kind = scheduler.config.prediction_type
     if kind not in {"epsilon", "v_prediction"}:
         raise UsageError(f"The base predicts {kind!r}.", "Use a base that predicts epsilon or v_prediction.")

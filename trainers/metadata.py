@@ -65,6 +65,7 @@ def shared_metadata(
         "ss_flip_aug": recipe.flip,
         "ss_seed": recipe.seed,
         "ss_noise_offset": recipe.noise_offset or None,
+        "ss_zero_terminal_snr": recipe.zero_terminal_snr or None,
         "ss_min_snr_gamma": recipe.snr_gamma if recipe.weighting == "min-snr" else None,
         "ss_prior_loss_weight": recipe.prior_weight if recipe.prior_preservation else None,
         "ss_mixed_precision": precision,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from studio.bases import EMBEDDED, BaseSource, find_base, role_blocks
+from studio.bases import EMBEDDED, BaseSource, find_base, role_blocks, scheduler_config
 from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
@@ -11,6 +11,7 @@ from studio.trainers.optimizer_choice import FOREIGN, check_installed, usual_set
 from studio.trainers.presets import FITTING, defaults, free_trigger, read_facts
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
+from studio.trainers.zero_snr import check_rescalable
 
 _NEEDED = {
     "pictures": "Give the folder with the pictures: studio train-concept FOLDER --name NAME --class WORD",
@@ -71,6 +72,8 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
     lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
     recipe = build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
     check_installed(recipe.optimizer)
+    if recipe.zero_terminal_snr:
+        check_rescalable(scheduler_config(source))
     return recipe
 
 

@@ -74,6 +74,7 @@ class Recipe(BaseModel):
     snr_gamma: Annotated[float, Field(gt=0)] = 5.0
     huber: Annotated[float, Field(gt=0)] | None = None
     noise_offset: Share = 0.0
+    zero_terminal_snr: bool = False
 
     buckets: bool = False
     flip: bool = False

@@ -10,8 +10,14 @@ from studio.adapter_keys import WORD_PREFIX
 from studio.concepts import Concept
 from studio.home import write_atomic
 from studio.trainers.recipe import Recipe
+from studio.trainers.zero_snr import DRAWING
 
 _SHOWN = ("method", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed")
+_FROM_PURE_NOISE = """
+Learned with zero terminal SNR, on a schedule whose last timestep is pure noise. To begin there, drawing needs
+`rescale_betas_zero_snr: true` and `timestep_spacing: "trailing"` in the configuration of the base's scheduler. The
+studio draws on the schedule that is there; its option `--scheduler` chooses the sampler alone.
+"""
 
 
 def plot_losses(losses: list[float], path: Path) -> None:
@@ -50,6 +56,7 @@ def write_card(
     files = ", ".join(f"`{path.name}`" for path in exports)
     further = f"\nThe same adapter in the formats of other tools: {files}.\n" if exports else ""
     elsewhere = _with_diffusers(concept, recipe)
+    drawing = _FROM_PURE_NOISE if recipe.zero_terminal_snr else ""
     if not loads:
         elsewhere = _elsewhere(concept, recipe)
     text = f"""---
@@ -69,7 +76,7 @@ A {recipe.class_word}, learned by DreamBooth ({recipe.method}) on the base `{con
 ```
 studio generate "a <{concept.name}>" --concept {concept.name}
 ```
-
+{drawing}
 {elsewhere}
 {further}
 ## How it was made
@@ -89,7 +96,10 @@ Every setting is in `recipe.toml`. The loss:
 def _with_diffusers(concept: Concept, recipe: Recipe) -> str:
     """How to use a LoRA there; a new word takes a line for each text encoder."""
     kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
-    file, imports, word = concept.adapter_file.name, "", ""
+    file, imports, word, scheduler = concept.adapter_file.name, "", "", ""
+    if recipe.zero_terminal_snr:
+        changes = ", ".join(f"{key}={value!r}" for key, value in DRAWING.items())
+        scheduler = f"pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, {changes})\n"
     if recipe.new_word:
         imports = "from safetensors.torch import load_file\n"
         towers = {"clip_l": "", "clip_g": "_2"} if concept.family == "sdxl" else {"clip_l": ""}
@@ -104,11 +114,11 @@ def _with_diffusers(concept: Concept, recipe: Recipe) -> str:
     return f"""With diffusers alone:
 
 ```python
-from diffusers import {kind}
+from diffusers import {"EulerDiscreteScheduler, " if scheduler else ""}{kind}
 {imports}
 pipe = {kind}.from_pretrained("{concept.base}")
 pipe.load_lora_weights("{file}")
-{word}pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
+{scheduler}{word}pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
 ```"""
 
 

@@ -66,7 +66,7 @@ class Training:
 
     def __post_init__(self) -> None:
         recipe, base = self.recipe, self.base
-        self.schedule = noise_schedule(base)
+        self.schedule = noise_schedule(base, recipe.zero_terminal_snr)
         on_cpu = base.device.type == "cpu"
         AcceleratorState._reset_state(reset_partial_state=True)  # else the first training's precision is for all
         self.accelerator = Accelerator(
