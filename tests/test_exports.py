@@ -7,16 +7,22 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from training_helpers import tiny_recipe
 
-from studio.adapters import load_adapter, load_concept
-from studio.errors import UsageError
+from studio.adapter_targets import Target
+from studio.adapter_writing import Written
+from studio.adapters import Adapter, load_adapter, load_concept
+from studio.errors import StudioError, UsageError
 from studio.factors import Dora, Factor
 from studio.home import Home
 from studio.library import Library
+from studio.tensorfile import read_header
+from studio.trainers import exports
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.exports import check_exports
 from studio.trainers.sample_grid import draw_grid
+from studio.trainers.workplace import workplace_of
 
 
 def parts(factor: Factor) -> list[torch.Tensor]:
@@ -30,9 +36,13 @@ def parts(factor: Factor) -> list[torch.Tensor]:
     ("kind", "formats"),
     [
         ({}, ("peft", "diffusers", "kohya", "lycoris")),
+        ({"rank": 3, "alpha": 0.7, "rank_stabilised": True}, ("peft", "diffusers", "kohya", "lycoris")),
         ({"dora": True, "text_rank": 2}, ("peft", "diffusers", "kohya", "lycoris")),
         ({"new_word": True, "trigger": "milo0"}, ("diffusers", "kohya", "lycoris")),
         ({"method": "krona", "factors": (2, 2)}, ("peft", "diffusers", "kohya", "lycoris")),
+        ({"method": "lokr", "rank": 2, "alpha": 0.7}, ("kohya", "lycoris")),
+        ({"method": "loha", "rank": 2, "alpha": 0.7}, ("kohya", "lycoris")),
+        ({"init": "pissa", "alpha": 0.7, "ema": 0.9}, ("peft", "kohya")),
     ],
 )
 def test_every_further_file_changes_what_the_concepts_own_does(
@@ -52,10 +62,36 @@ def test_every_further_file_changes_what_the_concepts_own_does(
         assert other.embeddings.keys() == own.embeddings.keys()
 
 
+@pytest.mark.parametrize("target", ["peft", "lycoris"])
+def test_a_further_file_with_one_wrong_number_is_not_kept(
+    tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    write = exports.write_adapter
+
+    def damaging(adapter: Adapter, path: Path, to: Target) -> Written:
+        written = write(adapter, path, to)
+        file = path / "adapter_model.safetensors" if to == "peft" else path
+        tensors, notes = load_file(file), read_header(file).metadata
+        if to == target:
+            next(one for one in tensors.values() if one.dim() > 1).view(-1)[0] *= 1.01
+        save_file(tensors, file, notes)
+        return written
+
+    recipe = tiny_recipe(tiny_sdxl, home, {"steps": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "write_adapter", damaging)
+        with pytest.raises(StudioError, match=rf"milo\.{target}.*: 1 of \d+ layers differ"):
+            train_concept(recipe, home, export=("peft", "lycoris"))
+    assert Library(home).concepts() == []
+    assert not list(workplace_of(home, "milo").folder.glob("milo.*"))
+    assert train_concept(recipe, home, export=("peft", "lycoris"), resume=True).name == "milo"
+
+
 @pytest.mark.parametrize(
     ("kind", "formats", "said"),
     [
         ({}, ("koya",), "no format 'koya'"),
+        ({"method": "oft", "block_size": 4}, ("lycoris", "kohya"), "--export kohya cannot hold what is trained"),
         ({}, ("kohya", ""), "no format ''"),
         ({"new_word": True, "trigger": "milo0"}, ("kohya", "peft"), "--export peft cannot hold what is trained"),
     ],

@@ -15,7 +15,8 @@ EVERYTHING = {"noise_offset": 0.1, "weighting": "min-snr", "text_rank": 2, "samp
 
 
 def said(tiny: Path, home: Home, changes: dict[str, Any], **how: Any) -> dict[str, str]:
-    usual: dict[str, Any] = {"pictures": 3, "prediction": "epsilon", "optimizer": "torch.optim.adamw.AdamW"}
+    usual: dict[str, Any] = {"prediction": "epsilon", "optimizer": "torch.optim.adamw.AdamW", "precision": "bf16"}
+    usual |= {"prompts": ["a sks cat, red,flat", "a sks cat, night", "a sks cat, "], "shown": 4}
     recipe = tiny_recipe(tiny, home, changes)
     settings: dict[str, Any] = usual | {"processes": 1} | how
     return shared_metadata(recipe, settings.pop("family", "sdxl"), **settings)
@@ -29,9 +30,11 @@ def test_what_kohyas_world_reads(tiny_sdxl: Path, home: Home) -> None:
         "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01,betas=(0.9, 0.99))",
         "ss_lr_scheduler": "constant", "ss_lr_warmup_steps": "0", "ss_max_train_steps": "6", "ss_steps": "6",
         "ss_batch_size_per_device": "2", "ss_total_batch_size": "6", "ss_gradient_accumulation_steps": "3",
-        "ss_gradient_checkpointing": "False", "ss_max_grad_norm": "1.0", "ss_resolution": "(32, 32)", "ss_seed": "0",
+        "ss_gradient_checkpointing": "False", "ss_max_grad_norm": "1.0", "ss_resolution": "(32, 32)",
+        "ss_enable_bucket": "True", "ss_flip_aug": "False", "ss_seed": "0",
         "ss_noise_offset": "0.1", "ss_min_snr_gamma": "5.0", "ss_prior_loss_weight": "3.0",
-        "ss_num_train_images": "3", "ss_num_reg_images": "3", "ss_network_module": "networks.lora",
+        "ss_mixed_precision": "bf16", "ss_tag_frequency": '{"milo": {"a sks cat": 3, "flat": 1, "night": 1, "red": 1}}',
+        "ss_num_train_images": "4", "ss_num_reg_images": "3", "ss_network_module": "networks.lora",
         "ss_network_dim": "2", "ss_network_alpha": "2.0", "ss_network_dropout": "0.1",
     }  # fmt: skip
 
@@ -71,7 +74,9 @@ def test_a_base_keeps_its_name_and_loses_its_folder() -> None:
     assert [base_name(name) for name in ("picturebook", "owner/model")] == ["picturebook", "owner/model"]
 
 
-@pytest.mark.parametrize("changes", [{"new_word": True, "trigger": "milo0"}, {"method": "krona", "factors": (2, 2)}])
+@pytest.mark.parametrize(
+    "changes", [{"new_word": True, "trigger": "milo0"}, {"text_rank": 2}, {"method": "krona", "factors": (2, 2)}]
+)
 def test_a_file_names_no_place_and_is_the_same_the_next_time(
     tiny_sdxl: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -83,3 +88,22 @@ def test_a_file_names_no_place_and_is_the_same_the_next_time(
     assert (notes["ss_steps"], notes["studio.base"]) == ("1", tiny_sdxl.name)
     assert load_concept(one).family == "sdxl"
     assert one.adapter_file.read_bytes() == two.adapter_file.read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{}, {"init": "pissa"}, {"init": "pissa", "rank_stabilised": True}])
+def test_the_size_of_the_network_is_that_of_the_file(tiny_sdxl: Path, home: Home, changes: dict[str, Any]) -> None:
+    concept = train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1, "rank": 2, "alpha": 3.0} | changes), home)
+    header = read_header(concept.adapter_file)
+    ranks = {shape[0] for name, shape in header.shapes.items() if "lora_A" in name}
+    settings = json.loads(header.metadata["lora_adapter_metadata"])
+    assert ranks == {int(header.metadata["ss_network_dim"])}
+    assert float(header.metadata["ss_network_alpha"]) == settings["unet.lora_alpha"]
+
+
+def test_pictures_count_as_often_as_their_subfolder_says(tiny_sdxl: Path, home: Home) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home, {"steps": 1})
+    (recipe.pictures / "3_more").mkdir()
+    (recipe.pictures / "0.png").rename(recipe.pictures / "3_more" / "0.png")
+    notes = read_header(train_concept(recipe, home).adapter_file).metadata
+    assert notes["ss_num_train_images"] == "5"
+    assert json.loads(notes["ss_tag_frequency"]) == {"milo": {"a sks cat": 3}}

@@ -82,16 +82,19 @@ def test_a_file_damaged_after_it_was_written_is_not_kept(
 @pytest.mark.slow
 def test_a_fresh_process_agrees_and_disagrees(tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "in_fresh_process", FRESH)
+    (home.root / "random.py").write_text("raise SystemExit(0)")  # of the user's own, where the command is given
+    monkeypatch.chdir(home.root)
     concept = train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1, "text_rank": 2, "dora": True}), home)
     prints = verify.fingerprints(load_concept(concept).factors, {})
     layer = next(name for name in prints if name.startswith("text_encoder_2."))
     prints[layer] = prints[layer] * 1.001
-    assert FRESH(concept.adapter_file, prints) == f"1 of {len(prints)} layers differ, the first is {layer}."
+    said = FRESH([concept.adapter_file], prints, verify.EXACT)
+    assert said == f"adapter.safetensors: 1 of {len(prints)} layers differ, the first is {layer}."
 
 
 def test_a_file_that_cannot_be_read_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"cut short")
-    assert "no safetensors file" in verify.found_wrong(tmp_path / "cut.safetensors", {})
+    assert "no safetensors file" in verify.found_wrong([tmp_path / "cut.safetensors"], {}, verify.EXACT)
 
 
 A, B = torch.randn(3, 4), torch.randn(5, 2, 3, 3)

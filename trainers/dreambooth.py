@@ -44,7 +44,7 @@ from studio.trainers.sampling import draw
 from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, share_of_rate
 from studio.trainers.tuners import count_of, make_tuner
-from studio.trainers.verify import fingerprints, verify_file
+from studio.trainers.verify import fingerprints, verify_files
 from studio.trainers.words import NewWord
 from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in, workplace_of
 from studio.trainers.zero_snr import drawing_as_trained
@@ -105,7 +105,7 @@ def train_concept(
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
             team.wait()  # what the others make again lies in the cache now
             _run(training, workplace, data, emit, again)
-        return _finish(training, workplace, home, data, emit, overwrite, len(pictures), formats)
+        return _finish(training, workplace, home, data, emit, overwrite, pictures, formats)
 
 
 def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
@@ -234,7 +234,7 @@ def _finish(
     data: str,
     emit: Emit,
     overwrite: bool,
-    pictures: int,
+    pictures: list[Picture],
     formats: tuple[Target, ...],
 ) -> Concept:
     """Write everything that stands beside the weights, the weights themselves, and move the folder in."""
@@ -255,9 +255,11 @@ def _finish(
     } | shared_metadata(
         recipe,
         training.base.source.family,
-        pictures=pictures,
+        prompts=[prompt_for(picture, recipe) for picture in pictures],
+        shown=sum(picture.repeats for picture in pictures),
         prediction=training.schedule.prediction,
         optimizer=f"{kind.__module__}.{kind.__qualname__}",
+        precision=training.accelerator.mixed_precision,
         processes=training.team.size,
     )
     concept = Concept(
@@ -266,11 +268,14 @@ def _finish(
     with training.averaged():
         words = {} if training.word is None else training.word.rows()
         training.tuner.write(concept.adapter_file, notes, words)
-        emit(Phase("verify the file"))
-        verify_file(concept.adapter_file, fingerprints(training.tuner.factors(), words))
+        trained = fingerprints(training.tuner.factors(), words)
+    emit(Phase("verify the file"))
+    verify_files([concept.adapter_file], trained)
     plot_losses(training.losses, workplace.folder / "loss.png")
     shown = draw_grid(workplace.samples, recipe, workplace.folder / "samples.png")
-    exports = write_exports(concept, formats)
+    if formats:
+        emit(Phase("write and verify further files"))
+    exports = write_exports(concept, formats, trained)
     write_card(concept, recipe, notes, training.tuner.loads, shown, exports)
     kept = move_in(home, workplace, concept, overwrite)
     emit(Done(kept.folder, f"{kept.name} is learned: call it <{kept.name}> in prompts ({kept.phrase!r})."))

@@ -12,6 +12,7 @@ from studio.errors import UsageError
 from studio.factors import Dora, Factor, Hadamard, Kronecker, LowRank
 from studio.rotation import Rotation
 from studio.trainers.recipe import Recipe
+from studio.trainers.verify import ROUNDED, Prints, verify_files
 
 
 def check_exports(recipe: Recipe, formats: tuple[str, ...]) -> tuple[Target, ...]:
@@ -31,12 +32,17 @@ def check_exports(recipe: Recipe, formats: tuple[str, ...]) -> tuple[Target, ...
     return chosen
 
 
-def write_exports(concept: Concept, formats: tuple[Target, ...]) -> list[Path]:
-    """Write the concept's adapter in each format beside it, `NAME.FORMAT.safetensors` or for "peft" a folder."""
+def write_exports(concept: Concept, formats: tuple[Target, ...], trained: Prints) -> list[Path]:
+    """Write the concept's adapter in each format beside it, `NAME.FORMAT.safetensors` or for "peft" a folder.
+
+    Raises StudioError, and keeps none, where a fresh process reads anything else than what was `trained`.
+    """
     written = []
     for target in formats:
         path = concept.folder / f"{concept.name}.{target}{'' if target == 'peft' else '.safetensors'}"
         written.append(write_adapter(load_adapter(concept.adapter_file), path, target).path)
+    if written:
+        verify_files(written, trained, ROUNDED)
     return written
 
 

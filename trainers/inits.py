@@ -41,6 +41,13 @@ class Beside(nn.Module):
         return torch.cat([trained, self.fixed], self.dim)  # pyright: ignore
 
 
+def size_in_file(recipe: Recipe) -> tuple[int, float]:
+    """(rank, alpha) of the LoRA of a recipe: both twice as much where its first product is taken off in it; of a
+    rank-stabilised one alpha times the root, so that its scale stays."""
+    times = 2 if recipe.init in FROM_NOT_ZERO else 1
+    return times * recipe.rank, recipe.alpha * (sqrt(times) if recipe.rank_stabilised else times)
+
+
 def check_rank(layers: dict[str, nn.Linear | nn.Conv2d], recipe: Recipe) -> None:
     """Raise UsageError where a layer has not so many directions as `recipe.rank` takes of it."""
     for name, layer in layers.items():

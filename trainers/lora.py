@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from studio.factors import Dora, Factor, LowRank
 from studio.home import write_atomic
 from studio.models import BaseModel
 from studio.tensorfile import order_metadata
-from studio.trainers.inits import FROM_NOT_ZERO, Beside, begin, check_rank
+from studio.trainers.inits import Beside, begin, check_rank, size_in_file
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Words, check_finite, targeted
 
@@ -49,11 +48,11 @@ class LoraTuner:
             self.notes["studio.init"] = recipe.init
         layers = targeted(base.unet, recipe)
         check_rank(layers, recipe)
-        times = 2 if recipe.init in FROM_NOT_ZERO else 1
-        alpha: Any = recipe.alpha * (sqrt(times) if recipe.rank_stabilised else times)  # PEFT takes fractions
+        rank, size = size_in_file(recipe)
+        alpha: Any = size  # PEFT takes fractions, though its annotation does not
         names = list(layers if recipe.blocks else recipe.targets)
         config = LoraConfig(
-            r=times * recipe.rank,
+            r=rank,
             lora_alpha=alpha,
             target_modules=names,
             init_lora_weights="gaussian" if recipe.init == "gaussian" else True,
@@ -125,8 +124,8 @@ class LoraTuner:
         tensors = word_tensors(words)
         for part, module in self._parts.items():
             # A layer that drops something would do so in others' pipelines, which never set what they load to
-            # evaluation.
-            config = module.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0}
+            # evaluation. Transformers names the folder that a text encoder was loaded from.
+            config = module.peft_config[_ADAPTER].to_dict() | {"lora_dropout": 0.0, "base_model_name_or_path": None}
             plain |= {
                 f"{part}.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()
             }

@@ -1,14 +1,17 @@
 """What a concept's file says of its training, in the words of kohya's trainer and of the model specification.
 
-Facts of the recipe only: a training that is repeated writes the same file, and nothing tells of its machine.
+No times, so that a training that is repeated writes the same file; and no folders of the machine.
 """
 
 import json
+from collections import Counter
 from pathlib import PurePath
 from typing import Any
 
 from studio.bases import Family
+from studio.trainers.inits import size_in_file
 from studio.trainers.recipe import Recipe
+from studio.trigger_words import TAGS_KEY
 
 _VERSIONS = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0"}  # as kohya's trainer calls them
 _ARCHITECTURES = {"sd15": "stable-diffusion-v1/lora", "sdxl": "stable-diffusion-xl-v1-base/lora"}
@@ -22,12 +25,21 @@ def base_name(base: str) -> str:
 
 
 def shared_metadata(
-    recipe: Recipe, family: Family, *, pictures: int, prediction: str, optimizer: str, processes: int
+    recipe: Recipe,
+    family: Family,
+    *,
+    prompts: list[str],
+    shown: int,
+    prediction: str,
+    optimizer: str,
+    precision: str,
+    processes: int,
 ) -> dict[str, str]:
-    """`ss_*` and `modelspec.*` of a training on so many `pictures`, by `processes`.
+    """`ss_*` and `modelspec.*` of a training on a picture for each of `prompts`, by `processes`.
 
-    `prediction` is "epsilon" or "v_prediction", `optimizer` the full name of its class. What kohya's trainer has no
-    word for, as a class picture with each picture of a batch, stays in the `studio.*` notes and the recipe.
+    `shown` counts pictures as often as their subfolder says. `prediction` is "epsilon" or "v_prediction", `optimizer`
+    the full name of its class, `precision` accelerate's word. What kohya's trainer has no word for, as a class picture
+    with each picture of a batch, stays in the `studio.*` notes and the recipe.
     """
     size = recipe.resolution
     ours = {
@@ -49,13 +61,17 @@ def shared_metadata(
         "ss_gradient_checkpointing": recipe.gradient_checkpointing,
         "ss_max_grad_norm": recipe.max_grad_norm,
         "ss_resolution": (size, size),
+        "ss_enable_bucket": recipe.buckets,
+        "ss_flip_aug": recipe.flip,
         "ss_seed": recipe.seed,
         "ss_noise_offset": recipe.noise_offset or None,
         "ss_zero_terminal_snr": recipe.zero_terminal_snr or None,
         "ss_min_snr_gamma": recipe.snr_gamma if recipe.weighting == "min-snr" else None,
         "ss_prior_loss_weight": recipe.prior_weight if recipe.prior_preservation else None,
-        "ss_num_train_images": pictures,
+        "ss_mixed_precision": precision,
+        "ss_num_train_images": shown,
         "ss_num_reg_images": recipe.prior_count if recipe.prior_preservation else 0,
+        TAGS_KEY: json.dumps({recipe.name: _tags(prompts)}),
         **_network(recipe),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _ARCHITECTURES[family],
@@ -68,11 +84,18 @@ def shared_metadata(
     return {key: str(value) for key, value in ours.items() if value is not None}
 
 
+def _tags(prompts: list[str]) -> dict[str, int]:
+    """How often each part of a caption between commas occurs."""
+    tags = (tag.strip() for prompt in prompts for tag in prompt.split(","))
+    return dict(sorted(Counter(filter(None, tags)).items()))
+
+
 def _network(recipe: Recipe) -> dict[str, Any]:
     """The module of kohya's world that makes such a network; all but a plain LoRA is LyCORIS's."""
     if recipe.method in _RANKED:
         dropout = recipe.dropout or None
-        sizes = {"ss_network_dim": recipe.rank, "ss_network_alpha": recipe.alpha, "ss_network_dropout": dropout}
+        rank, alpha = size_in_file(recipe)
+        sizes = {"ss_network_dim": rank, "ss_network_alpha": alpha, "ss_network_dropout": dropout}
         options = {"dora_wd": recipe.dora, "rs_lora": recipe.rank_stabilised}
         if not any(options.values()):
             return sizes | {"ss_network_module": "networks.lora"}

@@ -1,13 +1,14 @@
-"""Proof that a written concept is what was trained: a fresh process reads the file and compares every layer.
+"""Proof that written files are what was trained: a fresh process reads them and compares every layer.
 
 What is compared are random projections of each change, a few numbers in float64 that any error in the file, its scales
 included, changes.
 """
 
 import hashlib
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,9 @@ from studio.rotation import Rotation
 Prints = dict[str, torch.Tensor]
 Words = Mapping[str, Mapping[str, torch.Tensor]]
 _DIRECTIONS = 3
-_TOLERANCE = 1e-9  # of the largest number; files hold what was trained to the last bit, but sums may go another way
+# What projections may differ by, as a share of the largest: a concept's own file holds what was trained to the last
+# bit, and only sums may go another way; in other formats a scale may be rounded to float32.
+EXACT, ROUNDED = 1e-9, 1e-6
 
 
 def fingerprints(factors: Mapping[str, Factor], words: Words) -> Prints:
@@ -30,37 +33,48 @@ def fingerprints(factors: Mapping[str, Factor], words: Words) -> Prints:
     return {name: _projected(name, factor) for name, factor in {**factors, **rows}.items()}
 
 
-def differing(trained: Prints, read: Prints) -> list[str]:
+def differing(trained: Prints, read: Prints, tolerance: float = EXACT) -> list[str]:
     """The layers that are not the same in both, or in one only."""
-    return [name for name in sorted(trained.keys() | read.keys()) if not _equal(trained.get(name), read.get(name))]
+    names = sorted(trained.keys() | read.keys())
+    return [name for name in names if not _equal(trained.get(name), read.get(name), tolerance)]
 
 
-def verify_file(file: Path, trained: Prints) -> None:
-    """Raise StudioError, and delete `file`, where a fresh process reads anything else from it."""
-    if said := in_fresh_process(file, trained):
-        file.unlink(missing_ok=True)
+def verify_files(files: Sequence[Path], trained: Prints, tolerance: float = EXACT) -> None:
+    """Raise StudioError, and delete all `files` (adapters, for PEFT folders), where a fresh process reads anything
+    else from one of them."""
+    if said := in_fresh_process(files, trained, tolerance):
+        for file in files:
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
         raise StudioError(
-            f"The written file does not hold what was trained: {said}",
+            f"What was written does not hold what was trained: {said}",
             "Nothing was kept under its name; the checkpoint is intact: go on with --resume, on another disk if this"
             " one is damaged. Please report it where that does not help.",
         )
 
 
-def in_fresh_process(file: Path, trained: Prints) -> str:
-    """What a process of its own finds wrong with `file`; empty where it is as it was trained."""
-    command = [sys.executable, "-m", "studio.trainers.verify", str(file)]
+def in_fresh_process(files: Sequence[Path], trained: Prints, tolerance: float) -> str:
+    """What a process of its own finds wrong with the first of `files` that is not as it was trained; else empty."""
+    # -P: what lies in the folder where the command was given is none of the studio's modules
+    command = [sys.executable, "-P", "-m", "studio.trainers.verify", str(tolerance), *map(str, files)]
     ended = subprocess.run(command, input=save(trained), capture_output=True, check=False)
     lines = ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ended.returncode}"]
     return lines[-1] if ended.returncode else ""
 
 
-def found_wrong(file: Path, trained: Prints) -> str:
-    """The sentence about what of `file` is not as it was `trained`; empty where all is."""
+def found_wrong(files: Sequence[Path], trained: Prints, tolerance: float) -> str:
+    """The sentence about what is not as it was `trained` in the first of `files` that differs; empty where all is."""
+    return next((f"{file.name}: {said}" for file in files if (said := _wrong_in(file, trained, tolerance))), "")
+
+
+def _wrong_in(file: Path, trained: Prints, tolerance: float) -> str:
     try:
         adapter = load_adapter(file)
     except StudioError as error:
         return error.problem
-    wrong = differing(trained, fingerprints(adapter.factors, adapter.embeddings))
+    wrong = differing(trained, fingerprints(adapter.factors, adapter.embeddings), tolerance)
     wrong += [*adapter.unread, *(f"{layer}.bias" for layer in adapter.biases)]
     return f"{len(wrong)} of {len(trained)} layers differ, the first is {wrong[0]}." if wrong else ""
 
@@ -106,11 +120,12 @@ def _directions(label: str, width: int) -> torch.Tensor:
     return torch.randn(_DIRECTIONS, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+def _equal(one: torch.Tensor | None, other: torch.Tensor | None, tolerance: float) -> bool:
     if one is None or other is None or one.shape != other.shape:
         return False
-    return bool((one - other).abs().max() <= _TOLERANCE * one.abs().max())
+    return bool((one - other).abs().max() <= tolerance * one.abs().max())
 
 
 if __name__ == "__main__":
-    sys.exit(found_wrong(Path(sys.argv[1]), load(sys.stdin.buffer.read())) or 0)
+    told, *places = sys.argv[1:]
+    sys.exit(found_wrong([Path(one) for one in places], load(sys.stdin.buffer.read()), float(told)) or 0)
