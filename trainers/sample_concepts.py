@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -50,14 +51,18 @@ def sample_folder(sample: str) -> Path:
     return Path(str(files("studio.assets"))) / "samples" / sample
 
 
-def learn_sample(sample: str, preset: str, home: Home, emit: Emit, *, anew: bool = False) -> Learned:
-    """The sample concept, trained on the embedded base with `preset`, or taken from the library.
+def learn_sample(
+    sample: str, preset: str, home: Home, emit: Emit, *, anew: bool = False, config: Path | None = None
+) -> Learned:
+    """The sample concept, trained on the embedded base with `preset` and the settings of the file `config`, or taken
+    from the library.
 
     It is taken where it was made from the same pictures, settings and base, unless `anew`. A concept of its name that
     did not come from here is left alone: the sample is then called `milo-2`. An interrupted training goes on.
     """
-    wanted = _made_from(_plan(sample, sample, preset, home))
-    name = next(name for name in _names(sample) if _is_ours(_plan(sample, name, preset, home), home))
+    plan = partial(_plan, sample, preset, config, home)
+    wanted = _made_from(plan(sample))
+    name = next(name for name in _names(sample) if _is_ours(plan(name), home))
     if name != sample:
         emit(Notice(f"The library has a {sample!r} of its own; the sample is called {name!r}."))
     present = home.library / name
@@ -67,15 +72,15 @@ def learn_sample(sample: str, preset: str, home: Home, emit: Emit, *, anew: bool
         return _found(name, sample, home, record)
     if record and not anew:
         emit(Notice(f"{name} was made from another base, other settings or pictures: it is learned anew."))
-    _train(_plan(sample, name, preset, home), wanted, home, emit, anew)
+    _train(plan(name), wanted, home, emit, anew)
     record = _read_record(present)
     assert record is not None
     return _found(name, sample, home, record, reused=False)
 
 
-def _plan(sample: str, name: str, preset: str, home: Home) -> Recipe:
+def _plan(sample: str, preset: str, config: Path | None, home: Home, name: str) -> Recipe:
     given = {"pictures": sample_folder(sample), "name": name, "class_word": SAMPLE_SUBJECTS[sample].kind}
-    return plan_recipe(given | {"preset": preset, "base": EMBEDDED}, None, home)
+    return plan_recipe(given | {"preset": preset, "base": EMBEDDED}, config, home)
 
 
 def _names(sample: str) -> Iterator[str]:

@@ -43,14 +43,16 @@ def load_tools(emit: "Emit") -> "tuple[BaseModel, Judge]":
     return load_base(source), judge
 
 
-def learn_samples(names: Sequence[str], preset: str, home: Home, emit: "Emit") -> "list[Learned]":
-    """The sample concepts, trained where the library does not have them."""
+def learn_samples(
+    names: Sequence[str], preset: str, home: Home, emit: "Emit", config: Path | None = None
+) -> "list[Learned]":
+    """The sample concepts, trained where the library does not have them, with the settings of the file `config`."""
     emit(Phase("Start"))
     from studio.judge import Judge
     from studio.trainers.sample_concepts import learn_sample
 
     Judge.load("B")  # before the trainings, lest they be for nothing
-    return [learn_sample(name, preset, home, emit) for name in names]
+    return [learn_sample(name, preset, home, emit, config=config) for name in names]
 
 
 def learn_styles(home: Home, emit: "Emit") -> "tuple[list[tuple[Concept, Scene]], int]":

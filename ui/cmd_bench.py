@@ -1,6 +1,7 @@
 """`studio bench`: what the base, the sample concepts, their composition and the judges are worth, in numbers."""
 
 import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -93,6 +94,7 @@ def blocks(
 def concepts(
     names: NamesOption = None,
     preset: PresetOption = "normal",
+    config: Annotated[Path | None, typer.Option(help="A recipe in TOML whose settings all samples take.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 8,
     out: OutOption = None,
     home: HomeOption = None,
@@ -104,19 +106,28 @@ def concepts(
     reports: dict[str, dict[str, Any]] = {}
     pictures: dict[str, list[Image]] = {}
     with progress() as emit:
-        learned = learn_samples(chosen, preset, Home.resolve(home), emit)
+        learned = learn_samples(chosen, preset, Home.resolve(home), emit, config)
         model, judge = load_tools(emit)
         from studio.pipelines.concept_bench import ConceptBench, bench_concept
 
         for one in learned:
             report, drawn = bench_concept(model, judge, one.concept, one.subject, ConceptBench(seeds), emit)
             reports[one.sample] = report | {"training_seconds": one.seconds, "steps": one.recipe.steps}
+            reports[one.sample]["bytes"] = one.concept.adapter_file.stat().st_size
             pictures |= {f"{one.sample}: {row}": made for row, made in drawn.items()}
     first = reports[chosen[0]]
     measured = [key for key, value in first.items() if isinstance(value, dict) and "low" in value]
     overall = {key: _pooled([report[key] for report in reports.values()]) for key in measured}
     rows = [(name, *(share_text(r[key]) for key in measured)) for name, r in (reports | {"all": overall}).items()]
-    summary = {"judge": "B", "preset": preset, "seeds": seeds, "overall": overall, "concepts": reports}
+    settings = {} if config is None else tomllib.loads(config.read_text(encoding="utf-8"))
+    summary = {
+        "judge": "B",
+        "preset": preset,
+        "settings": settings,
+        "seeds": seeds,
+        "overall": overall,
+        "concepts": reports,
+    }
     show(summary, ("concept", *measured), rows, as_json)
     keep_report(out, "concepts", summary, pictures)
 
