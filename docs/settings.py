@@ -93,6 +93,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "pair_prompts": "What stands beside it there.",
     },
     "Saving and looking": {
+        "held_out": "How many pictures are not trained on, but validated with.",
+        "validate_every": "Steps between two measurements of the validation loss; 0 for none.",
         "save_every": "Steps between two checkpoints.",
         "keep_checkpoints": "How many of them are kept while training.",
         "sample_every": "Steps between two rounds of preview pictures; 0 for none.",

@@ -35,6 +35,14 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """The loss at fixed noise after `step` steps; step 0 is before the first."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class Preview:
     """Pictures made along the way, with the prompts that asked for them."""
 
@@ -66,7 +74,7 @@ class Failed:
     remedy: str
 
 
-Event = Phase | Step | Loss | Preview | Notice | Done | Failed
+Event = Phase | Step | Loss | Validation | Preview | Notice | Done | Failed
 Emit = Callable[[Event], None]
 
 

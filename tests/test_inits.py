@@ -120,7 +120,7 @@ def test_chance_is_as_it_is_called(tiny_sdxl: Path, home: Home) -> None:
 
 def first_loss(training: Training, step: int) -> torch.Tensor:
     """Of the pictures and class pictures of `step`, two each."""
-    return training.loss(training.draw(step).part([0, 1, 2, 3], training.base.device))
+    return training.loss(training.draw(step)[0].part([0, 1, 2, 3], training.base.device))
 
 
 @pytest.mark.usefixtures("float32")

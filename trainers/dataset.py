@@ -6,9 +6,12 @@ from pathlib import Path
 
 import torch
 
-from studio.buckets import Size
+from studio.buckets import Size, nearest_size
+from studio.images import Picture
 from studio.models import BaseModel
+from studio.trainers.captions import prompts_for, without_trigger
 from studio.trainers.data import Batch, Example, Examples, encode_examples
+from studio.trainers.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,21 @@ class Dataset:
             (found, self.buckets[bucket].batch([self.shown[chosen[place]][1] for place in found], generator))
             for bucket, found in places.items()
         ]
+
+
+def examples_of(
+    pictures: Sequence[Picture], recipe: Recipe, sizes: tuple[Size, ...]
+) -> tuple[list[Example], list[int]]:
+    """`pictures` with each of their prompts, at the nearest of `sizes`, and how often an epoch shows them."""
+    made: list[Example] = []
+    repeats: list[int] = []
+    for picture in pictures:
+        size = nearest_size(picture.width, picture.height, sizes)
+        for prompt in prompts_for(picture, recipe):
+            plain = without_trigger(prompt, recipe) if recipe.masked else None
+            made.append(Example(picture.path, prompt, plain, masked=recipe.masked, size=size))
+            repeats.append(picture.repeats)
+    return made, repeats
 
 
 def encode_dataset(

@@ -17,7 +17,7 @@ from studio.home import Home, ensure_free, write_atomic
 from studio.images import Picture, check_decodable, check_masks, dataset_notices, find_pictures, mask_file
 from studio.models import BaseModel, load_base
 from studio.trainers.cache import file_id, module_id
-from studio.trainers.captions import prompt_for, prompts_for, without_trigger
+from studio.trainers.captions import prompt_for, without_trigger
 from studio.trainers.checkpoint import (
     Checkpoint,
     check_same_data,
@@ -26,7 +26,7 @@ from studio.trainers.checkpoint import (
     save_checkpoint,
 )
 from studio.trainers.data import Example
-from studio.trainers.dataset import encode_dataset
+from studio.trainers.dataset import encode_dataset, examples_of
 from studio.trainers.exports import check_exports, write_exports
 from studio.trainers.inits import FROM_DATA, begin_from_data
 from studio.trainers.memory import check_memory, naming_the_phase
@@ -44,6 +44,7 @@ from studio.trainers.sampling import draw
 from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, share_of_rate
 from studio.trainers.tuners import count_of, make_tuner
+from studio.trainers.validation import Validator, divided, read_measured
 from studio.trainers.verify import fingerprints, verify_files
 from studio.trainers.words import NewWord
 from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, move_in, workplace_of
@@ -77,6 +78,7 @@ def train_concept(
     check_decodable(pictures)
     if recipe.masked and (whole := check_masks(pictures)):
         emit(Notice(f"Pictures without a mask are learned as a whole: {', '.join(whole)}."))
+    divided(pictures, recipe)
     check_start(home, recipe.name, resume, overwrite)
     least = 1 if recipe.method == "b-lora" else 2
     for notice in dataset_notices(recipe.pictures, pictures, least):
@@ -140,14 +142,9 @@ def _prepare(
     """The training at step 0, and the fingerprint of all it is made from."""
     cache = home.cache / "examples"
     sizes = training_sizes(base.sizes, recipe.resolution, recipe.buckets)
-    own: list[Example] = []
-    repeats: list[int] = []
-    for picture in pictures:
-        size = nearest_size(picture.width, picture.height, sizes)
-        for prompt in prompts_for(picture, recipe):
-            plain = without_trigger(prompt, recipe) if recipe.masked else None
-            own.append(Example(picture.path, prompt, plain, masked=recipe.masked, size=size))
-            repeats.append(picture.repeats)
+    pictures, aside = divided(pictures, recipe)
+    own, repeats = examples_of(pictures, recipe, sizes)
+    held, _ = examples_of(aside, recipe, sizes)
     prior: list[Example] = []
     pairs: list[Example] = []
     if recipe.prior_preservation:
@@ -157,12 +154,14 @@ def _prepare(
         pairs = pair_examples(base, recipe, own, home.cache / "class-pictures", emit)
     used: list[object] = [(file_id(one.path), one.prompt, one.plain, one.region) for one in own + prior + pairs]
     used += [repeats] if set(repeats) != {1} else []
+    used += [(file_id(one.path), one.prompt) for one in held]
     masks = [file_id(file) for picture in pictures if recipe.masked and (file := mask_file(picture.path)).is_file()]
     identity = [module_id(base.unet), module_id(base.vae), used, *masks]
     emit(Phase("encode pictures"))
     shown = [*own, *(replace(one, mirrored=True) for one in own if recipe.flip)]  # each in half of its showings
     times = repeats * (len(shown) // len(own))
     instances = encode_dataset(base, shown, recipe.resolution, cache, true_sizes, times)
+    kept = encode_dataset(base, held, recipe.resolution, cache, true_sizes) if held else None
     classes, beside = (
         encode_dataset(base, made, recipe.resolution, cache, true_sizes=False) if made else None
         for made in (prior, pairs)
@@ -170,7 +169,7 @@ def _prepare(
     base.pipe.unet.to(base.device)  # from where offloading keeps it
     tuner = make_tuner(base, recipe)
     word = NewWord(base, recipe) if recipe.new_word else None  # after encoding, lest each has a cache of its own
-    training = Training(base, recipe, tuner, instances, classes, beside, word)
+    training = Training(base, recipe, tuner, instances, classes, beside, kept, word)
     if recipe.init in FROM_DATA:
         emit(Phase("look at the data"))
         begin_from_data(training)
@@ -193,6 +192,7 @@ def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again:
     recipe = training.recipe
     if training.step == 0 and recipe.sample_every:
         _preview(training, workplace, emit)
+    validator = Validator(training, workplace.folder, emit)
     emit(Phase("train", recipe.steps))
     with stop_requests() as stopping:
         begun, first = time.monotonic(), training.step
@@ -211,6 +211,8 @@ def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again:
                 raise Stopped(f"Stopped after step {step} of {recipe.steps}; it is saved.", f"Go on with: {again}")
             if recipe.sample_every and (last or step % recipe.sample_every == 0):
                 _preview(training, workplace, emit)
+            if recipe.validate_every and (last or step % recipe.validate_every == 0):
+                validator.measure()
 
 
 def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
@@ -271,7 +273,8 @@ def _finish(
         trained = fingerprints(training.tuner.factors(), words)
     emit(Phase("verify the file"))
     verify_files([concept.adapter_file], trained)
-    plot_losses(training.losses, workplace.folder / "loss.png")
+    measured = read_measured(workplace.folder, training.step) if recipe.validate_every else []
+    plot_losses(training.losses, workplace.folder / "loss.png", measured)
     shown = draw_grid(workplace.samples, recipe, workplace.folder / "samples.png")
     if formats:
         emit(Phase("write and verify further files"))

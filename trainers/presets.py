@@ -148,6 +148,7 @@ def _full(preset: str, family: str) -> dict[str, Any]:
         "buckets": True,
         "prior_count": {"quick": 50, "normal": 100, "best": 200}[preset],
         "sample_every": 200,
+        "validate_every": 200,
         "sample_steps": 25,
         "save_every": 200,
         "guidance": 5.0 if family == "sdxl" else 7.5,

@@ -90,6 +90,8 @@ class Recipe(BaseModel):
     pair_count: Count = 24
     pair_prompts: tuple[Words, ...] = ()
 
+    held_out: Annotated[int, Field(ge=0)] = 0
+    validate_every: Annotated[int, Field(ge=0)] = 0
     save_every: Count
     keep_checkpoints: Count = 2
     sample_every: Annotated[int, Field(ge=0)]

@@ -1,5 +1,6 @@
 """What stands beside trained weights: the loss plot and the model card."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from studio.adapter_keys import WORD_PREFIX
 from studio.concepts import Concept
 from studio.home import write_atomic
 from studio.trainers.recipe import Recipe
+from studio.trainers.validation import Measured
 from studio.trainers.zero_snr import DRAWING
 
 _SHOWN = ("method", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed")
@@ -20,8 +22,9 @@ studio draws on the schedule that is there; its option `--scheduler` chooses the
 """
 
 
-def plot_losses(losses: list[float], path: Path) -> None:
-    """Draw the loss of every step and its running mean over a twentieth of the training as a PNG."""
+def plot_losses(losses: list[float], path: Path, measured: Sequence[Measured] = ()) -> None:
+    """Draw the loss of every step, its running mean over a twentieth of the training, and the validation loss where it
+    was `measured`, as a PNG."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(range(1, len(losses) + 1), losses, color="#9db4c8", linewidth=0.8, label="each step")
@@ -29,6 +32,10 @@ def plot_losses(losses: list[float], path: Path) -> None:
     if window > 1:
         smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
         axes.plot(range(window, len(losses) + 1), smooth, color="#1f4e79", linewidth=1.8, label=f"mean of {window}")
+    if measured:
+        steps, found = zip(*((one.step, one.loss) for one in measured), strict=True)
+        axes.plot(steps, found, color="#b5541c", marker="o", markersize=3.5, linewidth=1.2, label="validation")
+    if window > 1 or measured:
         axes.legend(frameon=False)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")

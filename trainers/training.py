@@ -60,6 +60,7 @@ class Training:
     instances: Dataset
     classes: Dataset | None
     pairs: Dataset | None = None
+    held: Dataset | None = None
     word: NewWord | None = None
     team: Team = ALONE
     losses: list[float] = field(default_factory=list)
@@ -175,13 +176,13 @@ class Training:
             target = target.index_copy(
                 0, torch.tensor(held, device=target.device), own * target[held] + (1 - own) * kept
             )
-        embeds, pooled = self._text(batch, half)
-        prediction = self._predict(noisy, drawn.timesteps, batch, embeds, pooled)
+        embeds, pooled = self.text(batch, half)
+        prediction = self.predict(noisy, drawn.timesteps, batch, embeds, pooled)
         weights = self.schedule.weights(drawn.timesteps, recipe.weighting, recipe.snr_gamma)
         errors = weights[:, None, None, None] * pointwise(prediction, target, recipe.huber)
         return prior_preserving_loss(errors, batch.own, half, recipe.prior_weight, recipe.batch_size // self.team.size)
 
-    def _predict(
+    def predict(
         self,
         noisy: torch.Tensor,
         timesteps: torch.Tensor,
@@ -189,13 +190,14 @@ class Training:
         embeds: torch.Tensor,
         pooled: torch.Tensor | None,
     ) -> torch.Tensor:
+        """What the network makes of `noisy` [B, C, h, w] at `timesteps` [B] and the words given."""
         added = None if pooled is None else {"text_embeds": pooled, "time_ids": batch.time_ids}
         with self.accelerator.autocast():
             return self.base.unet(
                 noisy, timesteps, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False
             )[0]
 
-    def _text(self, batch: Batch, instances: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def text(self, batch: Batch, instances: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The text states of a batch: as the text encoders stand now, or of its first `instances` as the new word of
         the concept does; of the others as before."""
         live = len(batch.prompts) if self.tuner.text else instances if self.word else 0
@@ -212,7 +214,7 @@ class Training:
         """What the base makes of the plain words without what is being trained."""
         batch = drawn.batch
         with self.tuner.without():
-            return self._predict(noisy, drawn.timesteps, batch, batch.plain_embeds, batch.plain_pooled).float()
+            return self.predict(noisy, drawn.timesteps, batch, batch.plain_embeds, batch.plain_pooled).float()
 
     def averaged(self) -> AbstractContextManager[None]:
         """While the block runs, what is trained is as previews and the file show it: averaged where the recipe says so;

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from studio.events import Done, Emit, Event, Failed, Loss, Notice, Phase, Preview, Step
+from studio.events import Done, Emit, Event, Failed, Loss, Notice, Phase, Preview, Step, Validation
 
 PLAIN_LINE_SECONDS = 10.0
 LOSS_MEMORY = 0.9
@@ -79,7 +79,7 @@ class _Bars:
                 self.pace.note(event.loss)
             case Failed():
                 self.close()
-            case Preview() | Notice() | Done():
+            case Validation() | Preview() | Notice() | Done():
                 self.bars.console.print(sentence(event), markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, name: str, total: int | None) -> None:
@@ -129,7 +129,7 @@ class _Lines:
                 self.advance(event)
             case Loss():
                 self.pace.note(event.loss)
-            case Preview() | Notice() | Done():
+            case Validation() | Preview() | Notice() | Done():
                 self.say(sentence(event))
             case Failed():
                 pass
@@ -146,9 +146,11 @@ class _Lines:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def sentence(event: Preview | Notice | Done) -> str:
+def sentence(event: Validation | Preview | Notice | Done) -> str:
     """The event as one line of text."""
     match event:
+        case Validation(step, loss):
+            return f"Validation loss at step {step}: {loss:.4f}"
         case Preview(step, paths, _):
             return f"Pictures at step {step}: {', '.join(str(path) for path in paths)}"
         case Notice(message):
