@@ -164,7 +164,7 @@ def stated_prediction(source: BaseSource) -> dict[str, Any]:
 
 def unknown_base(name: str) -> UsageError:
     """The error for a base that is nowhere, with near names."""
-    near = difflib.get_close_matches(name, [EMBEDDED, *ALIASES], n=1)
+    near = [one for one in difflib.get_close_matches(name, [EMBEDDED, *ALIASES], n=1) if one != name]
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return UsageError(
         f"There is no base model {name!r}.",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from studio.bases import BaseSource, find_base, source_sizes
+from studio.bases import BaseSource, find_base, source_sizes, unknown_base
 from studio.errors import UsageError
 
 UNET = "model.diffusion_model."
@@ -152,3 +152,8 @@ def test_finding_a_base_imports_no_torch(tmp_path):
     folder(tmp_path, "StableDiffusionPipeline")
     code = f"import sys, studio.bases as b; b.find_base({str(tmp_path)!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_base_that_is_nowhere_is_not_suggested_for_itself() -> None:
+    assert "Did you mean" not in unknown_base("sdxl").remedy
+    assert "Did you mean 'sdxl'" in unknown_base("sdx1").remedy
