@@ -186,7 +186,7 @@ def test_the_sizes_are_told_before_the_base_is_loaded(
 ) -> None:
     told: list[Event] = []
 
-    def load(*_: object) -> None:
+    def load(*_: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("studio.trainers.dreambooth.load_base", load)

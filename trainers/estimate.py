@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -67,8 +68,6 @@ def activation_bytes(unet: UNet2DConditionModel, latents: tuple[int, ...], token
     """
     shadow = _without_numbers(unet, dtype).train()
     shadow.set_attn_processor(_Fused())
-    for module in shadow.modules():
-        module._forward_hooks.clear()  # which hold the true weights
     config, rows, meta = unet.config, latents[0], torch.device("meta")
     added = None
     if config["addition_embed_type"] == "text_time":
@@ -77,7 +76,7 @@ def activation_bytes(unet: UNet2DConditionModel, latents: tuple[int, ...], token
             "text_embeds": torch.empty(rows, width, device=meta, dtype=dtype),
             "time_ids": torch.empty(rows, 6, device=meta, dtype=dtype),
         }
-    seen = torch.empty(latents, device=meta, dtype=dtype, requires_grad=True)
+    seen = torch.empty(latents, device=meta, dtype=dtype)
     said = torch.empty(rows, tokens, config["cross_attention_dim"], device=meta, dtype=dtype)
     times = torch.empty(rows, dtype=torch.long, device=meta)
     trained = sum(one.numel() * one.element_size() for one in shadow.parameters() if one.requires_grad)
@@ -103,13 +102,15 @@ def text_bytes(encoders: Sequence[torch.nn.Module], rows: int, tokens: int) -> i
 
 def _without_numbers(module: torch.nn.Module, dtype: torch.dtype | None) -> Any:
     """`module` with its parameters and buffers on the meta device; parameters of `dtype` where that is given."""
-    known: dict[int, Tensor] = {}
+    known: dict[int, Any] = {}
     for one in module.parameters():
         empty = torch.empty_like(one, device="meta", dtype=dtype or one.dtype)
         known[id(one)] = torch.nn.Parameter(empty, requires_grad=one.requires_grad)
     for one in module.buffers():
         known[id(one)] = torch.empty_like(one, device="meta")
-    return copy.deepcopy(module, known)
+    hooks = {id(hook): hook for one in module.modules() if (hook := getattr(one, "_hf_hook", None))}
+    shadow = copy.deepcopy(module, known | hooks)  # of offloading, whose hooks hold other networks
+    return remove_hook_from_module(shadow)
 
 
 class _Fused:

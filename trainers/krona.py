@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,9 +78,12 @@ class KronaTuner:
         size = (weight.shape[0] // a1, weight.shape[1] // a2, *weight.shape[2:])
         b = nn.Parameter(torch.zeros(size, device=weight.device))
         self.parameters |= {f"{name}.a": a, f"{name}.b": b}
+        layer.krona_a, layer.krona_b = a, b  # in the layer, so that a copy of the network has copies of them
 
-        def add(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            return output + changed(layer, args[0], a, b).to(output.dtype) if self._acts else output
+        def add(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            if not self._acts:
+                return output
+            return output + changed(module, args[0], module.krona_a, module.krona_b).to(output.dtype)
 
         layer.register_forward_hook(add)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil, gcd
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,9 +80,10 @@ class OftTuner:
             )
         blocks = nn.Parameter(torch.zeros(outputs // size, size, size, device=layer.weight.device))
         self.parameters[name] = blocks
+        layer.oft_blocks = blocks  # in the layer, so that a copy of the network has a copy of them
 
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + turned(layer, output, blocks).to(output.dtype) if self._acts else output
+        def add(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + turned(module, output, module.oft_blocks).to(output.dtype) if self._acts else output
 
         layer.register_forward_hook(add)
 
