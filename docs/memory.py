@@ -39,7 +39,7 @@ def main() -> None:
                 unet.enable_gradient_checkpointing()
             else:
                 unet.disable_gradient_checkpointing()
-            seen = activation_bytes(unet, (ROWS, 4, side // 8, side // 8), TOKENS, torch.bfloat16)
+            seen = activation_bytes(unet, [(ROWS, 4, side // 8, side // 8)], TOKENS, torch.bfloat16)
             held = weights + (0 if settings.get("offload") else OTHERS[name])
             need = Need(held, trained_bytes(numbers), seen)
             parts = {"base": need.weights, "trained": need.trained, "pictures": need.activations, "all": need.total}

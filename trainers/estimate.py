@@ -43,12 +43,14 @@ def need_of(training: Training) -> Need:
     anew, its trained numbers and their optimiser."""
     base, recipe = training.base, training.recipe
     instances = recipe.batch_size // training.team.size
-    rows = instances * (1 if training.classes is None else 2)
-    buckets = [bucket.whole for bucket in training.instances.buckets]
-    widest = max(buckets, key=lambda whole: whole.latents[0].numel())
-    seen = (rows, *widest.latents.shape[1:])
-    activations = activation_bytes(base.unet, seen, widest.embeds.shape[1], base.dtype)
-    if live := rows if training.tuner.text else instances if training.word else 0:
+    own = max((bucket.whole for bucket in training.instances.buckets), key=lambda whole: whole.latents[0].numel())
+    rows = {own.latents.shape[1:]: instances}
+    for bucket in () if training.classes is None else training.classes.buckets:
+        size = bucket.whole.latents.shape[1:]
+        rows[size] = rows.get(size, 0) + instances
+    seen = [(count, *size) for size, count in rows.items()]
+    activations = activation_bytes(base.unet, seen, own.embeds.shape[1], base.dtype)
+    if live := sum(rows.values()) if training.tuner.text else instances if training.word else 0:
         activations += text_bytes(base.text_encoders, live, base.text_limit)
     parts = (base.unet, *(() if recipe.offload else (base.vae, *base.text_encoders)))
     numbers = count_of(training.parameters)
@@ -60,14 +62,27 @@ def trained_bytes(numbers: int, moments: int = 8) -> int:
     return numbers * (8 + moments)
 
 
-def activation_bytes(unet: UNet2DConditionModel, latents: tuple[int, ...], tokens: int, dtype: torch.dtype) -> int:
-    """What one forward and backward of `unet`, with what is trained in it, holds at once beyond its weights.
+def activation_bytes(
+    unet: UNet2DConditionModel, seen: Sequence[tuple[int, ...]], tokens: int, dtype: torch.dtype
+) -> int:
+    """What a forward of `unet` for each of `seen`, with what is trained in it, and one backward of all hold at once
+    beyond its weights.
 
-    `latents` is the size [B, C, h, w] of what it sees, `tokens` how many states of text, `dtype` what it computes in.
-    Fused attention is counted as on a GPU: its scores are never written down.
+    `seen` are the sizes [B, C, h, w] of latents, `tokens` how many states of text, `dtype` what it computes in. Fused
+    attention is counted as on a GPU: its scores are never written down.
     """
     shadow = _without_numbers(unet, dtype).train()
     shadow.set_attn_processor(_Fused())
+    trained = sum(one.numel() * one.element_size() for one in shadow.parameters() if one.requires_grad)
+    given = [_given(unet, latents, tokens, dtype) for latents in seen]
+    with TensorMemory() as memory:
+        losses = [shadow(**one, return_dict=False)[0].float().square().mean() for one in given]
+        torch.stack(losses).sum().backward()
+    return max(0, memory.peak - trained)  # whose gradients are counted with what is trained
+
+
+def _given(unet: UNet2DConditionModel, latents: tuple[int, ...], tokens: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What `unet` is asked about, without numbers."""
     config, rows, meta = unet.config, latents[0], torch.device("meta")
     added = None
     if config["addition_embed_type"] == "text_time":
@@ -76,14 +91,10 @@ def activation_bytes(unet: UNet2DConditionModel, latents: tuple[int, ...], token
             "text_embeds": torch.empty(rows, width, device=meta, dtype=dtype),
             "time_ids": torch.empty(rows, 6, device=meta, dtype=dtype),
         }
-    seen = torch.empty(latents, device=meta, dtype=dtype)
+    noisy = torch.empty(latents, device=meta, dtype=dtype)
     said = torch.empty(rows, tokens, config["cross_attention_dim"], device=meta, dtype=dtype)
     times = torch.empty(rows, dtype=torch.long, device=meta)
-    trained = sum(one.numel() * one.element_size() for one in shadow.parameters() if one.requires_grad)
-    with TensorMemory() as memory:
-        made = shadow(seen, times, said, added_cond_kwargs=added, return_dict=False)[0]
-        made.float().square().mean().backward()
-    return max(0, memory.peak - trained)  # whose gradients are counted with what is trained
+    return {"sample": noisy, "timestep": times, "encoder_hidden_states": said, "added_cond_kwargs": added}
 
 
 def text_bytes(encoders: Sequence[torch.nn.Module], rows: int, tokens: int) -> int:
