@@ -49,6 +49,14 @@ def verified_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "in_fresh_process", verify.found_wrong)
 
 
+@pytest.fixture(autouse=True)
+def unestimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training begins without counting what a step takes: that is a second each, and tests/test_estimate.py does."""
+    from studio.trainers import estimate
+
+    monkeypatch.setattr(estimate, "activation_bytes", lambda *given: 0)
+
+
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in float32, also on a CPU that multiplies bfloat16."""

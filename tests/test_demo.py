@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 from small_world import shrink
+from soaking import SOAK
 from test_report import story as small_story
 
-from studio.bases import embedded_folder
 from studio.home import Home
 from studio.library import Library
 from studio.ui.commands import command_maker, next_commands
 
 ROOT = Path(__file__).parents[1]
-WEIGHTS = ROOT / "assets" / "judges" / "A.safetensors"
 
 
 @pytest.fixture
@@ -102,9 +101,7 @@ def test_make_demo_runs_the_demo():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(
-    not (WEIGHTS.is_file() and (embedded_folder() / "model_index.json").is_file()), reason="not trained yet"
-)
+@pytest.mark.skipif(not SOAK, reason="two trainings: make soak, or STUDIO_SOAK=1")
 def test_the_real_demo_knows_the_true_drawings(run_studio, home: Home):
     said = run_studio("demo", "--quick", "--json")
     report = json.loads(said.out)

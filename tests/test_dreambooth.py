@@ -7,14 +7,14 @@ import diffusers
 import pytest
 import torch
 from safetensors import safe_open
-from training_helpers import TINY, draw_pictures, same, tiny_recipe, weights
+from training_helpers import Halt, draw_pictures, halting, same, tiny_recipe, weights
 
 from studio.adapters import load_concept
 from studio.attaching import attach
 from studio.bases import find_base
 from studio.concepts import read_concept
 from studio.errors import StudioError, UsageError
-from studio.events import Done, Event, Loss, Notice, Phase, Preview, Step, silent
+from studio.events import Done, Event, Loss, Notice, Phase, Preview, silent
 from studio.home import Home
 from studio.images import find_pictures
 from studio.library import Library
@@ -24,20 +24,6 @@ from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.stopping import Stopped
 from studio.trainers.training import Drawn, Training
 from studio.trainers.workplace import workplace_of
-
-
-class Halt(Exception):
-    """Stands for whatever ends a process in the middle."""
-
-
-def halting(step: int, error: type[BaseException] = Halt):
-    """A listener that ends the training once `step` is done."""
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Step) and event.step == step and event.total == TINY["steps"]:
-            raise error
-
-    return listen
 
 
 @pytest.fixture

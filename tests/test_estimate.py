@@ -34,6 +34,11 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture
+def unestimated() -> None:
+    """Here it is counted."""
+
+
 @pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_helpers import draw_pictures, same, tiny_recipe
+from training_helpers import Halt, draw_pictures, halting, same, tiny_recipe
 
 from studio.errors import UsageError
 from studio.events import Event, Notice
@@ -74,13 +74,9 @@ def test_a_mask_of_all_is_no_mask(tiny_sdxl: Path, tmp_path: Path) -> None:
 
 
 def test_an_edited_mask_is_noticed_by_a_resume(tiny_sdxl: Path, home: Home, photos: Path) -> None:
-    def halt(event: Event) -> None:
-        if getattr(event, "step", 0) == 2 and getattr(event, "total", 0) == 6:
-            raise KeyboardInterrupt
-
     recipe = tiny_recipe(tiny_sdxl, home, {"masked": True, "save_every": 1})
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, home, halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, home, halting(2))
     Image.new("L", (40, 32), 255).save(photos / "0.mask.png")
     with pytest.raises(UsageError, match="have changed"):
         train_concept(recipe, home, resume=True)

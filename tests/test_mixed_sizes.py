@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_helpers import same, tiny_recipe, weights
+from training_helpers import Halt, halting, same, tiny_recipe, weights
 
 from studio.bases import find_base
 from studio.errors import UsageError
-from studio.events import Event, Loss, Notice, silent
+from studio.events import Event, Notice, silent
 from studio.home import Home
 from studio.images import find_pictures
 from studio.models import load_base
@@ -55,11 +55,6 @@ def prepared(base: Path, home: Home, changes: dict[str, Any]) -> Training:
 @pytest.fixture
 def homes(tmp_path: Path) -> list[Home]:
     return [Home(tmp_path / name) for name in "ab"]
-
-
-def halt(event: Event) -> None:
-    if isinstance(event, Loss) and event.step == 4:
-        raise KeyboardInterrupt
 
 
 def test_every_picture_is_seen_equally_often_and_half_of_them_mirrored(tiny_sdxl: Path, home: Home) -> None:
@@ -157,8 +152,8 @@ def test_a_training_with_mixed_sizes_resumes_bit_for_bit(
         shapes(home)
     straight = train_concept(tiny_recipe(folder, homes[0], changes), homes[0])
     recipe = tiny_recipe(folder, homes[1], changes)
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, homes[1], halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(4))
     assert same(straight, train_concept(recipe, homes[1], resume=True))
     assert all(bool(tensor.isfinite().all()) for tensor in weights(straight).values())
 
@@ -200,8 +195,8 @@ def test_the_sizes_are_told_before_the_base_is_loaded(
 def test_a_subfolder_that_counts_otherwise_is_noticed_by_a_resume(tiny_sdxl: Path, home: Home) -> None:
     folder = shapes(home)
     recipe = tiny_recipe(tiny_sdxl, home, MIXED | {"save_every": 2})
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, home, halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, home, halting(4))
     (folder / "3_often").rename(folder / "4_often")
     with pytest.raises(UsageError, match="have changed"):
         train_concept(recipe, home, resume=True)

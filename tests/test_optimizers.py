@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_helpers import same, tiny_recipe
+from training_helpers import Halt, halting, same, tiny_recipe
 
 from studio.bases import find_base
 from studio.errors import UsageError
-from studio.events import Event, Loss, silent
+from studio.events import silent
 from studio.home import Home
 from studio.images import find_pictures
 from studio.models import load_base
@@ -57,18 +57,13 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def halt(event: Event) -> None:
-    if isinstance(event, Loss) and event.step == 3:
-        raise KeyboardInterrupt
-
-
 def test_each_resumes_bit_for_bit_and_previews_leave_no_trace(
     tiny_sdxl: Path, homes: list[Home], optimizer: dict[str, Any]
 ) -> None:
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], SHORT | optimizer), homes[0])
     recipe = tiny_recipe(tiny_sdxl, homes[1], SHORT | optimizer | {"sample_every": 2})
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, homes[1], halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(3))
     assert same(straight, train_concept(recipe, homes[1], resume=True))
 
 
@@ -76,8 +71,8 @@ def test_an_average_and_two_rates_resume_bit_for_bit(tiny_sdxl: Path, homes: lis
     changes = SHORT | {"ema": 0.9, "up_rate_ratio": 4.0, "sample_every": 2}
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], changes), homes[0])
     recipe = tiny_recipe(tiny_sdxl, homes[1], changes | {"sample_every": 0})
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, homes[1], halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(3))
     assert same(straight, train_concept(recipe, homes[1], resume=True))
 
 
@@ -213,8 +208,8 @@ def test_what_a_checkpoint_of_adamw_holds(tiny_sdxl: Path, home: Home) -> None:
 
 def test_a_checkpoint_from_before_there_were_such_settings_goes_on(tiny_sdxl: Path, homes: list[Home]) -> None:
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], {"save_every": 2}), homes[0])
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(tiny_recipe(tiny_sdxl, homes[1], {"save_every": 2}), homes[1], halt)
+    with pytest.raises(Halt):
+        train_concept(tiny_recipe(tiny_sdxl, homes[1], {"save_every": 2}), homes[1], halting(3))
     place = workplace_of(homes[1], "milo")
     manifest = place.checkpoints / "step-000002" / "manifest.json"
     told = json.loads(manifest.read_text())

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_helpers import tiny_recipe, weights
+from training_helpers import Halt, halting, tiny_recipe, weights
 
 from studio.errors import StudioError, UsageError
 from studio.events import Event, Loss
@@ -68,12 +68,8 @@ def test_a_training_goes_on_with_more_processes(tiny_sdxl: Path, homes: list[Hom
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], {"save_every": 3}), homes[0])
     recipe = tiny_recipe(tiny_sdxl, homes[1], {"save_every": 3})
 
-    def halt(event: Event) -> None:
-        if isinstance(event, Loss) and event.step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, homes[1], halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(4))
     resumed = train_concept(recipe, homes[1], resume=True, processes=2, device="cpu")
     for name, tensor in weights(straight).items():
         torch.testing.assert_close(tensor, weights(resumed)[name], atol=2e-3, rtol=1e-3)

@@ -4,13 +4,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from training_helpers import same, tiny_recipe, weights
+from training_helpers import Halt, halting, same, tiny_recipe, weights
 
 from studio.adapters import load_concept
 from studio.attaching import attach
 from studio.bases import find_base
 from studio.errors import UsageError
-from studio.events import Event, Loss, Notice
+from studio.events import Notice
 from studio.home import Home
 from studio.models import load_base
 from studio.trainers.dreambooth import train_concept
@@ -72,13 +72,9 @@ def test_text_and_word_resume_bit_for_bit(tiny_sdxl: Path, homes: list[Home]) ->
     changes |= {"pair_prompts": ("a dog",), "pair_count": 2, "prior_target": "base", "gradient_accumulation": 2}
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], changes), homes[0])
 
-    def halt(event: Event) -> None:
-        if isinstance(event, Loss) and event.step == 3:
-            raise KeyboardInterrupt
-
     recipe = tiny_recipe(tiny_sdxl, homes[1], changes)
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, homes[1], halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(3))
     assert same(straight, train_concept(recipe, homes[1], resume=True))
 
 

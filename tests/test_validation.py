@@ -5,11 +5,11 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_helpers import draw_pictures, same, tiny_recipe, weights
+from training_helpers import Halt, draw_pictures, halting, same, tiny_recipe, weights
 
 from studio.bases import find_base
 from studio.errors import UsageError
-from studio.events import Event, Loss, Notice, Validation, silent
+from studio.events import Event, Notice, Validation, silent
 from studio.home import Home
 from studio.images import find_pictures
 from studio.models import load_base
@@ -78,13 +78,9 @@ def test_a_resumed_training_measures_as_one_that_was_not(tiny_sdxl: Path, homes:
     changes = {"validate_every": 2, "save_every": 2, "held_out": 1}
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], changes), homes[0])
 
-    def halt(event: Event) -> None:
-        if isinstance(event, Loss) and event.step == 5:
-            raise KeyboardInterrupt
-
     recipe = tiny_recipe(tiny_sdxl, homes[1], changes)
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, homes[1], halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(5))
     resumed = train_concept(recipe, homes[1], resume=True)
     one, other = ((concept.folder / "validation.json").read_text() for concept in (straight, resumed))
     assert one == other

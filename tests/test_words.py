@@ -6,13 +6,13 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
-from training_helpers import same, tiny_recipe, weights
+from training_helpers import Halt, halting, same, tiny_recipe, weights
 
 from studio.adapters import load_concept
 from studio.attaching import attach
 from studio.bases import find_base
 from studio.errors import UsageError
-from studio.events import Event, Notice, Step
+from studio.events import Notice
 from studio.exporting import export_concept
 from studio.home import Home
 from studio.models import load_base
@@ -96,15 +96,11 @@ def test_the_gradient_of_a_row_is_that_of_finite_differences(tiny_sdxl: Path, ho
 
 
 def test_resuming_gives_the_same_word_bit_for_bit(tiny_sdxl: Path, tmp_path: Path) -> None:
-    def halt(event: Event) -> None:
-        if isinstance(event, Step) and event.step == 2 and event.total == 3:
-            raise KeyboardInterrupt
-
     homes = [Home(tmp_path / name) for name in "ab"]
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], WORD), homes[0])
     recipe = tiny_recipe(tiny_sdxl, homes[1], WORD | {"save_every": 1})
-    with pytest.raises(KeyboardInterrupt):
-        train_concept(recipe, homes[1], halt)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(2))
     resumed = train_concept(recipe, homes[1], resume=True)
     assert same(straight, resumed)
     assert "lora_word.milo0.clip_g" in weights(resumed)

@@ -1,5 +1,6 @@
 """Small trainings for tests: pictures, recipes, and what came out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from studio.concepts import Concept
+from studio.events import Event, Loss
 from studio.home import Home
 from studio.trainers.planning import plan_recipe
 from studio.trainers.recipe import Recipe
@@ -27,6 +29,7 @@ TINY: dict[str, Any] = {
     "prior_count": 3,
     "prior_prompts": ("a cat", "a dog"),
     "sample_every": 0,
+    "validate_every": 0,
     "sample_steps": 2,
     "save_every": 100,
 }
@@ -60,3 +63,17 @@ def same(one: Concept, other: Concept) -> bool:
     """Whether two trainings gave the same weights, bit for bit."""
     a, b = weights(one), weights(other)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Halt(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+def halting(step: int, error: type[BaseException] = Halt) -> Callable[[Event], None]:
+    """A listener that ends a training once `step` is done."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Loss) and event.step == step:
+            raise error
+
+    return listen
