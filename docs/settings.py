@@ -74,6 +74,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "seed": "Decides every random choice.",
     },
     "The loss": {
+        "timesteps": "How much noise pictures are shown with: any amount alike, or the middle more often.",
         "weighting": "How errors count by the signal-to-noise ratio of their timestep.",
         "snr_gamma": "Min-SNR's gamma.",
         "huber": "Takes the pseudo-Huber loss with this constant in place of squares.",

@@ -119,3 +119,13 @@ def test_huber_is_square_near_and_linear_far() -> None:
     near, far = pointwise(torch.tensor([1e-3, 100.0]), torch.zeros(2), 0.1).tolist()
     assert near == pytest.approx(1e-6, rel=1e-2)
     assert far == pytest.approx(2 * 0.1 * (100 - 0.1), rel=1e-4)
+
+
+def test_timesteps_are_uniform_or_of_a_normal_logit(sdxl: BaseModel) -> None:
+    schedule, count = noise_schedule(sdxl), 200_000
+    places = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
+    for kind, below in (("uniform", places), ("logit-normal", torch.special.ndtr(places.logit()))):
+        drawn = schedule.draw(count, kind, torch.Generator().manual_seed(3))
+        assert 0 <= drawn.min() < drawn.max() < schedule.total
+        share = (drawn[:, None] < places * schedule.total).double().mean(0)
+        torch.testing.assert_close(share, below, atol=4e-3, rtol=0)

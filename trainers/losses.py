@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 from studio.errors import UsageError
 from studio.models import BaseModel
-from studio.trainers.recipe import Weighting
+from studio.trainers.recipe import Timesteps, Weighting
 from studio.trainers.zero_snr import RESCALED, check_rescalable
 
 
@@ -19,6 +19,14 @@ class NoiseSchedule:
     scheduler: Any  # a DDPMScheduler, whose annotations want timesteps of a narrower type than it takes
     prediction: str
     total: int
+
+    def draw(self, count: int, kind: Timesteps, generator: torch.Generator) -> torch.Tensor:
+        """Timesteps [count]: all alike, or "logit-normal", most in the middle: the logit of their place between clean
+        and noise has a normal distribution (Esser et al. 2024, arXiv:2403.03206, equation 19 with m = 0, s = 1)."""
+        if kind == "uniform":
+            return torch.randint(0, self.total, (count,), generator=generator)
+        places = torch.randn(count, generator=generator).sigmoid()
+        return (places * self.total).long().clamp(max=self.total - 1)
 
     def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """`latents` [B, C, h, w] with the `noise` of their `timesteps` [B]: sqrt(a) latents + sqrt(1-a) noise."""

@@ -18,6 +18,7 @@ Words = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weighting = Literal["none", "min-snr", "debiased"]
+Timesteps = Literal["uniform", "logit-normal"]
 Method = Literal["lora", "krona", "b-lora", "lokr", "loha", "oft"]
 Init = Literal["gaussian", "default", "orthogonal", "pissa", "olora", "eva", "lora-ga"]
 
@@ -70,6 +71,7 @@ class Recipe(BaseModel):
     resolution: Annotated[int, Field(ge=16, le=4096)]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    timesteps: Timesteps = "uniform"
     weighting: Weighting = "none"
     snr_gamma: Annotated[float, Field(gt=0)] = 5.0
     huber: Annotated[float, Field(gt=0)] | None = None

@@ -145,7 +145,7 @@ class Training:
         batches = [Batch.joined([batch for _, batch in parts]) for parts in by_size.values()]
         rows = [tuple(row for places, _ in parts for row in places) for parts in by_size.values()]
         noises = [torch.randn(batch.latents.shape, generator=generator) for batch in batches]
-        timesteps = torch.randint(0, self.schedule.total, (total,), generator=generator)
+        timesteps = self.schedule.draw(total, recipe.timesteps, generator)
         if recipe.noise_offset:  # so that pictures may become brighter or darker as a whole
             noises = [
                 noise + recipe.noise_offset * torch.randn(*noise.shape[:2], 1, 1, generator=generator)
