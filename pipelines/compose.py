@@ -152,7 +152,9 @@ def opened(
     receipts = [*bank.receipts(strengths), *riders.receipts([strength for _, strength in styles])]
     warnings = [receipt.warning() for receipt in receipts]
     with _acting(bank, strengths, riders, [strength for _, strength in styles], composer.folds):
-        run = start(base, bank, settings, known, strengths, layout, styles)
+        adapters = [one.adapter for one in (*bank.placed, *riders.placed)]
+        scheduler = make_scheduler(base, settings.scheduler, adapters)
+        run = start(base, bank, settings, known, strengths, scheduler, layout, styles)
         told = (run.prompt.text, run.negative)
         for message in (*filter(None, warnings), *notices(base, settings, told, layout, styles)):
             emit(Notice(message))
@@ -180,6 +182,7 @@ def start(
     settings: GenerateSettings,
     concepts: list[Concept],
     strengths: tuple[float, ...],
+    scheduler: Any,
     layout: Layout | None,
     styles: Strengths = (),
 ) -> Run:
@@ -191,7 +194,6 @@ def start(
     prompt = spell(settings.prompt, known).with_words(words_of(styles))
     negative = spell(settings.negative_prompt, known).text
     size = (height // factor, width // factor)
-    scheduler = make_scheduler(base, settings.scheduler)
     scheduler.set_timesteps(settings.steps, device=base.device)
     return Run(
         base,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from studio.adapters import load_concept
+from studio.adapters import Adapter, load_concept
 from studio.attaching import attach
 from studio.concepts import Concept, expand_prompt
 from studio.errors import StudioError
@@ -48,17 +48,17 @@ def generate(
             limit = base.text_limit
             emit(Notice(f"The base reads {limit} tokens of a text; the rest has no effect: {unread!r}."))
     adapters = [(load_concept(concept), strength) for concept, strength in concepts]
-    with _prepared(base, settings), attach(base, adapters) as receipts, hushed():
+    with _prepared(base, settings, [one for one, _ in adapters]), attach(base, adapters) as receipts, hushed():
         for warning in filter(None, (receipt.warning() for receipt in receipts)):
             emit(Notice(warning))
         return _draw_all(base, settings, emit)
 
 
 @contextmanager
-def _prepared(base: BaseModel, settings: GenerateSettings) -> Iterator[None]:
+def _prepared(base: BaseModel, settings: GenerateSettings, adapters: Sequence[Adapter]) -> Iterator[None]:
     """The pipeline with the scheduler and the savings asked for; both are taken back at the end."""
     own = base.scheduler
-    base.pipe.register_modules(scheduler=make_scheduler(base, settings.scheduler))
+    base.pipe.register_modules(scheduler=make_scheduler(base, settings.scheduler, adapters))
     if settings.vae_tiling:
         base.vae.enable_tiling()
         base.vae.enable_slicing()

@@ -1,10 +1,13 @@
 """Samplers by name, on the noise schedule that the base was trained with."""
 
+from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import UsageError
 
 if TYPE_CHECKING:
+    from studio.adapters import Adapter
     from studio.models import BaseModel, Scheduler
 
 DEFAULT = "default"
@@ -21,28 +24,42 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {}),
 }
 SCHEDULERS = (DEFAULT, *_SCHEDULERS)
+ZERO_SNR_NOTE = "studio.zero_terminal_snr"
+"""In an adapter's metadata: trained on the base's schedule rescaled so that it ends in pure noise."""
+ZERO_SNR: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+"""What a sampler's configuration then needs (Lin et al. 2023, arXiv:2305.08891)."""
 
 
-def make_scheduler(base: "BaseModel", name: str) -> "Scheduler":
+def make_scheduler(base: "BaseModel", name: str, adapters: "Sequence[Adapter]" = ()) -> "Scheduler":
     """A fresh sampler `name` with the base's betas, prediction type and spacing; "default" is the base's own kind.
 
-    Raises UsageError where the base's noise schedule does not allow the sampler.
+    Where one of `adapters` was trained to begin at pure noise, the sampler begins there, and "default" is Euler's.
+    Raises UsageError where the noise schedule does not allow the sampler.
     """
     import diffusers
 
     own = base.scheduler
-    if name == DEFAULT:
+    rescaled = any(one.metadata.get(ZERO_SNR_NOTE) == "True" for one in adapters)
+    rescaled = rescaled and not own.config.get("rescale_betas_zero_snr")
+    if name == DEFAULT and not rescaled:
         return type(own).from_config(own.config)
     if type(own).__name__.startswith("EDM"):
         raise UsageError(
             f"The base {base.source.name!r} has a noise schedule of its own (EDM), on which {name!r} draws nothing.",
             f"Use --scheduler {DEFAULT}.",
         )
-    kind, changes = _SCHEDULERS[name]
-    if changes.get("use_karras_sigmas") and own.config.get("rescale_betas_zero_snr"):
+    kind, changes = _SCHEDULERS["euler" if name == DEFAULT else name]
+    changes = changes | (ZERO_SNR if rescaled else {})
+    if changes.get("use_karras_sigmas") and (rescaled or own.config.get("rescale_betas_zero_snr")):
         # The schedule begins at pure noise; steps spaced by Karras et al. (2022) then hardly reach the picture.
         raise UsageError(
             f"The scheduler {name!r} fails on {base.source.name!r}: its schedule begins at pure noise.",
             "Use --scheduler dpm++2m instead.",
         )
-    return getattr(diffusers, kind).from_config(own.config, **changes)
+    sampler = getattr(diffusers, kind)
+    if rescaled and not ZERO_SNR.keys() <= signature(sampler).parameters.keys():
+        raise UsageError(
+            f"A concept was trained to begin at pure noise (zero_terminal_snr), and {name!r} cannot.",
+            "Use --scheduler euler.",
+        )
+    return sampler.from_config(own.config, **changes)

@@ -34,6 +34,14 @@ class Share:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
+def difference(one: Share, other: Share) -> Share:
+    """`one` less `other`, of other pictures, with the 95 % interval of Newcombe 1998 (Stat. Med. 17, method 10)."""
+    value = one.value - other.value
+    low = value - math.hypot(one.value - one.low, other.high - other.value)
+    high = value + math.hypot(one.high - one.value, other.value - other.low)
+    return Share(value, low, high, one.count + other.count)
+
+
 @dataclass(frozen=True)
 class Mean:
     """The mean of `count` values, with a 95 % percentile bootstrap interval (Efron 1979) that draws whole groups.

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from studio.stats import Mean, Share
+from studio.stats import Mean, Share, difference
 
 
 def test_eight_of_ten_has_the_known_interval():
@@ -24,6 +24,17 @@ def test_the_ends_solve_wilsons_equation():
 def test_a_share_of_nothing_is_refused():
     with pytest.raises(ValueError, match="nothing"):
         Share.of([])
+
+
+def test_a_difference_has_the_published_interval():
+    """Newcombe 1998, table II: 56 of 70 against 48 of 80, and 9 of 10 against 3 of 10."""
+    for (hits, count), (others, of), low, high in (
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+    ):
+        one, other = (Share.of([n < h for n in range(c)]) for h, c in ((hits, count), (others, of)))
+        found = difference(one, other)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_the_mean_of_single_values_has_the_interval_of_the_normal_distribution():

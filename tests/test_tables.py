@@ -68,3 +68,19 @@ def test_costs_of_adapters_stand_beside_what_they_may_be():
     lines = tables.compose_cost(report).splitlines()
     assert lines[2] == "| `composite` over the loop of `set_adapters`, time | 0.40 [0.30, 0.50] | 0.50 |"
     assert "| 8 gated over 1, time | 1.20 [1.10, 1.30] | 1.25 |" in lines
+
+
+def test_krona_stands_beside_lora_and_each_beside_its_other_rates():
+    one = share(0.5) | {"bytes": 1_530_000, "count": 32}
+    both = {"samples": {"luna": one, "milo": one}, "all": share(0.5)}
+    recipes = [
+        {"recipe": "KronA, 4 x 4", "rate": 0.012, **both},
+        {"recipe": "LoRA, rank 8", "rate": 0.01, "samples": {"milo": one}, "all": share(0.5)},
+        {"recipe": "LoRA, rank 8", "rate": 0.004, **both},
+    ]
+    made = tables.krona({"recipes": recipes, "differences": {"KronA, 4 x 4 - LoRA, rank 8": share(0.0)}})
+    first, told, second, _ = made.split("\n\n")
+    assert first.splitlines()[2] == "| KronA, 4 x 4 | 0.012 | 0.50 | 0.50 | 1.53 | 0.50 [0.40, 0.60] |"
+    assert len(first.splitlines()) == 4
+    assert "LoRA, rank 8: 0.00 [-0.10, 0.10]." in told
+    assert second.splitlines()[3] == "| LoRA, rank 8 | 0.01 | 0.50 |"

@@ -1,8 +1,10 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,8 +14,12 @@ from training_helpers import same, tiny_recipe
 
 from studio.bases import BaseSource, find_base, scheduler_config
 from studio.errors import UsageError
+from studio.events import silent
 from studio.home import Home
 from studio.models import load_base
+from studio.pipelines.compose import compose
+from studio.pipelines.generate import GenerateSettings, generate
+from studio.pipelines.methods import METHODS
 from studio.trainers import dreambooth
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.losses import noise_schedule
@@ -121,6 +127,23 @@ def test_file_and_card_say_it_and_the_cards_lines_draw_the_preview(velocity: Pat
     assert scheduler.timesteps[0] == 999
     far = (torch.tensor(list(drawn.tobytes())) - torch.tensor(list(shown.tobytes()))).abs()
     assert int(far.max()) <= 2
+
+
+def test_the_studio_draws_and_composes_what_the_preview_showed(velocity: Path, home: Home) -> None:
+    changes = {"steps": 2, "sample_every": 2, "zero_terminal_snr": True, "sample_prompts": ("a sks cat",)}
+    concept = train_concept(tiny_recipe(velocity, home, changes), home)
+    shown = np.asarray(Image.open(concept.folder / "samples" / "step-000002-0.png"), float)
+    base = load_base(find_base(str(velocity)), "cpu")
+    settings = GenerateSettings("a <milo>", width=32, height=32, steps=2, guidance=5.0)
+    for pictures in (
+        generate(base, settings, [(concept, 1.0)], silent),
+        compose(base, settings, [(concept, 1.0)], METHODS["auto"].make(), silent),
+    ):
+        assert np.abs(np.asarray(pictures[0], float) - shown).max() <= 2
+    assert base.scheduler.config.timestep_spacing == "leading"
+    for name, other in (("heun", "cannot"), ("dpm++2m-karras", "begins at pure noise")):
+        with pytest.raises(UsageError, match=other):
+            generate(base, replace(settings, scheduler=name), [(concept, 1.0)], silent)
 
 
 def test_the_card_of_others_is_silent(tiny_sdxl: Path, home: Home) -> None:

@@ -16,6 +16,7 @@ from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
 from studio.home import Home, ensure_free, write_atomic
 from studio.images import Picture, check_decodable, check_masks, dataset_notices, find_pictures, mask_file
 from studio.models import BaseModel, load_base
+from studio.pipelines.schedulers import ZERO_SNR_NOTE
 from studio.trainers.cache import file_id, module_id
 from studio.trainers.captions import prompt_for, without_trigger
 from studio.trainers.checkpoint import (
@@ -250,7 +251,7 @@ def _finish(
         "studio.family": family,
         "studio.method": recipe.method,
         **training.tuner.notes,
-        **({"studio.zero_terminal_snr": "True"} if recipe.zero_terminal_snr else {}),
+        **({ZERO_SNR_NOTE: "True"} if recipe.zero_terminal_snr else {}),
         "studio.steps": str(recipe.steps),
         "studio.data": data,
         "studio.versions": json.dumps(versions()),

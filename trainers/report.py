@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from studio.adapter_keys import WORD_PREFIX
 from studio.concepts import Concept
 from studio.home import write_atomic
+from studio.pipelines.schedulers import ZERO_SNR
 from studio.trainers.recipe import Recipe
 from studio.trainers.validation import Measured
-from studio.trainers.zero_snr import DRAWING
 
 _SHOWN = ("method", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed")
 _FROM_PURE_NOISE = """
 Learned with zero terminal SNR, on a schedule whose last timestep is pure noise. To begin there, drawing needs
 `rescale_betas_zero_snr: true` and `timestep_spacing: "trailing"` in the configuration of the base's scheduler. The
-studio draws on the schedule that is there; its option `--scheduler` chooses the sampler alone.
+studio does so by itself.
 """
 
 
@@ -105,7 +105,7 @@ def _with_diffusers(concept: Concept, recipe: Recipe) -> str:
     kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
     file, imports, word, scheduler = concept.adapter_file.name, "", "", ""
     if recipe.zero_terminal_snr:
-        changes = ", ".join(f"{key}={value!r}" for key, value in DRAWING.items())
+        changes = ", ".join(f"{key}={value!r}" for key, value in ZERO_SNR.items())
         scheduler = f"pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, {changes})\n"
     if recipe.new_word:
         imports = "from safetensors.torch import load_file\n"

@@ -5,14 +5,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import UsageError
+from studio.pipelines.schedulers import ZERO_SNR
 
 if TYPE_CHECKING:
     from studio.models import BaseModel
     from studio.trainers.recipe import Recipe
 
 RESCALED: dict[str, Any] = {"rescale_betas_zero_snr": True}
-DRAWING: dict[str, Any] = RESCALED | {"timestep_spacing": "trailing"}
-"""What a scheduler's configuration needs so that drawing begins at the pure noise that was trained."""
 
 
 def check_rescalable(config: Mapping[str, Any]) -> None:
@@ -41,7 +40,7 @@ def drawing_as_trained(base: "BaseModel", recipe: "Recipe") -> Iterator[None]:
     from diffusers import EulerDiscreteScheduler
 
     own: Any = base.pipe.scheduler
-    base.pipe.scheduler = EulerDiscreteScheduler.from_config(own.config, **DRAWING)
+    base.pipe.scheduler = EulerDiscreteScheduler.from_config(own.config, **ZERO_SNR)
     try:
         yield
     finally:

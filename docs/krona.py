@@ -1,0 +1,53 @@
+"""Writes docs/benchmarks/krona.json: KronA beside LoRA, joined from reports of `studio bench concepts --config`.
+
+    python docs/krona.py REPORT.json ...
+
+Each report's recipe names its size (rank, or factors) and its rate. Reports of one recipe are joined, and those of all
+samples compared; of the others it shows how much the rate and the shape of the factors matter.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from studio.picturebook import SAMPLE_SUBJECTS
+from studio.stats import Share, difference
+
+FILE = Path(__file__).parent / "benchmarks" / "krona.json"
+
+
+def main(files: list[str]) -> None:
+    """Join and write."""
+    recipes: dict[tuple[str, float], dict[str, Any]] = {}
+    for file in files:
+        report = json.loads(Path(file).read_text(encoding="utf-8"))
+        settings = report["settings"]
+        size = " x ".join(map(str, settings["factors"])) if "factors" in settings else f"rank {settings['rank']}"
+        which = f"KronA, {size}" if "factors" in settings else f"LoRA, {size}"
+        found = recipes.setdefault((which, settings["learning_rate"]), {})
+        found |= {name: one["identity"] | {"bytes": one["bytes"]} for name, one in report["concepts"].items()}
+    rows = [
+        {"recipe": which, "rate": rate, "samples": dict(sorted(found.items())), "all": pooled(found).rounded()}
+        for (which, rate), found in sorted(recipes.items())
+    ]
+    whole = {str(row["recipe"]): row for row in rows if len(row["samples"]) == len(SAMPLE_SUBJECTS)}
+    shares = {name: pooled(row["samples"]) for name, row in whole.items()}
+    over = {
+        f"{one} - {other}": difference(shares[one], shares[other]).rounded()
+        for one in shares
+        for other in shares
+        if one.startswith("KronA") and other.startswith("LoRA")
+    }
+    FILE.write_text(json.dumps({"recipes": rows, "differences": over}, indent=1) + "\n", encoding="utf-8")
+
+
+def pooled(found: dict[str, Any]) -> Share:
+    """One share of all pictures."""
+    hits = [round(one["value"] * one["count"]) for one in found.values()]
+    counts = [one["count"] for one in found.values()]
+    return Share.of([n < sum(hits) for n in range(sum(counts))])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
