@@ -8,6 +8,7 @@ from studio.bases import find_base
 from studio.errors import UsageError
 from studio.models import BaseModel, load_base
 from studio.trainers.losses import NoiseSchedule, noise_schedule, pointwise, prior_preserving_loss
+from studio.trainers.recipe import Timesteps
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,8 @@ def test_huber_is_square_near_and_linear_far() -> None:
 def test_timesteps_are_uniform_or_of_a_normal_logit(sdxl: BaseModel) -> None:
     schedule, count = noise_schedule(sdxl), 200_000
     places = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
-    for kind, below in (("uniform", places), ("logit-normal", torch.special.ndtr(places.logit()))):
+    expected: dict[Timesteps, torch.Tensor] = {"uniform": places, "logit-normal": torch.special.ndtr(places.logit())}
+    for kind, below in expected.items():
         drawn = schedule.draw(count, kind, torch.Generator().manual_seed(3))
         assert 0 <= drawn.min() < drawn.max() < schedule.total
         share = (drawn[:, None] < places * schedule.total).double().mean(0)
