@@ -4,8 +4,8 @@
 
 `reference` is that loop. `stacked` shrinks with all adapters at once, weighs, and expands at once: best where most
 adapters act on most tokens. `routed` gathers for each adapter the tokens it acts on: its cost is the number of
-(token, adapter) pairs at work, so that k adapters on k disjoint regions cost as much as one. Convolutions are gathered
-by windows: kernels/multi_adapter_conv.py.
+(token, adapter) pairs at work, so that k adapters on k disjoint regions cost as much as one. `apart` does the same for
+branches of one adapter each, whose tokens lie together already. Convolutions: kernels/multi_adapter_conv.py.
 """
 
 from dataclasses import dataclass
@@ -69,6 +69,21 @@ class Weights:
     dense: Tensor
 
     @cached_property
+    def apart(self) -> bool:
+        """Whether the tokens are k runs of one length, one after the other, and each adapter acts in its own alone."""
+        tokens, k = self.dense.shape
+        if k < 2 or tokens % k:
+            return False
+        runs = self.dense.unflatten(0, (k, -1)).any(1)  # [run, adapter]
+        return not bool(runs.fill_diagonal_(False).any())
+
+    @cached_property
+    def own(self) -> Tensor:
+        """[k, S, 1], where they are apart: what each adapter weighs in its run."""
+        k = self.dense.shape[1]
+        return self.dense.unflatten(0, (k, -1)).diagonal(dim1=0, dim2=2).T[..., None].contiguous()
+
+    @cached_property
     def sparse(self) -> bool:
         """Whether the pairs at work are few enough for gathering to pay."""
         return 2 * self._longest <= self.dense.shape[0]
@@ -120,6 +135,14 @@ def routed(x: Tensor, factors: Factors, weights: Weights) -> Tensor:
     return weights.places.sum(torch.bmm(hidden, factors.up).flatten(0, 1))
 
 
+def apart(x: Tensor, factors: Factors, weights: Weights) -> Tensor:
+    """The same where adapters are apart: two batched products, nothing moved."""
+    hidden = torch.bmm(x.unflatten(0, (len(factors.down), -1)), factors.down.transpose(1, 2)) * weights.own
+    return torch.bmm(hidden, factors.up).flatten(0, 1)
+
+
 def multi_adapter(x: Tensor, factors: Factors, weights: Weights) -> Tensor:
-    """x [T, in] -> [T, out] by the cheaper of the two."""
+    """x [T, in] -> [T, out] by the cheapest of the three."""
+    if weights.apart:
+        return apart(x, factors, weights)
     return routed(x, factors, weights) if weights.sparse else stacked(x, factors, weights.dense)

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from studio.kernels.multi_adapter import Factors, Places
+from studio.kernels.multi_adapter import Factors, Places, Weights
 
 Tensor = torch.Tensor
 Pair = tuple[int, int]
@@ -40,6 +40,16 @@ class Windows:
         """Whether the windows hold at most half of what all adapters on all samples would compute."""
         samples, height, width, k = self.dense.shape
         return 2 * len(self.samples) * self.size[0] * self.size[1] <= samples * height * width and k > 0
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether the samples are k runs of one length, one after the other, and each adapter acts in its own alone."""
+        return len(self.dense) % max(self.dense.shape[3], 1) == 0 and Weights(self.dense.flatten(0, 2)).apart
+
+    @cached_property
+    def planes(self) -> Tensor:
+        """The weights as [B, k, h, w]."""
+        return self.dense.permute(0, 3, 1, 2).contiguous()
 
     @cached_property
     def samples(self) -> Tensor:
@@ -112,7 +122,7 @@ class Windows:
 
 
 def windowed(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
-    """x [B, in, H, W] -> [B h w, out], down [k, r, in, *kernel]: windows gathered, shrunk as one grouped convolution,
+    """x [B, in, H, W] -> [B, out, h, w], down [k, r, in, *kernel]: windows gathered, shrunk as one grouped convolution,
     weighed, expanded."""
     k, rank = factors.down.shape[:2]
     up, left = geometry.padding
@@ -125,18 +135,37 @@ def windowed(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) 
     hidden = F.conv2d(chosen, down, None, stride, 0, dilation, groups=k)
     hidden = hidden.permute(0, 2, 3, 1).unflatten(3, (k, rank)) * windows.share[..., None]
     hidden = F.pad(hidden.movedim(3, 0).flatten(1, 3), (0, 0, 0, 1))
-    return windows.places.sum(torch.bmm(hidden, factors.up).flatten(0, 1))
+    change = windows.places.sum(torch.bmm(hidden, factors.up).flatten(0, 1))
+    return change.view(*windows.dense.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def convolved(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
     """The same by one convolution with all adapters, where most of them act on most pixels."""
-    k, rank = factors.down.shape[:2]
     down = factors.down.flatten(0, 1)
     hidden = F.conv2d(x, down, None, geometry.stride, geometry.padding, geometry.dilation)
-    hidden = hidden.permute(0, 2, 3, 1).unflatten(3, (k, rank)) * windows.dense[..., None]
-    return hidden.flatten(3).flatten(0, 2) @ factors.up.flatten(0, 1)
+    hidden = hidden.unflatten(1, factors.down.shape[:2]) * windows.planes[:, :, None]
+    return _expanded(hidden.flatten(1, 2), factors.up.flatten(0, 1).expand(len(x), -1, -1))
+
+
+def apart(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
+    """The same where the samples are k runs of one length, in each of which its own adapter acts alone."""
+    k, run = len(factors.down), len(x) // len(factors.down)
+    hidden = torch.cat([
+        F.conv2d(part, down, None, geometry.stride, geometry.padding, geometry.dilation)
+        for part, down in zip(x.chunk(k), factors.down, strict=True)
+    ])  # fmt: skip
+    own = windows.planes.unflatten(0, (k, run)).diagonal(dim1=0, dim2=2)  # [run, h, w, k]
+    hidden = hidden * own.movedim(3, 0).flatten(0, 1)[:, None]
+    return _expanded(hidden, factors.up.repeat_interleave(run, 0))
 
 
 def multi_adapter_conv(x: Tensor, factors: Factors, windows: Windows, geometry: Geometry) -> Tensor:
-    """x [B, in, H, W] -> [B h w, out] by the cheaper of the two."""
+    """x [B, in, H, W] -> [B, out, h, w] by the cheapest of the three."""
+    if windows.apart:
+        return apart(x, factors, windows, geometry)
     return (windowed if windows.few else convolved)(x, factors, windows, geometry)
+
+
+def _expanded(hidden: Tensor, up: Tensor) -> Tensor:
+    """[B, r, h, w] and up [B, r, out] -> [B, out, h, w], written as the layer's own output is."""
+    return torch.bmm(up.transpose(1, 2), hidden.flatten(2)).unflatten(2, hidden.shape[2:])

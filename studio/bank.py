@@ -110,7 +110,7 @@ def _add(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
             f"The gate is for {gate.samples} samples; a layer got {len(x)}.", "Make a gate for the batch."
         )
     image = output.dim() == 4  # [B, out, h, w]; else [B, N, out] or [B, out]
-    parts: list[Tensor] = []  # [rows, out]
+    parts: list[Tensor] = []
     if layer.low is not None:
         chosen = gate.of(layer.columns)
         if chosen.active:
@@ -122,13 +122,12 @@ def _add(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
     for column, change in layer.others:
         weights = _weights(layer, output, gate.of([column]))
         if bool(weights.dense.any()):
+            share = weights.dense.view(len(x), *output.shape[2:], 1).movedim(3, 1) if image else weights.dense
             moved = change(x, output)
-            moved = moved.flatten(2).transpose(1, 2) if image else moved
-            parts.append(weights.dense * moved.reshape(len(weights.dense), -1))
+            parts.append(share * (moved if image else moved.reshape(len(share), -1)))
     for part in parts:
-        if image:
-            part = part.view(len(x), *output.shape[2:], -1).permute(0, 3, 1, 2)
-        output = output + part.reshape(output.shape)
+        part = part.view(output.shape)
+        output = output + part if torch.is_grad_enabled() else output.add_(part)
     return output
 
 

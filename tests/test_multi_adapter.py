@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from studio.kernels.multi_adapter import Factors, Weights, multi_adapter, reference, routed, stacked
+from studio.kernels.multi_adapter import Factors, Weights, apart, multi_adapter, reference, routed, stacked
 
 
 def problem(tokens: int, k: int, share: float, seed: int = 0):
@@ -38,11 +38,23 @@ def test_disjoint_regions_gather_every_token_once():
     assert weights.sparse
 
 
-def test_few_pairs_are_routed_and_many_are_stacked(monkeypatch):
+def test_branches_of_an_adapter_each_are_batched():
+    x, factors, dense = problem(20, 4, 1.0)
+    dense = dense * torch.eye(4).repeat_interleave(5, 0)
+    dense[7] = 0  # an adapter may rest anywhere in its run
+    weights = Weights(dense)
+    assert weights.apart
+    torch.testing.assert_close(apart(x, factors, weights), reference(x, factors, dense), atol=1e-12, rtol=0)
+    for other in (dense.flip(0), dense.roll(1, 0), dense[:18], dense[:, :1], torch.ones(20, 4)):
+        assert not Weights(other).apart
+
+
+def test_each_way_is_taken_where_it_pays(monkeypatch):
     used = []
-    for name in ("routed", "stacked"):
+    for name in ("routed", "stacked", "apart"):
         monkeypatch.setattr(f"studio.kernels.multi_adapter.{name}", lambda *a, name=name: used.append(name))
     x, factors, _ = problem(8, 4, 1.0)
     multi_adapter(x, factors, Weights(torch.eye(4).repeat(2, 1)))
     multi_adapter(x, factors, Weights(torch.ones(8, 4)))
-    assert used == ["routed", "stacked"]
+    multi_adapter(x, factors, Weights(torch.eye(4).repeat_interleave(2, 0)))
+    assert used == ["routed", "stacked", "apart"]

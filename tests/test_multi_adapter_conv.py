@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from studio.kernels.multi_adapter import Factors
-from studio.kernels.multi_adapter_conv import Geometry, Windows, convolved, multi_adapter_conv, windowed
+from studio.kernels.multi_adapter_conv import Geometry, Windows, apart, convolved, multi_adapter_conv, windowed
 
 Case = tuple[torch.Tensor, Factors, torch.Tensor, Geometry]
 GEOMETRIES = [
@@ -34,7 +34,7 @@ def truth(x: torch.Tensor, factors: Factors, dense: torch.Tensor, geometry: Geom
     for a in range(3):
         kernel = torch.einsum("ro,rchw->ochw", factors.up[a], factors.down[a])
         change = F.conv2d(x, kernel, None, geometry.stride, geometry.padding, geometry.dilation)
-        total = total + dense[..., a].flatten()[:, None] * change.permute(0, 2, 3, 1).flatten(0, 2)
+        total = total + dense[:, None, ..., a] * change
     return torch.as_tensor(total)
 
 
@@ -53,6 +53,19 @@ def test_both_ways_equal_the_loop_over_dense_kernels(geometry, boxes):
     wanted = truth(*given)
     for way in (windowed, convolved, multi_adapter_conv):
         torch.testing.assert_close(way(x, factors, Windows(dense), geometry), wanted, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_samples_of_an_adapter_each_are_convolved_apart(geometry):
+    x, factors, dense, _ = case(geometry, {(0, 0): (0, 99, 0, 99), (1, 1): (1, 99, 0, 2)})
+    x, dense = x.repeat_interleave(3, 0), dense.repeat_interleave(3, 0)[..., :2]
+    factors, windows = Factors(factors.down[:2], factors.up[:2]), Windows(dense)
+    assert windows.apart
+    assert not Windows(dense.flip(0)).apart
+    padded = torch.nn.functional.pad(dense, (0, 1))
+    wanted = truth(x, Factors(factors.down[[0, 1, 0]], factors.up[[0, 1, 0]]), padded, geometry)
+    for way in (apart, multi_adapter_conv):
+        torch.testing.assert_close(way(x, factors, windows, geometry), wanted, atol=1e-12, rtol=0)
 
 
 def test_gradients_reach_the_input_through_windows():
