@@ -33,27 +33,31 @@ ZERO_SNR: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": 
 def make_scheduler(base: "BaseModel", name: str, adapters: "Sequence[Adapter]" = ()) -> "Scheduler":
     """A fresh sampler `name` with the base's betas, prediction type and spacing; "default" is the base's own kind.
 
-    Where one of `adapters` was trained to begin at pure noise, the sampler begins there, and "default" is Euler's.
+    Where one of `adapters` was trained to begin at pure noise and the base predicts velocity, the sampler begins there,
+    and "default" is Euler's.
     Raises UsageError where the noise schedule does not allow the sampler.
     """
     import diffusers
 
     own = base.scheduler
-    rescaled = any(one.metadata.get(ZERO_SNR_NOTE) == "True" for one in adapters)
-    rescaled = rescaled and not own.config.get("rescale_betas_zero_snr")
+    edm = type(own).__name__.startswith("EDM")
+    begins_there = bool(own.config.get("rescale_betas_zero_snr"))
+    can_begin_there = not edm and own.config.get("prediction_type") == "v_prediction"
+    asked = any(one.metadata.get(ZERO_SNR_NOTE) == "True" for one in adapters)
+    rescaled = asked and can_begin_there and not begins_there
     if name == DEFAULT and not rescaled:
         return type(own).from_config(own.config)
-    if type(own).__name__.startswith("EDM"):
+    if edm:
         raise UsageError(
             f"The base {base.source.name!r} has a noise schedule of its own (EDM), on which {name!r} draws nothing.",
             f"Use --scheduler {DEFAULT}.",
         )
     kind, changes = _SCHEDULERS["euler" if name == DEFAULT else name]
     changes = changes | (ZERO_SNR if rescaled else {})
-    if changes.get("use_karras_sigmas") and (rescaled or own.config.get("rescale_betas_zero_snr")):
+    if changes.get("use_karras_sigmas") and (rescaled or begins_there):
         # The schedule begins at pure noise; steps spaced by Karras et al. (2022) then hardly reach the picture.
         raise UsageError(
-            f"The scheduler {name!r} fails on {base.source.name!r}: its schedule begins at pure noise.",
+            f"The scheduler {name!r} fails on {base.source.name!r}: drawing begins at pure noise there.",
             "Use --scheduler dpm++2m instead.",
         )
     sampler = getattr(diffusers, kind)

@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from training_helpers import same, tiny_recipe
 
+from studio.adapters import Adapter
 from studio.bases import BaseSource, find_base, scheduler_config
 from studio.errors import UsageError
 from studio.events import silent
@@ -20,6 +22,7 @@ from studio.models import load_base
 from studio.pipelines.compose import compose
 from studio.pipelines.generate import GenerateSettings, generate
 from studio.pipelines.methods import METHODS
+from studio.pipelines.schedulers import ZERO_SNR_NOTE, make_scheduler
 from studio.trainers import dreambooth
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.losses import noise_schedule
@@ -141,9 +144,25 @@ def test_the_studio_draws_and_composes_what_the_preview_showed(velocity: Path, h
     ):
         assert np.abs(np.asarray(pictures[0], float) - shown).max() <= 2
     assert base.scheduler.config.timestep_spacing == "leading"
-    for name, other in (("heun", "cannot"), ("dpm++2m-karras", "begins at pure noise")):
+    for name, other in (("heun", "cannot"), ("dpm++2m-karras", "begins at pure noise there")):
         with pytest.raises(UsageError, match=other):
             generate(base, replace(settings, scheduler=name), [(concept, 1.0)], silent)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        diffusers.EulerDiscreteScheduler(prediction_type="epsilon"),
+        diffusers.EDMEulerScheduler(prediction_type="v_prediction"),
+    ],
+)
+def test_a_base_that_cannot_begin_there_draws_by_its_own_schedule(velocity: Path, own: Any) -> None:
+    base = load_base(find_base(str(velocity)), "cpu")
+    base.pipe.register_modules(scheduler=own)
+    trained = Adapter("milo", "LoRA", None, {}, metadata={ZERO_SNR_NOTE: "True"})
+    made = make_scheduler(base, "default", [trained])
+    assert type(made) is type(own)
+    assert not made.config.get("rescale_betas_zero_snr")
 
 
 def test_the_card_of_others_is_silent(tiny_sdxl: Path, home: Home) -> None:
