@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 CLASSES = ("cat", "dog", "fish", "car", "house", "tree", "star", "heart", "mug", "robot")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
@@ -59,13 +60,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or more subjects from left to right before a background, drawn in a style; `seed` places the details."""
+    """One or more subjects from left to right before a background, drawn in a style; `seed` places the details.
+
+    `middle`, a fraction of the canvas, is where one alone stands; without it, near the middle.
+    """
 
     subjects: tuple[Subject, ...]
     background: str
     style: str
     size: str = "big"
     seed: int = 0
+    middle: float | None = None
 
     def boxes(self) -> tuple[tuple[float, float, float, float], ...]:
         """Where the subjects stand: (left, top, right, bottom) in fractions of the canvas."""
@@ -77,6 +82,7 @@ class Scene:
         for index in range(count):
             x = (index + 0.5) / count + jitter.uniform(-room, room) + (0.02 * (1 - 2 * index) if count == 2 else 0)
             y = 0.55 + jitter.uniform(-room, room)
+            x = x if self.middle is None else self.middle
             places.append((x - half, y - half, x + half, y + half))
         return tuple(places)
 
@@ -166,9 +172,16 @@ SAMPLE_STYLES = ("blueprint", "sepia", "neon")
 
 
 def sample_scenes(subject: Subject, count: int, seed: int) -> list[Scene]:
-    """Reference pictures of one subject: alone, flat, before changing backgrounds that leave `night` for later."""
-    grounds = ("paper", "grass", "sky", "sand")
-    return [Scene((subject,), grounds[i % 4], "flat", SIZES[i % 2 == 0], seed + i) for i in range(count)]
+    """Reference pictures of one subject: alone, flat, before changing backgrounds that leave `night` for later.
+
+    The first of four shows it large, in the middle; the others as large as one of two, a little off it, from where
+    whole periods of its pattern lead to where the left and the right one of two stand.
+    """
+    ways = (("paper", "big", None), ("grass", "small", 0.42), ("sky", "small", 0.58), ("sand", "small", 0.42))
+    return [
+        Scene((subject,), ground, "flat", size, seed + i, middle)
+        for i, (ground, size, middle) in zip(range(count), cycle(ways), strict=False)
+    ]
 
 
 def distractors(subject: Subject) -> list[Subject]:

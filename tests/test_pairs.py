@@ -34,7 +34,7 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Training, Drawn]]:
 def on_ground(width: int, left: int) -> Image.Image:
     """A red thing `width` px wide on 96 px of green ground."""
     picture = Image.new("RGB", (96, 96), "green")
-    picture.paste("red", (left, 20, left + width, 80))
+    picture.paste("red", (left, 20, left + width, 72))
     return picture
 
 
@@ -49,14 +49,15 @@ def test_a_subject_is_pasted_as_large_as_half_a_scene_has_room_for(width: int, l
 
 @pytest.mark.parametrize("right", [False, True])
 @pytest.mark.parametrize(("width", "left"), [(44, 26), (44, 30), (40, 22)])
-def test_all_of_the_subject_comes_into_its_half_by_whole_cells(width: int, left: int, right: bool) -> None:
+def test_the_subject_comes_into_its_half_by_whole_cells(width: int, left: int, right: bool) -> None:
     picture = on_ground(width, left)
     scene = Image.new("RGB", (96, 96), "black")
     made, region = pasted(scene, picture, best_cut(picture), right, 1 / 6)
     pixels = np.asarray(made).astype(int)
     red = np.flatnonzero((pixels[:, :, 0] > 200).any(0))
-    assert len(red) == width
-    assert (red[0] - left) % 16 == 0
+    edge = red[-1] if right else red[0]  # what the scene's edge may hide lies there
+    assert width - len(red) <= (0.06 * 96 if edge in (0, 95) else 0)
+    assert (red[0] - left) % 16 == 0 or red[0] == 0
     assert abs(red.mean() - (72 if right else 24)) < 16
     covered = np.flatnonzero((pixels.sum(2) > 0).any(0))
     assert (covered[0] / 96, (covered[-1] + 1) / 96) == (region[0], region[2])
@@ -66,13 +67,13 @@ def test_all_of_the_subject_comes_into_its_half_by_whole_cells(width: int, left:
 def test_where_a_picture_stands_best_of_all_steps() -> None:
     for middle, right in product((0.42, 0.47, 0.5, 0.56), (False, True)):
         cut, goal = Cut(1.0, middle), 0.73 if right else 0.27
-        spots = [middle + step / 6 for step in range(-6, 7) if 0.22 <= middle + step / 6 <= 0.78]
+        spots = [middle + step / 6 for step in range(-6, 7) if 0.19 <= middle + step / 6 <= 0.81]
         assert middle + moved(cut, right, 1 / 6) == pytest.approx(min(spots, key=lambda spot: abs(spot - goal)))
         assert misplaced(cut, right, 1 / 6) == pytest.approx(min(abs(spot - goal) for spot in spots))
 
 
 def test_two_pictures_at_least_stand_on_either_side_and_none_much_smaller() -> None:
-    middles = {"a": (1.0, 0.47), "b": (1.0, 0.52), "c": (0.75, 0.48), "d": (0.6, 0.46), "e": (0.75, 0.43)}
+    middles = {"a": (1.0, 0.47), "b": (1.0, 0.52), "c": (1.0, 0.48), "d": (0.6, 0.46), "e": (1.0, 0.43)}
     cuts = {Path(name): Cut(*one) for name, one in middles.items()}
     stands = {right: [str(path) for path in best_standing(cuts, right, 1 / 6)] for right in (False, True)}
     off = {n: {r: misplaced(cut, r, 1 / 6) for r in stands} for n, cut in zip(middles, cuts.values(), strict=True)}
@@ -81,6 +82,27 @@ def test_two_pictures_at_least_stand_on_either_side_and_none_much_smaller() -> N
         assert len(names) >= 2
         assert "d" not in names
         assert max(off[n][right] for n in names) <= min(off[n][right] for n in rest)
+
+
+def test_rather_none_is_scaled_down() -> None:
+    cuts = {Path("a"): Cut(1.0, 0.46), Path("b"): Cut(1.0, 0.47), Path("scaled"): Cut(0.75, 0.42)}
+    assert misplaced(cuts[Path("scaled")], False, 1 / 6) < misplaced(cuts[Path("a")], False, 1 / 6)
+    assert best_standing(cuts, False, 1 / 6) == [Path("a"), Path("b")]
+
+
+def test_what_is_taller_than_one_of_two_is_scaled_down() -> None:
+    tall = on_ground(40, 28)
+    tall.paste("red", (40, 4, 44, 72))
+    assert best_cut(tall).size == 0.75
+
+
+@pytest.mark.parametrize("left", [8, 26, 44])
+def test_a_cut_lies_around_the_subject_wherever_it_stands_and_whatever_else_there_is(left: int) -> None:
+    picture = on_ground(40, left)
+    picture.paste("white", (50, 2, 70, 10))
+    cut = best_cut(picture)
+    assert cut.size == 1
+    assert cut.middle == pytest.approx(max(0.25, (left + 20) / 96), abs=0.01)
 
 
 def test_what_is_a_little_wider_than_half_a_scene_is_not_made_smaller() -> None:

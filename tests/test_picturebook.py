@@ -17,6 +17,7 @@ from studio.picturebook import (
     caption,
     distractors,
     random_subject,
+    sample_scenes,
     scenes,
 )  # fmt: skip
 from studio.picturebook_draw import RGB, render
@@ -96,3 +97,21 @@ def test_sample_subjects_have_three_pairs_of_one_class():
     kinds = [s.kind for s in SAMPLE_SUBJECTS.values()]
     assert len(kinds) == 8
     assert sum(kinds.count(kind) == 2 for kind in set(kinds)) == 3
+
+
+def test_a_subject_stands_where_it_is_told_to_and_no_higher_or_lower_for_it():
+    near, told = (Scene((Subject("cat", "red"),), "sky", "flat", "small", 3, middle) for middle in (None, 0.7))
+    (left, top, right, bottom), (told_left, told_top, told_right, told_bottom) = near.boxes()[0], told.boxes()[0]
+    assert (told_left + told_right) / 2 == pytest.approx(0.7)
+    assert told_right - told_left == pytest.approx(right - left)
+    assert (told_top, told_bottom) == (top, bottom)
+
+
+@pytest.mark.parametrize("subject", SAMPLE_SUBJECTS.values(), ids=SAMPLE_SUBJECTS)
+def test_sample_pictures_lead_to_both_sides_by_whole_periods_of_the_pattern(subject: Subject):
+    shown = sample_scenes(subject, 5, seed=1)
+    assert {scene.background for scene in shown} == {"paper", "grass", "sky", "sand"}
+    for scene in shown:
+        if scene.size == "small":
+            assert scene.middle is not None
+            assert min(abs(scene.middle - steps / 6 - 0.25) for steps in (-2, -1, 0, 1, 2)) < 0.01

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch.nn.functional import max_pool2d
 
 from studio.events import Emit
 from studio.home import write_atomic
@@ -26,10 +27,13 @@ from studio.trainers.recipe import Recipe
 SIZES = (1.0, 0.75, 0.6)  # of a pasted picture, against the scene
 WIDTHS = (0.5, 0.56)  # of what is pasted: half a scene, and for what is wide a little of the other half
 _GRAIN = 96  # pixels a side in which cuts are looked for
-_STANDS, _EDGE = 0.27, 0.22  # where the middle of the left one of two stands, and how near it may come to an edge
+_STANDS, _BEYOND = 0.27, 0.06  # where the middle of the left one of two stands; how much of a cut the edge may hide
+_SCALED = 0.05  # how much farther off a picture counts that is scaled down: its patterns are not what they were
 _AS_WELL = 0.02  # farther from its best place than the best picture, and still taken
 _AT_LEAST = 2  # pictures for either side: one before a ground of its own colour tells too little
 _NEAR, _BUSY = 60, 0.08  # levels of grey, and the share of a cut's pixels that may be farther from the ground's colour
+_TALL = 0.56  # of the scene's height, above which a thing is larger than one of two
+_ALL = 0.98  # of the subject
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,15 @@ def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache
 
 
 def best_standing(cuts: Mapping[Path, Cut], right: bool, cell: float) -> list[Path]:
-    """The pictures that come to stand best on that side, a few; none much smaller than the largest."""
+    """The pictures that come to stand best on that side, a few; none much smaller than the largest, and rather none
+    that is scaled down."""
     largest = max(cut.size for cut in cuts.values())
-    off = {path: misplaced(cut, right, cell) for path, cut in cuts.items() if cut.size >= SIZES[1] * largest}
-    ordered = sorted(off, key=lambda path: (off[path], -cuts[path].size, path))
+    off = {
+        path: misplaced(cut, right, cell) + (_SCALED if cut.size < largest else 0)
+        for path, cut in cuts.items()
+        if cut.size >= SIZES[1] * largest
+    }
+    ordered = sorted(off, key=lambda path: (off[path], path))
     return [path for n, path in enumerate(ordered) if n < _AT_LEAST or off[path] <= off[ordered[0]] + _AS_WELL]
 
 
@@ -82,25 +91,44 @@ def best_cut(picture: Image.Image) -> Cut:
     It is taken to fit where both edges of the cut run through the ground, whose colour is the median of the outermost
     columns. Where no cut does, the smallest size and the middle.
     """
+    far = subject_of(picture)  # [grain, grain]
+    busy, rows = far.float().mean(0), far.any(1).nonzero()  # busy: of each column
+    tall = float(rows[-1] - rows[0] + 1) / _GRAIN if len(rows) else 1.0
+    for size, share in product(SIZES, WIDTHS):
+        if size * tall > _TALL:
+            continue
+        width = round(share * _GRAIN / size)
+        held = {start: float(busy[start : start + width].sum()) for start in range(_GRAIN - width + 1)}
+        free = [start for start in held if max(busy[start], busy[start + width - 1]) <= _BUSY]
+        whole = [start for start in free if held[start] >= _ALL * busy.sum()]
+        if whole:
+            return Cut(size, (whole[0] + whole[-1] + width) / 2 / _GRAIN, share)
+    return Cut(SIZES[-1], 0.5)
+
+
+def subject_of(picture: Image.Image) -> torch.Tensor:
+    """Where the largest thing is that differs from the ground, whose colour is the median of the outermost columns:
+    [grain, grain], True or False."""
     pixels = square(picture, _GRAIN)[0].add(1).mul(127.5)  # [3, grain, grain]
     ground = torch.cat([pixels[:, :, 0], pixels[:, :, -1]], 1).median(1).values[:, None, None]
-    busy = ((pixels - ground).abs().amax(0) > _NEAR).float().mean(0)  # of each column
-    for size, share in product(SIZES, WIDTHS):
-        width, middle = round(share * _GRAIN / size), _GRAIN // 2
-        starts = [middle - width // 2 + shift for shift in sorted(range(-_GRAIN // 16, _GRAIN // 16 + 1), key=abs)]
-        starts = [start for start in starts if start >= 0 and start + width <= _GRAIN]
-        best = min(starts, key=lambda start: float(torch.maximum(busy[start], busy[start + width - 1])))
-        if max(busy[best], busy[best + width - 1]) <= _BUSY:
-            return Cut(size, (best + width / 2) / _GRAIN, share)
-    return Cut(SIZES[-1], 0.5)
+    far = (pixels - ground).abs().amax(0) > _NEAR
+    number = torch.where(far, torch.arange(1.0, far.numel() + 1).view_as(far), 0)
+    grown = number
+    while True:  # each thing takes the largest of its numbers
+        grown, before = torch.where(far, max_pool2d(grown[None], 5, 1, 2)[0], 0), grown
+        if torch.equal(grown, before):
+            break
+    found, count = grown[far].unique(return_counts=True)
+    return grown == found[count.argmax()] if len(found) else far
 
 
 def moved(cut: Cut, right: bool, cell: float) -> float:
     """By how much of the scene's width the middle of what is pasted goes sideways: whole steps of `cell`, to where it
-    stands best among things of two; nothing of it leaves the scene that another step would keep."""
+    stands best among things of two, no more of it than a little beyond the scene's edge."""
     middle, goal = 0.5 + cut.size * (cut.middle - 0.5), 1 - _STANDS if right else _STANDS
     steps = range(-round(1 / cell), round(1 / cell) + 1)
-    kept = [step * cell for step in steps if _EDGE <= middle + step * cell <= 1 - _EDGE]
+    edge = cut.width / 2 - _BEYOND
+    kept = [step * cell for step in steps if edge <= middle + step * cell <= 1 - edge]
     return min(kept, key=lambda by: abs(middle + by - goal))
 
 

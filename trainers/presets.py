@@ -32,6 +32,7 @@ _OF_ONE_PICTURE: dict[str, Any] = {
     "warmup_steps": 0,
     "buckets": False,
     "prior_preservation": False,
+    "timesteps": "uniform",
     "mix_instance_prompt": False,
     "pair_share": 0.0,
 }
@@ -114,6 +115,7 @@ def _own(preset: str, class_word: str) -> dict[str, Any]:
         "alpha": 16.0,
         "targets": (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
         "steps": steps,
+        "timesteps": "logit-normal",
         "learning_rate": 4e-3,
         "word_learning_rate": 1e-3,
         "betas": (0.9, 0.99),
