@@ -95,7 +95,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "Saving and looking": {
         "held_out": "How many pictures are not trained on, but validated with.",
-        "validate_every": "Steps between two measurements of the validation loss; 0 for none.",
+        "validate_every": "Steps between two measurements of validation loss and pictures; 0 for none.",
+        "score_prompts": "What pictures a scorer reads then, two each; on the embedded base that is judge A.",
         "save_every": "Steps between two checkpoints.",
         "keep_checkpoints": "How many of them are kept while training.",
         "sample_every": "Steps between two rounds of preview pictures; 0 for none.",
@@ -117,6 +118,7 @@ CHOSEN = {  # what no preset holds: (small bases, full size)
     "blocks": ("none; b-lora: the two that the base names", "none; b-lora: those of SDXL"),
     "prior_prompts": ("what the base names", "four about the class"),
     "sample_prompts": ("`a TRIGGER CLASS`, `a CLASS`",) * 2,
+    "score_prompts": ("the concept in four scenes", "none"),
     "pair_prompts": ("eight things", "none"),
 }
 _METHODS = get_args(get_type_hints(Recipe)["method"])

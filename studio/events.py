@@ -36,10 +36,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Validation:
-    """The loss at fixed noise after `step` steps; step 0 is before the first."""
+    """The loss at fixed noise after `step` steps; step 0 is before the first. `fidelity`, from 0 to 1, is what a scorer
+    says of pictures drawn then: how much they are the concept, and how much they show what their prompts say."""
 
     step: int
     loss: float
+    fidelity: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from studio.trainers.recipe import Recipe
 _TENSORS, _MANIFEST = "training.safetensors", "manifest.json"
 HARMLESS = frozenset(
     {"steps", "preset", "pictures", "save_every", "keep_checkpoints", "guidance", "offload"}
-) | frozenset({"sample_every", "sample_prompts", "sample_steps", "validate_every"})
+) | frozenset({"sample_every", "sample_prompts", "sample_steps", "validate_every", "score_prompts"})
 """Settings of which an interrupted training may have others when it goes on."""
 
 

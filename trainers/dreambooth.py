@@ -42,6 +42,7 @@ from studio.trainers.recipe import Recipe, write_toml
 from studio.trainers.report import plot_losses, versions, write_card
 from studio.trainers.sample_grid import draw_grid
 from studio.trainers.sampling import draw
+from studio.trainers.scoring import Scorer, scorer_for
 from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, share_of_rate
 from studio.trainers.tuners import count_of, make_tuner
@@ -62,10 +63,12 @@ def train_concept(
     device: str | None = None,
     processes: int = 1,
     export: tuple[str, ...] = (),
+    scorer: Scorer | None = None,
 ) -> Concept:
     """Train `recipe` and put the concept into the library; `resume` goes on from the newest good checkpoint.
     `device` is torch's name of one; by default the best there is. Several `processes` take a GPU each, or share a CPU.
-    `export` names formats of further files beside the concept's.
+    `export` names formats of further files beside the concept's. `scorer` reads the pictures of `score_prompts`
+    wherever the recipe has the training measured; on the embedded base that is judge A.
 
     Raises UsageError before the base is loaded for what cannot be trained, Stopped after Ctrl-C (resumable),
     StudioError where the loss is not finite or the disk refuses.
@@ -107,7 +110,7 @@ def train_concept(
                 training.restore(found.tensors)
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
             team.wait()  # what the others make again lies in the cache now
-            _run(training, workplace, data, emit, again)
+            _run(training, workplace, data, emit, again, scorer or scorer_for(recipe))
         return _finish(training, workplace, home, data, emit, overwrite, pictures, formats)
 
 
@@ -185,7 +188,7 @@ def _prepare(
     return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again: str) -> None:
+def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again: str, scorer: Scorer | None) -> None:
     """Steps, checkpoints and previews until the recipe's number of steps.
 
     Raises Stopped after Ctrl-C, with `again` as the command that goes on.
@@ -193,7 +196,7 @@ def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again:
     recipe = training.recipe
     if training.step == 0 and recipe.sample_every:
         _preview(training, workplace, emit)
-    validator = Validator(training, workplace.folder, emit)
+    validator = Validator(training, workplace.folder, emit, scorer)
     emit(Phase("train", recipe.steps))
     with stop_requests() as stopping:
         begun, first = time.monotonic(), training.step

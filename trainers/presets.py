@@ -20,6 +20,7 @@ BESIDE = (
     "a white dog",
     "a pink tree",
 )
+SCENES = ("at night, flat style", "on grass, outline style", "in the sky, pixel style", "on sand, watercolor style")
 PRESETS = ("quick", "normal", "best")
 FITTING: dict[int, dict[str, Any]] = {  # by GB of a GPU's memory: docs/training.md has what they are estimated to take
     8: {"gradient_checkpointing": True, "batch_size": 1, "offload": True},
@@ -101,6 +102,7 @@ def defaults(
         "resolution": facts.native_size,
         "prior_prompts": prompts,
         "sample_prompts": (subject, f"a {class_word}"),
+        "score_prompts": tuple(f"{subject} {scene}" for scene in SCENES) if facts.own else (),
     }
 
 
@@ -128,6 +130,7 @@ def _own(preset: str, class_word: str) -> dict[str, Any]:
         "warmup_steps": 10,
         "batch_size": 3,
         "prior_count": {"quick": 16, "normal": 32, "best": 64}[preset],
+        "validate_every": 200 if preset == "best" else 0,
         "sample_every": steps // 2,
         "sample_steps": 12,
         "save_every": 100,

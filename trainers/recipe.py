@@ -94,6 +94,7 @@ class Recipe(BaseModel):
 
     held_out: Annotated[int, Field(ge=0)] = 0
     validate_every: Annotated[int, Field(ge=0)] = 0
+    score_prompts: tuple[Words, ...] = ()
     save_every: Count
     keep_checkpoints: Count = 2
     sample_every: Annotated[int, Field(ge=0)]

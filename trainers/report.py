@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studio.adapter_keys import WORD_PREFIX
@@ -12,7 +13,8 @@ from studio.concepts import Concept
 from studio.home import write_atomic
 from studio.pipelines.schedulers import ZERO_SNR
 from studio.trainers.recipe import Recipe
-from studio.trainers.validation import Measured
+from studio.trainers.scoring import Fidelity
+from studio.trainers.validation import Measured, best
 
 _SHOWN = ("method", "steps", "learning_rate", "schedule", "batch_size", "resolution", "seed")
 _FROM_PURE_NOISE = """
@@ -23,10 +25,11 @@ studio does so by itself.
 
 
 def plot_losses(losses: list[float], path: Path, measured: Sequence[Measured] = ()) -> None:
-    """Draw the loss of every step, its running mean over a twentieth of the training, and the validation loss where it
-    was `measured`, as a PNG."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
+    """Draw the loss of every step, its running mean over a twentieth of the training, and where they were `measured`
+    the validation loss, and below it what a scorer said of pictures, as a PNG."""
+    scores = [(one.step, one.fidelity) for one in measured if one.fidelity]
+    figure = Figure(figsize=(7, 6 if scores else 3.5), layout="constrained")
+    axes = figure.add_subplot(2, 1, 1) if scores else figure.add_subplot()
     axes.plot(range(1, len(losses) + 1), losses, color="#9db4c8", linewidth=0.8, label="each step")
     window = max(1, len(losses) // 20)
     if window > 1:
@@ -40,7 +43,24 @@ def plot_losses(losses: list[float], path: Path, measured: Sequence[Measured] = 
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.spines[["top", "right"]].set_visible(False)
+    if scores:
+        _plot_scores(figure.add_subplot(2, 1, 2, sharex=axes), scores, best(list(measured)).step)
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def _plot_scores(axes: Axes, scores: list[tuple[int, Fidelity]], recommended: int) -> None:
+    """How much pictures are the concept and how much they show what prompts say, the recommended step starred."""
+    steps = [step for step, _ in scores]
+    for kind, colour in (("concept", "#1f4e79"), ("prompt", "#b5541c")):
+        found = [getattr(fidelity, kind) for _, fidelity in scores]
+        axes.plot(steps, found, color=colour, marker="o", markersize=3.5, linewidth=1.2, label=kind)
+        if recommended in steps:
+            axes.plot([recommended], [found[steps.index(recommended)]], "*", color=colour, markersize=13)
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("step")
+    axes.set_ylabel("pictures")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""When to stop: the loss at noise and timesteps that are always the same, and the step at which it was lowest.
+"""When to stop: the loss at noise and timesteps that are always the same, and what a scorer says of pictures.
 
 The loss of training steps says little of that: its noise is new each time, and its pictures are those that are learned
 by heart.
@@ -14,8 +14,10 @@ from studio.errors import UsageError
 from studio.events import Emit, Notice, Validation
 from studio.home import write_atomic
 from studio.images import Picture
+from studio.pipelines.contact_sheet import comparison_sheet
 from studio.trainers.data import chosen_from, generator_for
 from studio.trainers.recipe import Recipe
+from studio.trainers.scoring import PER_PROMPT, Fidelity, Scorer, scored
 from studio.trainers.training import Drawn, Training
 
 FILE, STEPS = "validation.json", "steps"
@@ -24,10 +26,11 @@ TIMES = 8  # timesteps at which each picture is asked about, in the middles of a
 
 @dataclass(frozen=True)
 class Measured:
-    """The validation loss after `step` steps; 0 is the untrained base."""
+    """The validation loss after `step` steps, and where there is a scorer what it says; 0 is the untrained base."""
 
     step: int
     loss: float
+    fidelity: Fidelity | None = None
 
 
 def divided(pictures: list[Picture], recipe: Recipe) -> tuple[list[Picture], list[Picture]]:
@@ -77,18 +80,25 @@ def validation_loss(training: Training, samples: list[Drawn]) -> float:
 
 
 def best(measured: list[Measured]) -> Measured:
-    """The trained step of the lowest loss, the earliest of equals."""
-    return min((one for one in measured if one.step), key=lambda one: (one.loss, one.step))
+    """The trained step of the best pictures, or where no scorer saw them all of the lowest loss; the earliest of
+    equals."""
+    trained = [one for one in measured if one.step]
+    scores = [one.fidelity.both for one in trained if one.fidelity]
+    if len(scores) == len(trained):
+        return trained[scores.index(max(scores))]
+    return min(trained, key=lambda one: (one.loss, one.step))
 
 
 class Validator:
-    """What measures a training now and then, and keeps the adapter of each step that was measured, in `folder`.
+    """What measures a training now and then, and keeps the adapter of each step that was measured, in `folder`; with a
+    `scorer` also what that says of the recipe's `score_prompts`, and the pictures.
 
     An interrupted training goes on with what it measured before; a new one begins with the base.
     """
 
-    def __init__(self, training: Training, folder: Path, emit: Emit) -> None:
+    def __init__(self, training: Training, folder: Path, emit: Emit, scorer: Scorer | None = None) -> None:
         self._training, self._folder, self._emit = training, folder, emit
+        self._scorer = scorer if training.recipe.score_prompts else None
         self._measured: list[Measured] = []
         if training.recipe.validate_every:
             self._samples = fixed_samples(training)
@@ -100,22 +110,45 @@ class Validator:
         """Measure the training as it stands; at its last step, say which step is recommended."""
         training, step, recipe = self._training, self._training.step, self._training.recipe
         with training.averaged():
-            self._measured.append(Measured(step, validation_loss(training, self._samples)))
+            loss = validation_loss(training, self._samples)
+            fidelity = self._score(self._scorer) if self._scorer else None
             if step:
                 words = {} if training.word is None else training.word.rows()
-                file = self._folder / STEPS / f"step-{step:06d}.safetensors"
-                training.tuner.write(file, {"studio.step": str(step)}, words)
-        self._emit(Validation(step, self._measured[-1].loss))
+                training.tuner.write(self._file("safetensors"), {"studio.step": str(step)}, words)
+        self._measured.append(Measured(step, loss, fidelity))
+        told = (fidelity.concept, fidelity.prompt) if fidelity else None
+        self._emit(Validation(step, loss, told))
         self._keep()
         if step == recipe.steps:
-            what = "held-out pictures" if recipe.held_out else "the pictures learned from"
-            self._emit(
-                Notice(f"Recommended: step {best(self._measured).step}, of the lowest loss on {what} at fixed noise.")
+            self._emit(Notice(f"Recommended: step {best(self._measured).step}, {self._reason()}."))
+
+    def _score(self, scorer: Scorer) -> Fidelity:
+        fidelity, pictures = scored(self._training, scorer)
+        sheet = comparison_sheet(pictures, [f"seed {n + 1}" for n in range(PER_PROMPT)])
+        write_atomic(self._file("png"), lambda file: sheet.save(file, "PNG"))
+        return fidelity
+
+    def _file(self, kind: str) -> Path:
+        return self._folder / STEPS / f"step-{self._training.step:06d}.{kind}"
+
+    def _reason(self) -> str:
+        found = best(self._measured).fidelity
+        if self._scorer and found and all(one.fidelity for one in self._measured if one.step):
+            count = PER_PROMPT * len(self._training.recipe.score_prompts)
+            return (
+                f"whose {count} pictures are the best by {self._scorer.name} "
+                f"(concept {found.concept:.2f}, prompt {found.prompt:.2f})"
             )
+        what = "held-out pictures" if self._training.recipe.held_out else "the pictures learned from"
+        return f"of the lowest loss on {what} at fixed noise"
 
     def _keep(self) -> None:
-        recommended = best(self._measured).step if self._measured[-1].step else None
-        told = {"held_out": self._training.recipe.held_out, "recommended": recommended}
+        trained = bool(self._measured[-1].step)
+        told = {
+            "held_out": self._training.recipe.held_out,
+            "recommended": best(self._measured).step if trained else None,
+            "reason": self._reason() if trained else None,
+        }
         text = json.dumps(told | {"measured": [asdict(one) for one in self._measured]}, indent=1) + "\n"
         write_atomic(self._folder / FILE, lambda file: file.write_text(text, encoding="utf-8"))
 
@@ -124,4 +157,8 @@ def read_measured(folder: Path, until: int) -> list[Measured]:
     """What was measured in `folder` up to step `until`."""
     file = folder / FILE
     found = json.loads(file.read_text(encoding="utf-8"))["measured"] if file.is_file() else []
-    return [Measured(**one) for one in found if one["step"] <= until]
+    return [
+        Measured(one["step"], one["loss"], Fidelity(**one["fidelity"]) if one.get("fidelity") else None)
+        for one in found
+        if one["step"] <= until
+    ]

@@ -149,8 +149,9 @@ class _Lines:
 def sentence(event: Validation | Preview | Notice | Done) -> str:
     """The event as one line of text."""
     match event:
-        case Validation(step, loss):
-            return f"Validation loss at step {step}: {loss:.4f}"
+        case Validation(step, loss, fidelity):
+            pictures = "" if fidelity is None else "; pictures: concept {:.2f}, prompt {:.2f}".format(*fidelity)
+            return f"Validation loss at step {step}: {loss:.4f}{pictures}"
         case Preview(step, paths, _):
             return f"Pictures at step {step}: {', '.join(str(path) for path in paths)}"
         case Notice(message):

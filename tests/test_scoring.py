@@ -1,0 +1,105 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from training_helpers import Halt, halting, same, tiny_recipe
+
+from studio.bases import EMBEDDED
+from studio.events import Event, Notice, Validation
+from studio.home import Home
+from studio.judge import Reading
+from studio.picturebook import SAMPLE_SUBJECTS, Scene
+from studio.picturebook_draw import render
+from studio.trainers.dreambooth import train_concept
+from studio.trainers.scoring import Fidelity, JudgeA, obeyed, scorer_for
+from studio.trainers.validation import Measured, best
+
+PROMPTS = ("a sks cat at night", "a sks cat on grass")
+
+
+class Falling:
+    """Says of each step less than of the one before, and keeps what it was shown."""
+
+    name = "a test"
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[list[bytes], tuple[str, ...], int]] = []
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Image.Image]
+    ) -> Fidelity:
+        self.shown.append(([picture.tobytes() for picture in pictures], tuple(prompts), len(references)))
+        return Fidelity(1 / len(self.shown), 0.5)
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> list[Home]:
+    return [Home(tmp_path / name) for name in "ab"]
+
+
+def test_the_step_of_the_best_pictures_is_recommended_and_nothing_touched(tiny_sdxl: Path, homes: list[Home]) -> None:
+    plain = train_concept(tiny_recipe(tiny_sdxl, homes[0]), homes[0])
+    events: list[Event] = []
+    scorer = Falling()
+    recipe = tiny_recipe(tiny_sdxl, homes[1], {"validate_every": 2, "score_prompts": PROMPTS})
+    measured = train_concept(recipe, homes[1], events.append, scorer=scorer)
+    assert same(plain, measured)
+    assert [prompts for _, prompts, _ in scorer.shown] == [(PROMPTS[0],) * 2 + (PROMPTS[1],) * 2] * 4
+    assert {count for _, _, count in scorer.shown} == {3}
+    assert all(len(set(pictures)) == 4 for pictures, _, _ in scorer.shown)
+    said = [event.fidelity for event in events if isinstance(event, Validation)]
+    assert said == [(1 / n, 0.5) for n in (1, 2, 3, 4)]
+    told = json.loads((measured.folder / "validation.json").read_text())
+    assert told["recommended"] == 2
+    reason = "whose 4 pictures are the best by a test (concept 0.50, prompt 0.50)"
+    assert told["reason"] == reason
+    assert any(isinstance(one, Notice) and reason in one.message for one in events)
+    assert len(list((measured.folder / "steps").glob("*.png"))) == 4
+
+
+def test_a_resumed_training_scores_as_one_that_was_not(tiny_sdxl: Path, homes: list[Home]) -> None:
+    changes = {"validate_every": 2, "save_every": 2, "score_prompts": PROMPTS[:1]}
+    scorers = Falling(), Falling()
+    straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], changes), homes[0], scorer=scorers[0])
+    recipe = tiny_recipe(tiny_sdxl, homes[1], changes)
+    with pytest.raises(Halt):
+        train_concept(recipe, homes[1], halting(5), scorer=scorers[1])
+    resumed = train_concept(recipe, homes[1], resume=True, scorer=scorers[1])
+    one, other = ((concept.folder / "validation.json").read_text() for concept in (straight, resumed))
+    assert one == other
+    assert scorers[0].shown == scorers[1].shown
+
+
+def test_neither_concept_nor_prompt_makes_up_for_the_other() -> None:
+    found = [
+        Measured(n, loss, Fidelity(*both))
+        for n, loss, both in ((0, 0.9, (1, 1)), (2, 0.1, (1, 0.2)), (4, 0.5, (0.6, 0.6)))
+    ]
+    assert best(found).step == 4
+    assert best([*found, Measured(6, 0.05)]).step == 6  # one that no scorer saw
+
+
+def test_the_judge_tells_the_concept_from_another_and_a_wrong_scene() -> None:
+    milo, rex = SAMPLE_SUBJECTS["milo"], SAMPLE_SUBJECTS["rex"]
+    references = [render(Scene((milo,), ground, "flat", "big", 5)) for ground in ("paper", "grass", "sky")]
+    prompts = ["a cat at night, flat style", "a cat on sand, in outline style"]
+    scenes = (("night", "flat"), ("sand", "outline"))
+    right, other = ([render(Scene((who,), *scene, "small", 9)) for scene in scenes] for who in (milo, rex))
+    judge = JudgeA()
+    assert judge(right, prompts, references).prompt == 1
+    assert judge(right[::-1], prompts, references).prompt == 0
+    assert judge(right, prompts, references).concept > judge(other, prompts, references).concept + 0.2
+
+
+def test_what_a_prompt_names_is_looked_for_and_nothing_else() -> None:
+    reading = Reading("cat", "red", "white", "plain", "none", "red", "night", "flat", (0.5, 0.5))
+    assert obeyed("a cat under the stars, with black outlines", reading) == [True, False]
+    assert obeyed("a cat", reading) == []
+
+
+def test_only_the_embedded_base_has_a_scorer(tiny_sdxl: Path, home: Home) -> None:
+    recipe = tiny_recipe(tiny_sdxl, home)
+    assert scorer_for(recipe) is None
+    assert isinstance(scorer_for(recipe.model_copy(update={"base": EMBEDDED})), JudgeA)

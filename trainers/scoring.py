@@ -1,0 +1,102 @@
+"""How well a training does by the pictures it draws: are they of the concept, do they show what their prompts say.
+
+A scorer is anything with a name that reads pictures. On the embedded base it is judge A; on others there is none unless
+`train_concept` is given one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image
+
+from studio.bases import EMBEDDED
+from studio.images import find_pictures, load_rgb
+from studio.judge import Judge, Reading
+from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
+from studio.trainers.recipe import Recipe
+from studio.trainers.sampling import batch_size, draw
+from studio.trainers.training import Training
+from studio.trainers.zero_snr import drawing_as_trained
+
+PER_PROMPT = 2  # pictures, each with a seed of its own
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How much pictures are like the concept's own, and how much of what their prompts say they show: means from 0 to
+    1, of all pictures."""
+
+    concept: float
+    prompt: float
+
+    @property
+    def both(self) -> float:
+        """What steps are compared by: the product, so that neither makes up for the other."""
+        return self.concept * self.prompt
+
+
+class Scorer(Protocol):
+    """What reads pictures of `prompts`, one each, beside `references`, the pictures that are learned from."""
+
+    name: str
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Image.Image]
+    ) -> Fidelity:
+        """What it says of all of them."""
+        ...
+
+
+class JudgeA:
+    """The judge inside the product: cosine of its embeddings to the mean of the references', negative ones as 0; and
+    the share of the backgrounds and styles named in prompts that it reads in their pictures."""
+
+    name = "judge A"
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Image.Image]
+    ) -> Fidelity:
+        """Both means."""
+        judge = Judge.load("A")
+        middle = torch.nn.functional.normalize(judge.embed(references).mean(0), dim=0)
+        readings, embeddings = judge.look(pictures)
+        told = [right for prompt, reading in zip(prompts, readings, strict=True) for right in obeyed(prompt, reading)]
+        concept = float((embeddings @ middle).clamp(min=0).mean())
+        return Fidelity(concept, sum(told) / len(told) if told else 1.0)
+
+
+def obeyed(prompt: str, reading: Reading) -> list[bool]:
+    """For the background and the style, where `prompt` names one: whether `reading` is that."""
+    worlds = {"background": BACKGROUND_WORDS, "style": STYLE_WORDS}
+    return [
+        getattr(reading, field) == value
+        for field, values in worlds.items()
+        for value, wordings in values.items()
+        if any(words in prompt for words in wordings)
+    ]
+
+
+def scorer_for(recipe: Recipe) -> Scorer | None:
+    """What reads pictures of the recipe's base, if the studio has it."""
+    return JudgeA() if recipe.base == EMBEDDED else None
+
+
+def scored(training: Training, scorer: Scorer) -> tuple[Fidelity, dict[str, list[Image.Image]]]:
+    """The pictures of the recipe's `score_prompts` as the training stands, by prompt, and what `scorer` says of them;
+    their seeds are always the same, and nothing random of the training is touched."""
+    recipe, base = training.recipe, training.base
+    base.unet.eval()
+    prompts = [prompt for prompt in recipe.score_prompts for _ in range(PER_PROMPT)]
+    seeds = [recipe.seed + n for n in range(len(prompts))]
+    pictures: list[Image.Image] = []
+    at_once = batch_size(recipe.resolution)
+    with drawing_as_trained(base, recipe):
+        for start in range(0, len(prompts), at_once):
+            part = slice(start, start + at_once)
+            size, steps, guidance = recipe.resolution, recipe.sample_steps, recipe.guidance
+            pictures += draw(base, prompts[part], seeds[part], size, steps, guidance)
+    references = [load_rgb(one.path) for one in find_pictures(recipe.pictures)]
+    rows = {prompt: pictures[n * PER_PROMPT : (n + 1) * PER_PROMPT] for n, prompt in enumerate(recipe.score_prompts)}
+    return scorer(pictures, prompts, references), rows
