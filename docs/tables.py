@@ -106,7 +106,7 @@ def compose(report: dict[str, Any]) -> str:
         f"\n\n{plan['seeds']} seeds of each pair and triple, scenes {scenes}, {plan['steps']} steps, guidance"
         f" {plan['guidance']:g}, read by judge {report['judge']}. Shares with 95 % Wilson intervals; the ceiling and"
         " the paired differences with bootstrap intervals over pairs or triples. Rows through the UNet and time are"
-        " those of one picture of two concepts, `merge` being 1, timed before concepts had words of their own."
+        " those of one picture of two concepts, `merge` being 1."
         " `studio bench compose` measures it again."
     )
 
