@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def loops(
 def gates(base: BaseModel, concepts: Sequence[Concept], rounds: int, emit: Emit) -> dict[str, Any]:
     """One forward of two rows with all adapters, each in its own part, against one adapter and none; and what it takes
     to let others act."""
-    adapters = [load_concept(one) for one in concepts]
+    adapters = [replace(load_concept(one), embeddings={}) for one in concepts]  # two banks teach no word twice
     one, many = AdapterBank(base, adapters[:1]), AdapterBank(base, adapters)
     forward = _forward(base)
     single, several = (_regions(base, bank.count) for bank in (one, many))

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fixtures_models import build_lora
+from safetensors.torch import load_file, save_file
 
 from studio.concepts import Concept
 from studio.events import silent
 from studio.models import BaseModel, find_base, load_base
-from studio.pipelines.engine_bench import bench_engine, loops, memory
+from studio.pipelines.engine_bench import bench_engine, gates, loops, memory
 from studio.pipelines.switched_loop import SwitchedLoop
 
 
@@ -64,3 +66,12 @@ def test_all_is_told(report):
     assert report["cmlora over composite"]["FLOPs"] > 1  # two steps, in which the order is measured
     assert set(report["change of gate"]) == {"made and set, ms", "more in its first forward, ms", "set_adapters, ms"}
     assert {"composite over set_adapters", "5 gated over 1", "1 gated over the base"} <= set(report)
+
+
+def test_concepts_with_words_of_their_own_are_measured_too(tiny_sdxl, tmp_path):
+    concepts = learned(tiny_sdxl, tmp_path)
+    for one in concepts:
+        words = {f"lora_word.{one.name}.clip_l": torch.ones(1, 16), f"lora_word.{one.name}.clip_g": torch.ones(1, 24)}
+        save_file(load_file(one.adapter_file) | words, one.adapter_file)
+    found = gates(load(tiny_sdxl), concepts, 1, silent)
+    assert found["5 gated over 1"]["value"] > 0
