@@ -1,10 +1,13 @@
 """The opponent of a benchmark: Composite as it is written with diffusers and PEFT, which switch adapters by module."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from studio.adapters import load_concept
+from studio.attaching import teach_words
 from studio.concepts import Concept, expand_prompt
 from studio.hush import hushed
 from studio.models import BaseModel
@@ -23,6 +26,7 @@ class SwitchedLoop:
             for one in concepts:
                 file = one.adapter_file
                 base.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=one.name)
+                teach_words(base, load_concept(one), ExitStack())  # for good
 
     @torch.no_grad()
     def draw(self, settings: GenerateSettings) -> Tensor:

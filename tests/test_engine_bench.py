@@ -69,9 +69,12 @@ def test_all_is_told(report):
 
 
 def test_concepts_with_words_of_their_own_are_measured_too(tiny_sdxl, tmp_path):
-    concepts = learned(tiny_sdxl, tmp_path)
+    concepts = [replace(one, trigger=f"{one.name}0") for one in learned(tiny_sdxl, tmp_path)]
     for one in concepts:
-        words = {f"lora_word.{one.name}.clip_l": torch.ones(1, 16), f"lora_word.{one.name}.clip_g": torch.ones(1, 24)}
+        rows = {"clip_l": torch.full((1, 16), 2.0), "clip_g": torch.full((1, 24), -2.0)}
+        words = {f"lora_word.{one.trigger}.{tower}": row for tower, row in rows.items()}
         save_file(load_file(one.adapter_file) | words, one.adapter_file)
-    found = gates(load(tiny_sdxl), concepts, 1, silent)
-    assert found["5 gated over 1"]["value"] > 0
+    base = load(tiny_sdxl)
+    found = loops(base, SwitchedLoop(load(tiny_sdxl), concepts), concepts, 2, 1, silent)
+    assert 0 < found["their largest difference"] < 1e-4
+    assert gates(base, concepts, 1, silent)["5 gated over 1"]["value"] > 0
