@@ -38,7 +38,7 @@ class Fidelity:
 
 
 class Scorer(Protocol):
-    """What reads pictures of `prompts`, one each, beside `references`, the pictures that are learned from."""
+    """What reads pictures of `prompts`, one each, beside `references`, the concept's own."""
 
     name: str
 
