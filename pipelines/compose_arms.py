@@ -17,7 +17,7 @@ from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS, Subject
 from studio.pipelines.base_bench import draw_prompts
 from studio.pipelines.baselines import Merge
 from studio.pipelines.compose import Composer, decode, draw
-from studio.pipelines.methods import METHODS, Method
+from studio.pipelines.methods import AS_PUBLISHED, METHODS, Method
 from studio.pipelines.scores import Marks, Setting, draw_truth, mark_places, side_by_side
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
@@ -48,9 +48,10 @@ YARDSTICKS = (Arm(TRUTH), Arm(BASE), Arm(ALONE))
 
 
 def arms_of(names: Sequence[str]) -> list[Arm]:
-    """Those of the methods of these names; a method that can do with boxes and without is two."""
+    """Those of the methods of these names; a method that can do with boxes and without is two, and where we recommend
+    other settings than the authors, theirs follow."""
     found = []
-    for method in (METHODS[name] for name in names):
+    for method in (one for name in names for one in (METHODS[name], AS_PUBLISHED.get(name)) if one is not None):
         if method.boxes != "needs":
             found.append(Arm(method.name, method))
         if method.boxes != "ignores":

@@ -99,6 +99,11 @@ class FreeFuse(Plain):
         return routed(run, masks[:, :-1], self.shared, self.own, self.others)
 
 
+def as_published() -> FreeFuse:
+    """As the authors' code for SDXL: 10 of 30 steps looked ahead, masks by features alone, a second beginning."""
+    return FreeFuse(probed=1 / 3, restart=True, others=1.0, masks=AutoMasks(likeness=1.0))
+
+
 def read_both_ways(run: Run) -> list[list[int]]:
     """Encode the prompt, each adapter on its own words, and as "base" with class words alone; the tokens of these."""
     run.denoiser.texts["all"] = own_readings(run)

@@ -172,6 +172,11 @@ class LoraComposer:
         return text.reworded(others)
 
 
+def as_published() -> LoraComposer:
+    """With the authors' numbers throughout."""
+    return LoraComposer(whole_from=1.0, isolated=1.0)
+
+
 def beside(masks: Tensor, width: int) -> Tensor:
     """[H, W, (k + 1) width] of 0 and -inf: of k + 1 texts side by side each cell reads its owner's in masks [k, H, W],
     a free one the first."""

@@ -77,6 +77,19 @@ METHODS = {
 }
 DEFAULT_METHOD = "auto"
 PUBLISHED = ("switch", "composite", "cmlora", "clora", "lora-composer", "freefuse")  # for adapters, by others
+AS_PUBLISHED = {  # where we recommend other settings than the authors, theirs: for benchmarks
+    "lora-composer": Method(
+        "lora-composer-authors",
+        "few layers of an adapter act, and boxes do not see each other",
+        "lora_composer:as_published",
+        "needs",
+    ),
+    "freefuse": Method(
+        "freefuse-authors",
+        "masks by features alone, and the first steps drawn again with adapters",
+        "freefuse:as_published",
+    ),
+}
 
 
 def find_method(name: str) -> Method:

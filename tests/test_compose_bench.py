@@ -114,6 +114,9 @@ def test_methods_that_look_at_boxes_get_them(known, monkeypatch):
     assert [(arm.name, arm.boxes) for arm in arms_of(["merge", "both", "regional"])] == [
         ("merge", False), ("both", False), ("both+boxes", True), ("regional", True),
     ]  # fmt: skip
+    assert [(arm.name, arm.boxes) for arm in arms_of(["freefuse", "lora-composer"])] == [
+        ("freefuse", False), ("freefuse-authors", False), ("lora-composer", True), ("lora-composer-authors", True),
+    ]  # fmt: skip
     sides = [box.sides for box in layout_of(list(known.values())).boxes.values()]
     assert [(round(3 * left, 9), round(3 * right, 9)) for left, _, right, _ in sides] == [(0, 1), (1, 2), (2, 3)]
 
@@ -166,6 +169,16 @@ def test_the_report_is_what_a_hand_counts():
     assert row["leaks"]["fields"] == {"pattern": round(1 / 16, 3)}
     assert row["share of the ceiling"] == round(0.375 / 0.375, 3)
     assert report["best of the published"] == "composite"
+
+
+def test_methods_with_settings_of_ours_do_not_count_as_published():
+    ours, theirs = (results(name, [mark] * 4, [mark] * 4) for name, mark in
+                    (("lora-composer", "11"), ("lora-composer-authors", "00")))  # fmt: skip
+    report = section_report([*FOUND, *ours, *theirs])
+    assert (report["best of the published"], report["best as published"]) == ("lora-composer", "composite")
+    over = report["methods"]["regional"]
+    assert over["over the best of the published"]["value"] == -1 / 8
+    assert over["over the best as published"]["value"] == 4 / 8
 
 
 def test_differences_are_paired():
