@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from soaking import SOAK
-from training_helpers import same, tiny_recipe
+from training_helpers import MIXED, same, shapes, tiny_recipe
 
 from studio.concepts import Concept
 from studio.home import Home
@@ -31,6 +31,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "new_word": True,
         "trigger": "milo0",
         "text_rank": 2,
+        "ema": 0.9,
+        **MIXED,
     },
 }
 CHILD = """
@@ -79,10 +81,12 @@ def finished(recipe: Recipe, home: Home) -> Concept:
 def test_a_killed_training_ends_as_one_that_was_not(tiny_sdxl: Path, tmp_path: Path, kind: str) -> None:
     changes = {"steps": 20, "save_every": 1} | KINDS[kind]
     straight = Home(tmp_path / "straight")
+    shapes(straight)
     expected = train_concept(tiny_recipe(tiny_sdxl, straight, changes), straight)
     at_work = 0
     for number in range(KILLS):
         chance, home = random.Random(f"{kind} {number}"), Home(tmp_path / str(number))
+        shapes(home)
         recipe = tiny_recipe(tiny_sdxl, home, changes)
         at_work += killed(recipe, home, chance, resume=False)
         if begun := (workplace_of(home, "milo").folder / RECIPE_FILE).is_file():

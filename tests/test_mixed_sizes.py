@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_helpers import Halt, halting, same, tiny_recipe, weights
+from training_helpers import MIXED, SIZES, Halt, halting, same, shapes, tiny_recipe, weights
 
 from studio.bases import find_base
 from studio.errors import UsageError
@@ -20,29 +20,7 @@ from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.processes import ALONE, Team
 from studio.trainers.training import Training
 
-SIZES = {
-    "0": (64, 64),
-    "1": (80, 48),
-    "2": (48, 80),
-    "3": (128, 32),
-    "4": (90, 50),
-    "3_often/5": (64, 64),
-}  # in pixels; buckets of 64 x 64 in steps of 16 have all but the fifth, which becomes 80 x 48
-MIXED = {"resolution": 64, "buckets": True}
 FACTOR = 4  # pixels to a side of a latent
-
-
-def shapes(home: Home, names: list[str] | None = None) -> Path:
-    """Noisy pictures of SIZES, each with its name as caption, in the home."""
-    folder = home.root / "pictures"
-    for number, (name, (width, height)) in enumerate(SIZES.items()):
-        if names is None or name in names:
-            file = folder / f"{name}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(file)
-            file.with_suffix(".txt").write_text(f"sks cat {file.stem}")
-    return folder
 
 
 def prepared(base: Path, home: Home, changes: dict[str, Any]) -> Training:

@@ -34,6 +34,16 @@ TINY: dict[str, Any] = {
     "save_every": 100,
 }
 
+SIZES = {
+    "0": (64, 64),
+    "1": (80, 48),
+    "2": (48, 80),
+    "3": (128, 32),
+    "4": (90, 50),
+    "3_often/5": (64, 64),
+}  # in pixels; buckets of 64 x 64 in steps of 16 have all but the fifth, which becomes 80 x 48
+MIXED = {"resolution": 64, "buckets": True}
+
 
 def draw_pictures(folder: Path, count: int = 3) -> Path:
     """`count` noisy pictures of 40 x 32 px in `folder`."""
@@ -41,6 +51,19 @@ def draw_pictures(folder: Path, count: int = 3) -> Path:
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 255, (32, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def shapes(home: Home, names: list[str] | None = None) -> Path:
+    """Noisy pictures of SIZES, each with its name as caption, in the home."""
+    folder = home.root / "pictures"
+    for number, (name, (width, height)) in enumerate(SIZES.items()):
+        if names is None or name in names:
+            file = folder / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+            file.with_suffix(".txt").write_text(f"sks cat {file.stem}")
     return folder
 
 
