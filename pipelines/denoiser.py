@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,7 +15,7 @@ from studio.models import BaseModel
 from studio.pipelines.attention_bias import AttentionBias, BatchBias, BiasedRow
 from studio.pipelines.feature_cache import FeatureCache
 from studio.pipelines.probe import AttentionProbe, Maps
-from studio.pipelines.text_cache import TextCache
+from studio.pipelines.text_cache import TextCache, TextRows
 
 Tensor = torch.Tensor
 CPU_ROWS, GPU_ROWS = 16, 64
@@ -23,7 +23,7 @@ _BATCHES = 4  # remembered: those of a step come again in the next one
 _Row = tuple[int, int, int]  # of a batch: branch, condition, picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Text:
     """What a prompt and its negative became: embeds [2, N, C] and pooled [2, P], without words first; one row, with
     words, where there is no guidance."""
@@ -63,6 +63,17 @@ class _Batch:
     made_from: list[Any]
 
 
+class _TextRow(NamedTuple):
+    """All that decides keys and values of a row's text; objects, not their ids, so that these stay theirs."""
+
+    text: Text
+    condition: int
+    weights: tuple[float, ...]
+    words: Tensor | None
+    version: tuple[int, int] | None
+    layers: tuple[str, ...] | None
+
+
 class Denoiser:
     """Asks the UNet of `base` for branches, with the adapters of `bank` installed.
 
@@ -85,6 +96,7 @@ class Denoiser:
         self.maps: list[Maps] = []
         self.forwards = self.rows = self.cached_rows = self.looks = self.looked = 0
         self._batches: dict[Any, _Batch] = {}
+        self._text_rows = TextRows()
 
     @torch.no_grad()
     def read(self, key: str, prompt: str, negative: str, weights: Sequence[float]) -> None:
@@ -211,8 +223,9 @@ class Denoiser:
             last = 1 if self.guided else 0
             biased = [BiasedRow(b.bias, i, c == last) for b, _, c, i in chosen]
             bias = BatchBias(biased, (latents.shape[2], latents.shape[3]), latents)
+            keys = [_TextRow(text, c, b.weights, b.words, _version(b.words), self.layers) for b, text, c, _ in chosen]
             self._batches = dict(list(self._batches.items())[1 - _BATCHES :])
-            self._batches[key] = _Batch(embeds, added, gate, bias, TextCache(embeds), chosen)
+            self._batches[key] = _Batch(embeds, added, gate, bias, TextCache(embeds, keys, self._text_rows), chosen)
         return self._batches[key]
 
     def _gate(self, rows: list[tuple[Branch, int, int]], latents: Tensor, tokens: int) -> Gate:

@@ -1,6 +1,6 @@
 """Keys and values of the text, computed once for all steps."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,14 +10,34 @@ from torch import nn
 Tensor = torch.Tensor
 
 
+class TextRows:
+    """What those layers gave for single rows, the `most` that were asked for last."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._rows: dict[Hashable, dict[nn.Module, Tensor]] = {}
+
+    def find(self, keys: Sequence[Hashable], layer: nn.Module) -> Tensor | None:
+        """[B, N, D] of the rows `keys`, or None where one is not known."""
+        found = [row[layer] for key in keys if layer in (row := self._rows.get(key, {}))]
+        return torch.stack(found) if len(found) == len(keys) else None
+
+    def keep(self, keys: Sequence[Hashable], layer: nn.Module, made: Tensor) -> None:
+        """Remember [B, N, D] as the rows `keys`."""
+        for key, row in zip(keys, made, strict=True):
+            self._rows[key] = self._rows.pop(key, {}) | {layer: row}
+        self._rows = dict(list(self._rows.items())[-self._most :])
+
+
 class TextCache:
     """What `attn2.to_k` and `attn2.to_v` of a UNet give for one text [B, N, C], whatever is hooked to them.
 
     The text and all that acts on those layers must stay as they are while the cache lives; another text passes by.
+    Rows of the same key are the same in every batch that shares `rows`.
     """
 
-    def __init__(self, text: Tensor) -> None:
-        self._text = text
+    def __init__(self, text: Tensor, keys: Sequence[Hashable], rows: TextRows) -> None:
+        self._text, self._keys, self._rows = text, keys, rows
         self._known: dict[nn.Module, Tensor] = {}
 
     @contextmanager
@@ -37,7 +57,11 @@ class TextCache:
             if text is not self._text:
                 return layer(text)
             if layer not in self._known:
-                self._known[layer] = layer(text)
+                found = self._rows.find(self._keys, layer)
+                if found is None:
+                    found = layer(text)
+                    self._rows.keep(self._keys, layer, found)
+                self._known[layer] = found
             return self._known[layer]
 
         return answer

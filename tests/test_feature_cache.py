@@ -15,6 +15,7 @@ from studio.errors import StudioError
 from studio.models import find_base, load_base
 from studio.pipelines.denoiser import Branch, Denoiser
 from studio.pipelines.feature_cache import FeatureCache, shallowest_with_words
+from studio.pipelines.text_cache import TextRows
 
 PICTUREBOOK = Path(studio.__file__).parents[1] / "assets/picturebook/unet/config.json"
 EVERY = [("sd15", 1), ("sdxl", 1), ("sdxl", 2), ("picturebook", 1), ("picturebook", 2)]
@@ -233,6 +234,38 @@ def test_keys_and_values_of_the_text_are_computed_once_and_are_the_same_bits(den
             handle.remove()
     assert snapshot(base) == before
     assert not any(key in vars(module) for module in base.unet.modules() for key in ("to_k", "to_v"))
+
+
+def test_rows_of_the_text_are_known_in_other_batches_too(denoiser, base):
+    one, other, t = Branch((1.0, 0.0), "0"), Branch((0.5, 1.0), "1"), torch.tensor(500)
+    apart = [denoiser.predict(randn(1, 4, 8, 8), t, [branch]) for branch in (one, other)]
+    calls = []
+    handle = (
+        base.unet.up_blocks[-1]
+        .attentions[0]
+        .transformer_blocks[0]
+        .attn2.to_k.register_forward_hook(lambda *_: calls.append(1))
+    )
+    try:
+        together = denoiser.predict(randn(1, 4, 8, 8), t, [other, one, other])
+        assert not calls
+        denoiser.predict(randn(1, 4, 8, 8), t, [other, Branch((0.5, 0.9), "1")])
+        assert len(calls) == 1
+    finally:
+        handle.remove()
+    torch.testing.assert_close(together, torch.cat([apart[1], apart[0], apart[1]]), rtol=1e-5, atol=1e-6)
+
+
+def test_only_so_many_rows_of_the_text_are_kept():
+    rows, layer = TextRows(most=3), torch.nn.Linear(1, 1)
+    made = torch.arange(4.0).view(4, 1, 1)
+    rows.keep("abcd", layer, made)
+    assert rows.find("a", layer) is None
+    assert torch.equal(rows.find("db", layer), made[[3, 1]])
+    rows.keep("b", torch.nn.Linear(1, 1), made[:1])
+    rows.keep("ef", layer, made[:2])
+    assert rows.find("c", layer) is None
+    assert torch.equal(rows.find("b", layer), made[1:2])
 
 
 def test_another_text_or_gate_is_computed_anew(denoiser):
