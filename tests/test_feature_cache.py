@@ -241,7 +241,7 @@ def test_rows_of_the_text_are_known_in_other_batches_too(denoiser, base):
     apart = [denoiser.predict(randn(1, 4, 8, 8), t, [branch]) for branch in (one, other)]
     calls = []
     handle = (
-        base.unet.up_blocks[-1]
+        base.unet.up_blocks[0]
         .attentions[0]
         .transformer_blocks[0]
         .attn2.to_k.register_forward_hook(lambda *_: calls.append(1))
