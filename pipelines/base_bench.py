@@ -32,10 +32,16 @@ class BaseBench:
 
 
 def draw_prompts(
-    base: BaseModel, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, emit: Emit
+    base: BaseModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    emit: Emit,
+    size: tuple[int, int] | None = None,
 ) -> list[Image]:
-    """One picture for each prompt and seed, at the base's native size, in batches."""
-    width, height = base.native_size
+    """One picture for each prompt and seed, in batches; of `size`, width and height, or the base's native one."""
+    width, height = size or base.native_size
     pictures: list[Image] = []
     for start in range(0, len(prompts), AT_ONCE):
         chunk = slice(start, start + AT_ONCE)

@@ -18,7 +18,7 @@ from studio.pipelines.base_bench import draw_prompts
 from studio.pipelines.baselines import Merge
 from studio.pipelines.compose import Composer, decode, draw
 from studio.pipelines.methods import AS_PUBLISHED, METHODS, Method
-from studio.pipelines.scores import Marks, Setting, draw_truth, mark_places, side_by_side
+from studio.pipelines.scores import Marks, Setting, canvas, draw_truth, mark_places, side_by_side
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
 
@@ -74,11 +74,14 @@ class Ask:
         """What should be seen, from left to right."""
         return [one.subject for one in self.members]
 
-    def settings(self, words: Sequence[str]) -> GenerateSettings:
-        """Of pictures of the things that `words` name."""
+    def settings(self, words: Sequence[str], native: tuple[int, int]) -> GenerateSettings:
+        """Of pictures of the things that `words` name, by a base of that native size."""
         ground, style = self.scene
         prompt = f"{in_a_row(words)} {BACKGROUND_WORDS[ground][0]}, {STYLE_WORDS[style][0]}"
-        return GenerateSettings(prompt, steps=self.steps, guidance=self.guidance, count=len(self.seeds))
+        width, height = canvas(native, len(words))
+        return GenerateSettings(
+            prompt, width=width, height=height, steps=self.steps, guidance=self.guidance, count=len(self.seeds)
+        )
 
 
 def in_a_row(words: Sequence[str]) -> str:
@@ -111,7 +114,7 @@ def draw_and_mark(
 
 def compose_in_a_row(base: BaseModel, ask: Ask, composer: Composer, boxes: bool) -> list[Image.Image]:
     """The concepts of `ask`, by a method; with boxes where wanted."""
-    settings = ask.settings([f"a <{one.concept.name}>" for one in ask.members])
+    settings = ask.settings([f"a <{one.concept.name}>" for one in ask.members], base.native_size)
     chosen = [(one.concept, 1.0) for one in ask.members]
     layout = layout_of(ask.members) if boxes else None
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in ask.seeds]
@@ -126,9 +129,9 @@ def _marked(judge: Judge, gallery: GalleryOf, ask: Ask, pictures: Sequence[Image
 def _things_of_the_base(base: BaseModel, judge: Judge, ask: Ask) -> tuple[list[Image.Image], list[Marks]]:
     """Class and colour of each, asked for in words that the base knows."""
     words = [f"{'an' if one.colour[0] in 'aeio' else 'a'} {one.colour} {one.kind}" for one in ask.subjects]
-    settings = ask.settings(words)
-    prompts = [settings.prompt] * settings.count
-    pictures = draw_prompts(base, prompts, ask.seeds, settings.steps, settings.guidance, silent)
+    settings = ask.settings(words, base.native_size)
+    prompts, size = [settings.prompt] * settings.count, canvas(base.native_size, len(words))
+    pictures = draw_prompts(base, prompts, ask.seeds, settings.steps, settings.guidance, silent, size)
     places = [judge.read(pictures, [place] * len(pictures)) for place in side_by_side(len(words))]
     marks = []
     for whole, *readings in zip(judge.read(pictures), *places, strict=True):

@@ -17,7 +17,7 @@ from studio.picturebook import SAMPLE_SUBJECTS
 from studio.pipelines.bench_store import Result, Store, fingerprint
 from studio.pipelines.compose_arms import Arm, Ask, Known, draw_and_mark
 from studio.pipelines.concept_bench import SCENES, gallery_of
-from studio.pipelines.scores import Setting
+from studio.pipelines.scores import Setting, canvas
 
 
 @dataclass(frozen=True)
@@ -98,4 +98,6 @@ def _made_from(base: BaseModel, arm: Arm, ask: Ask) -> str:
     """The fingerprint of all that decides one picture and its marks."""
     composer = None if arm.method is None else repr(arm.method.make())
     adapters = [(one.concept.phrase, file_hash(one.concept.adapter_file)) for one in ask.members]
-    return fingerprint((base.source.name, arm.name, composer, adapters, ask.scene, ask.seeds, ask.steps, ask.guidance))
+    size = canvas(base.native_size, len(ask.members))
+    drawn = (size, ask.scene, ask.seeds, ask.steps, ask.guidance)
+    return fingerprint((base.source.name, arm.name, composer, adapters, *drawn))

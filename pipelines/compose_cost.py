@@ -97,7 +97,8 @@ def _drawing(base: BaseModel, ask: Ask, arm: Arm) -> Callable[[], object]:
 
 def _counted(base: BaseModel, ask: Ask, arm: Arm) -> dict[str, Any]:
     assert arm.method is not None
-    composer, settings = arm.method.make(), ask.settings([f"a <{one.concept.name}>" for one in ask.members])
+    composer = arm.method.make()
+    settings = ask.settings([f"a <{one.concept.name}>" for one in ask.members], base.native_size)
     chosen, layout = [(one.concept, 1.0) for one in ask.members], layout_of(ask.members) if arm.boxes else None
     with (
         peak_memory(base) as memory,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
-from studio.judge import Box, Gallery, Judge, Reading
+from studio.judge import HEIGHT, Box, Gallery, Judge, Reading
 from studio.picturebook import Scene, Subject
 from studio.picturebook_draw import render
 from studio.pipelines.concept_bench import FIELDS
@@ -107,9 +107,16 @@ def taken(reading: Reading, own: Subject, other: Subject) -> tuple[str, ...]:
     return tuple(field for field in FIELDS if getattr(reading, field) == getattr(other, field) != getattr(own, field))
 
 
+def canvas(native: tuple[int, int], count: int) -> tuple[int, int]:
+    """Width and height for `count` things side by side: a square for one or two, for more as much wider, so that each
+    is as large as one of two; judges read nothing smaller."""
+    return native[0] * max(count, 2) // 2, native[1]
+
+
 def draw_truth(subjects: Sequence[Subject], settings: Sequence[Setting], seed: int) -> list[Image]:
     """True drawings of the subjects in each setting: what a judge says of them is the best that can be reached."""
+    size = canvas((HEIGHT, HEIGHT), len(subjects))
     return [
-        render(Scene(tuple(subjects), background, style, "big", seed + n))
+        render(Scene(tuple(subjects), background, style, "big", seed + n), *size)
         for n, (background, style) in enumerate(settings)
     ]

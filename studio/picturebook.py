@@ -72,18 +72,19 @@ class Scene:
     seed: int = 0
     middle: float | None = None
 
-    def boxes(self) -> tuple[tuple[float, float, float, float], ...]:
-        """Where the subjects stand: (left, top, right, bottom) in fractions of the canvas."""
+    def boxes(self, aspect: float = 1.0) -> tuple[tuple[float, float, float, float], ...]:
+        """Where the subjects stand: (left, top, right, bottom) in fractions of a canvas `aspect` times as wide as
+        high."""
         jitter = random.Random(self.seed)
         count = len(self.subjects)
-        half = 0.46 / count if count > 1 else {"small": 0.23, "big": 0.31}[self.size]
+        half = min(0.46 * aspect / count, 0.31) if count > 1 else {"small": 0.23, "big": 0.31}[self.size]
         room = 0.025 if count > 1 else 0.05
         places = []
         for index in range(count):
             x = (index + 0.5) / count + jitter.uniform(-room, room) + (0.02 * (1 - 2 * index) if count == 2 else 0)
             y = 0.55 + jitter.uniform(-room, room)
             x = x if self.middle is None else self.middle
-            places.append((x - half, y - half, x + half, y + half))
+            places.append((x - half / aspect, y - half, x + half / aspect, y + half))
         return tuple(places)
 
 

@@ -157,7 +157,7 @@ def render(scene: Scene, width: int = 96, height: int = 96) -> Image.Image:
     image = Image.new("RGB", (width * _SCALE, height * _SCALE), colour)
     _draw_ground(image, scene.background, rng)
     ink = round(1.3 * _SCALE * height / 96) if scene.style == "outline" else 0
-    for subject, (left, top, right, bottom) in zip(scene.subjects, scene.boxes(), strict=True):
+    for subject, (left, top, right, bottom) in zip(scene.subjects, scene.boxes(width / height), strict=True):
         centre, half = (left + right) / 2 * image.width, (bottom - top) / 2 * image.height
         box = (centre - half, top * image.height, centre + half, bottom * image.height)
         _draw_subject(image, subject, box, ink)

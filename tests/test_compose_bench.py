@@ -92,8 +92,14 @@ def test_seeds_of_one_scene_are_one_batch(base, judge, known, drawn, tmp_path):
 def test_triples_are_measured_in_thirds(base, judge, known, drawn, tmp_path):
     """By what needs no place in the prompt: the tiny base reads few words."""
     arms = [*YARDSTICKS, *arms_of(["merge"])]
-    found = bench_compose(base, judge, [tuple(known.values())], arms, replace(PLAN, seeds=1), Store(tmp_path), silent)
-    assert [len(one.marks.in_place) for one in found] == [3] * 4
+    store = Store(tmp_path)
+    found = bench_compose(base, judge, [tuple(known.values())], arms, replace(PLAN, seeds=2), store, silent)
+    assert [len(one.marks.in_place) for one in found] == [3] * 8
+    assert all(one.marks.success for one in found if one.arm == "truth")
+    sizes = {one.arm: store.picture(one).size for one in found}
+    assert sizes["truth"] == (144, 96)
+    native = base.native_size
+    assert sizes["base"] == sizes["merge"] == (native[0] * 3 // 2, native[1])
     (section,) = sections_of(found).items()
     assert section[0] == "triples"
     assert set(section_report(section[1])["methods"]["merge"]["by concept"]) == {"milo", "rex", "luna"}

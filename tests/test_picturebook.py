@@ -50,6 +50,14 @@ def test_a_flat_plain_star_has_its_colour_in_its_middle():
     assert middle == RGB["purple"]
 
 
+def test_three_on_a_wider_canvas_are_as_large_as_two_on_a_square():
+    two, three = (Scene(tuple(Subject("star", "purple") for _ in range(n)), "grass", "flat") for n in (2, 3))
+    assert [bottom - top for _, top, _, bottom in three.boxes(1.5)] == pytest.approx([0.46] * 3)
+    wide, square = ({round(one[2] - one[0], 9) for one in boxes} for boxes in (three.boxes(1.5), two.boxes()))
+    assert (wide, square) == ({round(0.46 / 1.5, 9)}, {0.46})
+    assert render(three, 144, 96).size == (144, 96)
+
+
 def test_two_subjects_stand_apart_from_left_to_right():
     for scene in scenes(2, 50, subjects=2):
         (left, right) = scene.boxes()
