@@ -134,8 +134,8 @@ def ablation(report: dict[str, Any]) -> str:
         rows.append((f"`{name}`", what, *shares, "" if over is None else interval(over)))
     heads = (f"{len(section['groups'])} pairs", "", "success", "in place", "leak", "over `auto`")
     return table(heads, rows) + (
-        "\n\nOf the first pairs of the table below, its seeds and settings; the adapters are those that were trained"
-        " before concepts had words of their own. `studio bench compose --ablation` measures it again."
+        "\n\nOf the first pairs of the table below, its adapters, seeds and settings."
+        " `studio bench compose --ablation` measures it again."
     )
 
 
