@@ -4,7 +4,7 @@ Where that is, boxes say, or where the base looks at the class words while it la
 FreeFuse). A concept's ground is all that is nearer to it than to another, since it may wear or hold something.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -24,10 +24,11 @@ Tensor = torch.Tensor
 class Auto(Plain):
     """The base draws alone for the share `alone` of the steps; then every adapter acts on its ground.
 
-    Class words are not looked at, and concepts' words less by `hidden`, beyond the boxes of those that have one. Masks
-    from maps count where each covers from `least` to `most` of the picture; else, and where the maps of two concepts
-    are alike by more than `alike` (cosine), what is not background is shared out from left to right in the order of the
-    prompt. From these follow the grounds. `level` and `cells` as in FreeFuse.
+    Class words are not looked at beyond the boxes of those that have one, and concepts' words less by `hidden` beyond
+    their grounds. Masks from maps count where each covers from `least` to `most` of the picture, and the smallest
+    `even` of the largest or more; else, and where the maps of two concepts are alike by more than `alike` (cosine),
+    what is not background is shared out from left to right in the order of the prompt. From these follow the grounds.
+    `level` and `cells` as in FreeFuse.
     """
 
     alone: float = 0.08
@@ -35,6 +36,7 @@ class Auto(Plain):
     masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=0))
     least: float = 0.02
     most: float = 0.7
+    even: float = 0.6
     alike: float = 0.9
     level: int = 2
     cells: int = 8
@@ -46,7 +48,7 @@ class Auto(Plain):
             run.state["acting"] = Branch(run.strengths)
             return
         places = read_both_ways(run)
-        bias = None if run.layout is None else self._hiding(run, places, torch.inf)
+        bias = None if run.layout is None else _hiding(run, self._boxes(run), places, torch.inf)
         run.state["holding"] = Branch(run.only(), "base", columns=tuple(chain(*places)), bias=bias)
         run.state["probe"] = mask_probe(run, self.level, self.cells)
 
@@ -73,17 +75,6 @@ class Auto(Plain):
         layout = run.layout
         return torch.zeros(len(run.names), *run.size) if layout is None else layout.masks(run.names, *run.size)
 
-    def _hiding(self, run: Run, places: list[list[int]], by: float) -> AttentionBias:
-        """Of concepts that have a box, the words in `places` are hidden `by` so much wherever it is not."""
-        boxes = self._boxes(run)
-        regions = torch.cat([boxes, 1 - boxes.sum(0, keepdim=True)])
-        words = torch.zeros(len(regions), run.denoiser.texts["base"].embeds.shape[1])
-        for n, tokens in enumerate(places):
-            if boxes[n].any():
-                words[:, tokens] = -by
-                words[n, tokens] = 0
-        return AttentionBias(regions, words)
-
     def _acting(self, run: Run, maps: Maps) -> Branch:
         boxes = self._boxes(run)
         placed = boxes.flatten(1).any(1)
@@ -93,11 +84,8 @@ class Auto(Plain):
             masks = self._grounds(run, maps)
             masks = masks * (1 - boxes.sum(0)).to(masks)  # a box belongs to its concept, and to nobody else
             masks = torch.where(placed[:, None, None].to(masks.device), boxes.to(masks), masks)
-        acting = routed(run, masks, 1.0, 0.0, 0.0)
-        if run.layout is None:
-            return acting
         places = [run.prompt.tokens(run.base.tokenizers[0], name) for name in run.names]
-        return Branch(acting.weights, image=masks, words=acting.words, bias=self._hiding(run, places, self.hidden))
+        return replace(routed(run, masks, 1.0, 0.0, 0.0), bias=_hiding(run, masks, places, self.hidden))
 
     def _grounds(self, run: Run, maps: Maps) -> Tensor:
         return territories(self._masks(run, maps))
@@ -113,6 +101,18 @@ class Auto(Plain):
     def _told(self, words: Tensor, masks: Tensor) -> Tensor:
         """[n]: whether the masks of a picture say who is where."""
         areas = masks.mean((2, 3))
+        even = areas.amin(1) >= self.even * areas.amax(1)
         flat = torch.nn.functional.normalize(words.flatten(2), dim=2)
         alike = (flat @ flat.transpose(1, 2)).triu(1).flatten(1).amax(1)
-        return ((areas >= self.least) & (areas <= self.most)).all(1) & (alike <= self.alike)
+        return ((areas >= self.least) & (areas <= self.most)).all(1) & even & (alike <= self.alike)
+
+
+def _hiding(run: Run, masks: Tensor, places: list[list[int]], by: float) -> AttentionBias:
+    """Of concepts with a mask of [k, H, W] or [n, k, H, W], the words in `places` are hidden `by` so much beyond it."""
+    regions = torch.cat([masks, 1 - masks.sum(-3, keepdim=True)], -3)
+    words = torch.zeros(regions.shape[-3], run.denoiser.texts["base"].embeds.shape[1])
+    for n, tokens in enumerate(places):
+        if masks[..., n, :, :].any():
+            words[:, tokens] = -by
+            words[n, tokens] = 0
+    return AttentionBias(regions, words)

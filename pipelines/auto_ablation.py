@@ -38,8 +38,15 @@ class OnlyBands(Auto):
     least: float = 2.0
 
 
-class NoGrounds(Auto):
-    """Every adapter acts on the whole picture, on its own words."""
+@dataclass
+class AllWords(Auto):
+    """No words are hidden anywhere."""
+
+    hidden: float = 0.0
+
+
+class NoGrounds(AllWords):
+    """Every adapter acts on the whole picture, on its own words, and all words are looked at."""
 
     def _grounds(self, run: Run, maps: Maps) -> Tensor:
         return torch.ones_like(super()._grounds(run, maps))
@@ -92,7 +99,8 @@ ABLATIONS = tuple(
         ("masks", "the masks themselves, which end where the base's own thing would", OnlyMasks),
         ("unlike", "masks by attention alone, without likeness of features", NoLikeness),
         ("bands", "maps never believed: what is not background is shared out from left to right", OnlyBands),
-        ("words", "every adapter on the whole picture, on its own words", NoGrounds),
+        ("seen", "all words looked at everywhere", AllWords),
+        ("words", "every adapter on the whole picture, on its own words, all looked at everywhere", NoGrounds),
         ("grounds", "every adapter on its ground, on all words", NoWords),
         ("at-once", "adapters from the first step on, none of the base alone", NoHold),
         ("true-masks", "masks as the renderer would draw the concepts", TrueMasks),

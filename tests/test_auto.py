@@ -37,12 +37,15 @@ def test_one_concept_is_plainly_drawn(base, concepts):
 def test_each_adapter_acts_where_the_maps_say_and_on_its_own_words(base, concepts):
     _, run = latents(base, concepts, Auto(masks=Split(), alike=2.0))
     acting, half = run.state["acting"], run.size[0] // 2
-    assert acting.bias is None or not acting.bias.worded
     for n, rows in enumerate((slice(half), slice(half, None))):
         expected = torch.zeros(SETTINGS.count, *run.size)
         expected[:, rows] = 1
         assert torch.equal(acting.image[:, n], expected)
     assert torch.equal(acting.words[1], own_words(run, 1.0))
+    assert torch.equal(acting.bias.regions[:, :2], acting.image)
+    for n, name in enumerate(run.names):
+        tokens = run.prompt.tokens(run.base.tokenizers[0], name)
+        assert (acting.bias.words[:, tokens] == 8 * torch.eye(3)[:, n : n + 1] - 8).all()
 
 
 def test_boxes_are_the_grounds_and_hide_the_words_elsewhere(base, concepts):
@@ -73,6 +76,20 @@ def test_where_the_maps_tell_nothing_the_ground_is_shared_out_in_the_order_of_th
     assert (image[:, 0, :, :middle] == 1).all()
     assert (image[:, 1, :, middle:] == 1).all()
     assert (image.sum(1) == 1).all()
+
+
+def test_maps_of_uneven_areas_are_not_believed(base, concepts):
+    class Uneven(AutoMasks):
+        def __call__(self, words, features, size):
+            masks = torch.zeros(len(words), 3, *size)
+            masks[:, 0, : size[0] // 2], masks[:, 1, -2:, -2:] = 1, 1
+            masks[:, 2] = 1 - masks.sum(1)
+            return masks
+
+    shares = Uneven()(torch.zeros(1), [], (8, 8)).mean((2, 3))[0]
+    for even, believed in ((float(shares[1] / shares[0]) - 0.01, True), (float(shares[1] / shares[0]) + 0.01, False)):
+        _, run = latents(base, concepts, Auto(masks=Uneven(), alike=2.0, even=even))
+        assert bool((run.state["acting"].image[:, 0, 0] == 1).all()) == believed
 
 
 def test_bands_have_equal_areas():
