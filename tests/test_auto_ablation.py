@@ -23,6 +23,7 @@ def test_each_leaves_out_what_it_says_and_costs_no_forward_more(acting):
         assert run.denoiser.looks == (name == "auto-at-once")
     found = {name: run.state["acting"] for name, run in acting.items()}
     assert found["auto-grounds"].words is None
+    assert [name for name in found if not found[name].bias.worded] == ["auto-seen", "auto-words"]
     assert torch.equal(found["auto-words"].image, torch.ones_like(found["auto"].image))
     assert torch.equal(found["auto-words"].words[1], own_words(plain, 1.0))
     assert torch.equal(territories(found["auto-masks"].image), found["auto"].image)

@@ -15,7 +15,7 @@ from studio.errors import UsageError
 from studio.events import Step
 from studio.pipelines.baselines import Recentred
 from studio.pipelines.compose import compose
-from studio.pipelines.methods import DEFAULT_METHOD, METHODS, find_method
+from studio.pipelines.methods import AS_PUBLISHED, DEFAULT_METHOD, METHODS, find_method
 from studio.regions import Layout
 from studio.trainers.dreambooth import train_concept
 
@@ -105,3 +105,12 @@ def test_only_methods_that_do_not_look_at_boxes_say_so():
 def test_the_names_need_no_torch():
     code = "import studio.pipelines.methods, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", AS_PUBLISHED)
+def test_what_is_drawn_as_published_is_the_method_with_other_settings(base, concepts, name):
+    ours, theirs = METHODS[name].make(), AS_PUBLISHED[name].make()
+    assert type(ours) is type(theirs)
+    found, published = (latents(base, concepts, one, layout=HALVES)[0] for one in (ours, theirs))
+    assert torch.isfinite(published).all()
+    assert not torch.equal(found, published)
