@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/studio demo
 
 test: .venv/installed-test
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist worksteal
 
 lint: .venv/installed-dev
 	@mkdir -p build/typing/studio
@@ -31,7 +31,7 @@ gpu: .venv/installed-test
 # Everything again and again, random tests at length and anew each time; ROUNDS=20 chooses how often.
 soak: ROUNDS ?= 5
 soak: .venv/installed-test
-	for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; STUDIO_SOAK=1 $(BIN)/pytest -q || exit 1; done
+	for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; STUDIO_SOAK=1 $(BIN)/pytest -q -n logical --dist worksteal || exit 1; done
 
 # Train the embedded base anew (hours on two CPU cores).
 base: .venv/installed

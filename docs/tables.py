@@ -158,6 +158,11 @@ def compose_cost(report: dict[str, Any]) -> str:
             f"{memory['peak over that of 1']:.2f}",
             "1.15",
         ),
+        (
+            "the same beside a UNet half as wide as SDXL's, LoRAs of rank 16 on attention",
+            f"{report['memory beside a larger base']['peak over that of 1']:.2f}",
+            "1.15",
+        ),
         ("an adapter more, over the size of its file", f"{memory['each more, times its file']:.2f}", ""),
         ("weight-shaped tensors for each adapter", f"{memory['weight-shaped tensors an adapter']:g}", "0"),
     ]

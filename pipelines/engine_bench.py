@@ -5,15 +5,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from studio.adapters import load_concept
+from studio.adapter_writing import write_adapter
+from studio.adapters import Adapter, load_concept
 from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.events import Emit, Phase, silent
+from studio.factors import Factor, LowRank
 from studio.gates import Gate
 from studio.models import BaseModel
 from studio.pipelines.baselines import Composite
@@ -145,6 +149,32 @@ def memory(base: BaseModel, concepts: Sequence[Concept]) -> dict[str, Any]:
         "each more, times its file": round(more / own, 2),
         "weight-shaped tensors an adapter": (together["shaped"] - alone["shaped"]) / (len(concepts) - 1),
     }
+
+
+def memory_beside(base: BaseModel, count: int, rank: int) -> dict[str, Any]:
+    """The same of `count` random LoRAs of `rank` on the attention of `base`."""
+    with TemporaryDirectory() as folder:
+        concepts = [
+            Concept(f"random{n}", "", "", base.source.name, base.family, "lora", Path(folder) / str(n))
+            for n in range(count)
+        ]
+        for n, one in enumerate(concepts):
+            write_adapter(_random_lora(base, rank, n), one.adapter_file, "diffusers")
+        return memory(base, concepts)
+
+
+def _random_lora(base: BaseModel, rank: int, seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    factors: dict[str, Factor] = {
+        f"unet.{name}": LowRank(
+            torch.randn(rank, layer.in_features, generator=generator),
+            torch.randn(layer.out_features, rank, generator=generator),
+            alpha=float(rank),
+        )
+        for name, layer in base.unet.named_modules()
+        if isinstance(layer, torch.nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+    }
+    return Adapter(f"random{seed}", "LoRA", base.family, factors)
 
 
 def _installed_forward(base: BaseModel, concepts: Sequence[Concept], rows: int) -> None:

@@ -58,12 +58,6 @@ def unestimated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in float32, also on a CPU that multiplies bfloat16."""
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
-
-
-@pytest.fixture
 def cuda() -> str:
     """The device of a test marked `gpu`, which is skipped where there is none."""
     import torch

@@ -94,7 +94,6 @@ def test_the_loss_falls_on_noise_that_repeats(tiny_sdxl: Path, home: Home, monke
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.usefixtures("float32")
 def test_accumulation_of_two_equals_a_batch_of_two(tiny_sdxl: Path, homes: list[Home]) -> None:
     settings = [{"batch_size": 2}, {"batch_size": 1, "gradient_accumulation": 2}]
     one, two = (
@@ -126,7 +125,6 @@ def test_previews_and_the_global_generator_do_not_touch_the_training(tiny_sdxl: 
     assert same(plain, watched)
 
 
-@pytest.mark.usefixtures("float32")
 def test_the_bases_own_prediction_is_the_target_of_class_pictures(
     tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +290,6 @@ def test_too_little_memory_names_the_phase_and_what_is_not_done_yet(
     assert "--overwrite" in lines[-1]
 
 
-@pytest.mark.usefixtures("float32")
 def test_checkpointing_and_small_batches_give_the_same_weights(tiny_sdxl: Path, homes: list[Home]) -> None:
     kinds = ({}, {"gradient_checkpointing": True, "batch_size": 1, "gradient_accumulation": 2})
     plain, saving = (

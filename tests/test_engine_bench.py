@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from studio.concepts import Concept
 from studio.events import silent
 from studio.models import BaseModel, find_base, load_base
-from studio.pipelines.engine_bench import bench_engine, gates, loops, memory
+from studio.pipelines.engine_bench import bench_engine, gates, loops, memory, memory_beside
 from studio.pipelines.switched_loop import SwitchedLoop
 
 
@@ -59,6 +59,12 @@ def test_no_adapter_takes_a_weight_and_five_fit_beside_one(tiny_sdxl, tmp_path_f
     assert found["weight-shaped tensors an adapter"] == 0
     assert 1 < found["peak over that of 1"] <= 1.15
     assert found["beyond the weights MB"]["5"] > found["beyond the weights MB"]["1"] > 0
+
+
+def test_beside_a_base_random_adapters_take_their_own_size_each(tiny_sdxl):
+    found = memory_beside(load(tiny_sdxl), 3, rank=2)
+    assert found["weight-shaped tensors an adapter"] == 0
+    assert found["each more, times its file"] == pytest.approx(1, abs=0.6)  # small files are half headers
 
 
 def test_all_is_told(report):

@@ -39,7 +39,6 @@ def unestimated() -> None:
     """Here it is counted."""
 
 
-@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
 def test_a_true_step_takes_what_was_estimated(

@@ -123,7 +123,6 @@ def first_loss(training: Training, step: int) -> torch.Tensor:
     return training.loss(training.draw(step)[0].part([0, 1, 2, 3], training.base.device))
 
 
-@pytest.mark.usefixtures("float32")
 def test_eva_begins_with_the_principal_inputs(tiny_sdxl: Path, home: Home) -> None:
     wide = {"targets": WIDE, "rank": 2}
     plain = prepared(tiny_sdxl, home, wide)
@@ -156,7 +155,6 @@ def test_eva_begins_with_the_principal_inputs(tiny_sdxl: Path, home: Home) -> No
         assert right.shape[1] == down.shape[1]
 
 
-@pytest.mark.usefixtures("float32")
 def test_lora_ga_begins_with_the_gradient(tiny_sdxl: Path, home: Home) -> None:
     wide = {"targets": WIDE, "rank": 2}
     plain = prepared(tiny_sdxl, home, wide)

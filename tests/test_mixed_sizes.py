@@ -79,7 +79,6 @@ def test_no_tensor_mixes_sizes_and_each_picture_has_its_own_conditions(tiny_sdxl
     assert found == expected | {prompt: square for prompt in found if "sks" not in prompt}
 
 
-@pytest.mark.usefixtures("float32")
 def test_the_loss_of_a_mixed_batch_is_that_of_its_samples_one_by_one(tiny_sdxl: Path, home: Home) -> None:
     training = prepared(tiny_sdxl, home, {"batch_size": 8, "prior_weight": 0.7})
     unet: Any = diffusers.UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
@@ -136,7 +135,6 @@ def test_a_training_with_mixed_sizes_resumes_bit_for_bit(
     assert all(bool(tensor.isfinite().all()) for tensor in weights(straight).values())
 
 
-@pytest.mark.usefixtures("float32")
 def test_accumulated_mixed_sizes_equal_one_batch(tiny_sdxl: Path, homes: list[Home]) -> None:
     one, three = (
         weights(train_concept((shapes(home), tiny_recipe(tiny_sdxl, home, MIXED | {"steps": 2} | how))[1], home))

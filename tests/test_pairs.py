@@ -152,7 +152,6 @@ def test_a_share_below_one_a_step_comes_every_few_steps(
     assert beside == [False, False, False, True] * 2
 
 
-@pytest.mark.usefixtures("float32")
 def test_outside_its_half_the_target_is_the_bases_own_prediction(
     tiny_sdxl: Path, home: Home, drawings: list[tuple[Training, Drawn]]
 ) -> None:

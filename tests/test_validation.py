@@ -22,7 +22,6 @@ def homes(tmp_path: Path) -> list[Home]:
     return [Home(tmp_path / name) for name in "ab"]
 
 
-@pytest.mark.usefixtures("float32")
 def test_the_loss_of_the_untrained_is_that_of_plain_diffusers(tiny_sdxl: Path, home: Home) -> None:
     recipe = tiny_recipe(tiny_sdxl, home, {"held_out": 1})
     base = load_base(find_base(str(tiny_sdxl)), "cpu")

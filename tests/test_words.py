@@ -64,7 +64,6 @@ def test_only_its_rows_are_trained_and_they_begin_like_the_bases_words(tiny_sdxl
     assert {name.rpartition(".")[2] for name in moved} == {"row"}
 
 
-@pytest.mark.usefixtures("float32")
 def test_the_gradient_of_a_row_is_that_of_finite_differences(tiny_sdxl: Path, home: Home) -> None:
     recipe = tiny_recipe(tiny_sdxl, home, WORD)
     base = load_base(find_base(str(tiny_sdxl)), "cpu")

@@ -7,14 +7,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from studio.devices import multiplies_bfloat16
 from studio.models import BaseModel
 
 
 def mixed_precision(base: BaseModel) -> str:
-    """Accelerate's name for it: that of the base's weights, and bfloat16 on a CPU that multiplies it."""
-    if base.device.type == "cpu" and multiplies_bfloat16(base.device):
-        return "bf16"
+    """Accelerate's name for that of the base's weights."""
     return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[base.dtype]
 
 

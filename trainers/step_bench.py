@@ -24,16 +24,14 @@ from studio.errors import StudioError
 from studio.events import Emit, Phase, Step
 from studio.models import load_base
 
-BASES: dict[str, dict[str, Any]] = {
-    "a UNet of picturebook's size": {},
-    "a UNet half as wide as SDXL's": {
-        "block_out_channels": (160, 320, 640),
-        "attention_head_dim": (5, 10, 20),
-        "transformer_layers_per_block": (1, 2, 10),
-        "norm_num_groups": 32,
-    },
+HALF_WIDE: dict[str, Any] = {
+    "block_out_channels": (160, 320, 640),
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "norm_num_groups": 32,
 }
-ARMS = ("diffusers", "diffusers, latents cached", "studio", "studio in float32")
+BASES: dict[str, dict[str, Any]] = {"a UNet of picturebook's size": {}, "a UNet half as wide as SDXL's": HALF_WIDE}
+ARMS = ("diffusers", "diffusers, latents cached", "studio")
 SIDE, SKIPPED = 96, 2  # pixels; intervals at the start that are not counted
 _CLOCK = """
 import json, runpy, sys, time
@@ -47,8 +45,6 @@ def timed(self, *given, **named):
     ticks.append(time.perf_counter())
     return done
 torch.optim.AdamW.step = timed
-if order.get("float32"):
-    torch.cpu._is_avx512_bf16_supported = lambda: False
 if order.get("cached"):
     from diffusers import AutoencoderKL
     encode, known = AutoencoderKL.encode, {}
@@ -110,8 +106,15 @@ def bench_steps(bench: StepBench, emit: Emit) -> dict[str, Any]:
 
 
 def make_base(folder: Path, changes: dict[str, Any]) -> int:
-    """Write an SDXL base with the embedded one's text encoders, a UNet like its but for `changes`, and an AutoencoderKL
-    of the same grid, all weights random; returns how many numbers the UNet has."""
+    """Write what `random_pipe` makes of `changes`; returns how many numbers the UNet has."""
+    pipe = random_pipe(changes)
+    pipe.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in pipe.unet.parameters())
+
+
+def random_pipe(changes: dict[str, Any]) -> Any:
+    """An SDXL base with the embedded one's text encoders, a UNet like its but for `changes`, and an AutoencoderKL of the
+    same grid, all weights of both random."""
     base = load_base(find_base(EMBEDDED), "cpu")
     torch.manual_seed(0)
     unet: Any = UNet2DConditionModel.from_config(dict(base.unet.config) | changes)
@@ -122,8 +125,7 @@ def make_base(folder: Path, changes: dict[str, Any]) -> int:
     pipe = base.pipe
     pipe.unet, pipe.vae, pipe.scheduler = unet, vae, DDPMScheduler.from_config(base.scheduler.config)
     pipe.register_modules(unet=unet, vae=vae, scheduler=pipe.scheduler)
-    pipe.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in unet.parameters())
+    return pipe
 
 
 def _draw(folder: Path, count: int) -> None:
@@ -137,14 +139,14 @@ def _draw(folder: Path, count: int) -> None:
 def _order(arm: str, place: Path, bench: StepBench) -> dict[str, Any]:
     """What the process of `arm` is told."""
     steps = bench.steps + SKIPPED + 1
-    if arm.startswith("studio"):
+    if arm == "studio":
         settings = {
             "name": "timed", "class_word": "dog", "trigger": "sks", "base": str(place / "base"), "steps": steps,
             "pictures": str(place / "pictures"), "rank": 4, "learning_rate": 1e-4, "schedule": "constant",
             "warmup_steps": 0, "batch_size": 1, "prior_count": 2, "sample_steps": 1, "sample_every": 0,
             "save_every": steps, "resolution": SIDE, "gradient_checkpointing": False,
         }  # fmt: skip
-        return {"settings": settings, "home": str(place / "home"), "float32": arm.endswith("float32")}
+        return {"settings": settings, "home": str(place / "home")}
     options = {
         "pretrained_model_name_or_path": place / "base", "instance_data_dir": place / "pictures",
         "class_data_dir": place / "class", "num_class_images": 2, "instance_prompt": "a sks dog",

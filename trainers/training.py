@@ -17,7 +17,7 @@ from studio.trainers.data import Batch, chosen_from, generator_for
 from studio.trainers.dataset import Dataset
 from studio.trainers.losses import noise_schedule, pointwise, prior_preserving_loss
 from studio.trainers.optimizers import make_optimizer, optimizer_tensors, parts_of, restore_optimizer
-from studio.trainers.precision import keep_softmax_wide, mixed_precision
+from studio.trainers.precision import mixed_precision
 from studio.trainers.processes import ALONE, Team
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Tuner
@@ -68,10 +68,9 @@ class Training:
     def __post_init__(self) -> None:
         recipe, base = self.recipe, self.base
         self.schedule = noise_schedule(base, recipe.zero_terminal_snr)
-        on_cpu = base.device.type == "cpu"
         AcceleratorState._reset_state(reset_partial_state=True)  # else the first training's precision is for all
         self.accelerator = Accelerator(
-            cpu=on_cpu,
+            cpu=base.device.type == "cpu",
             mixed_precision=mixed_precision(base),
             gradient_accumulation_steps=recipe.gradient_accumulation,
         )
@@ -82,8 +81,6 @@ class Training:
         if recipe.optimizer == "adamw-schedule-free":
             self.optimizer.train()
         self.average = Average(self.parameters, recipe.ema) if recipe.ema else None
-        if on_cpu and self.accelerator.mixed_precision == "bf16":
-            keep_softmax_wide(base.unet)
         if recipe.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
 

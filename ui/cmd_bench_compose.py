@@ -235,12 +235,17 @@ def compose_cost(
     """What many adapters cost: five composed, against switching them with diffusers; eight gated; time and memory."""
     prepare_out(out)
     with progress() as emit:
-        from studio.models import load_base
-        from studio.pipelines.engine_bench import bench_engine
+        from studio.events import Phase
+        from studio.models import load_base, wrap_pipe
+        from studio.pipelines.engine_bench import PROMPTED, bench_engine, memory_beside
+        from studio.trainers.step_bench import HALF_WIDE, random_pipe
 
         learned = learn_samples(sample_names(None), preset, Home.resolve(home), emit)
         base, _ = load_tools(emit)
         report = bench_engine(base, load_base(base.source), [one.concept for one in learned], steps, rounds, emit)
+        emit(Phase("Memory beside a larger base"))
+        larger = wrap_pipe(random_pipe(HALF_WIDE))
+        report["memory beside a larger base"] = memory_beside(larger, PROMPTED, rank=16)
     if out is not None:
         keep_json(out, "compose-cost", report)
     show(report, ("", "measured"), [(name, _plain(value)) for name, value in flat(report).items()], as_json)
