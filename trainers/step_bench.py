@@ -113,8 +113,8 @@ def make_base(folder: Path, changes: dict[str, Any]) -> int:
 
 
 def random_pipe(changes: dict[str, Any]) -> Any:
-    """An SDXL base with the embedded one's text encoders, a UNet like its but for `changes`, and an AutoencoderKL of the
-    same grid, all weights of both random."""
+    """An SDXL base with the embedded one's text encoders, a UNet like its but for `changes`, and an AutoencoderKL of
+    the same grid, all weights of both random."""
     base = load_base(find_base(EMBEDDED), "cpu")
     torch.manual_seed(0)
     unet: Any = UNet2DConditionModel.from_config(dict(base.unet.config) | changes)
