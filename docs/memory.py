@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import studio  # before peft: see studio.torchvision_guard
+
+sys.path.insert(0, str(Path(studio.__file__).parents[1] / "tests"))
 
 import torch
 from peft import LoraConfig

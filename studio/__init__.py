@@ -6,6 +6,10 @@ The public names below are imported when they are first used: `import studio` is
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from studio.torchvision_guard import Watch
+
+Watch.begin()
+
 if TYPE_CHECKING:
     from studio.bases import BaseSource, find_base
     from studio.concepts import Concept, expand_prompt

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from studio import torchvision_guard
 from studio.errors import StudioError, UsageError
 
 Tensor = torch.Tensor
@@ -89,7 +88,6 @@ def load_clip(where: str, device: str = "cpu") -> Clip:
 
     Raises UsageError for what is not there, StudioError where the weights do not fit.
     """
-    torchvision_guard.install()
     import open_clip
 
     model, equals, file = where.partition("=")
@@ -129,7 +127,6 @@ def load_dino(where: str, device: str = "cpu") -> Dino:
 
     Raises UsageError for what is not there, StudioError where it cannot be loaded.
     """
-    torchvision_guard.install()
     try:
         encode = _timm(where.removeprefix(_TIMM), device) if where.startswith(_TIMM) else _transformers(where, device)
     except (OSError, RuntimeError, ValueError) as error:
@@ -155,6 +152,8 @@ def _transformers(where: str, device: str) -> Callable[[Sequence[Image.Image]], 
 
 def _timm(where: str, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
     import timm
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
     name, _, file = where.partition("=")
     _known(name.partition(".")[0], timm.list_models())
@@ -163,7 +162,7 @@ def _timm(where: str, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
     overlay = {"file": file} if file else None
     model: Any = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     model = model.eval().requires_grad_(False).to(device)
-    prepare: Any = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))
+    prepare: Any = create_transform(**resolve_data_config(model.pretrained_cfg))
 
     def encode(pictures: Sequence[Image.Image]) -> Tensor:
         pixels = torch.stack([prepare(picture.convert("RGB")) for picture in pictures])

@@ -4,12 +4,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from studio import torchvision_guard
-
-torchvision_guard.install()
-
-import diffusers.utils.logging as diffusers_logging  # noqa: E402
-import transformers.utils.logging as transformers_logging  # noqa: E402
+import diffusers.utils.logging as diffusers_logging
+import transformers.utils.logging as transformers_logging
 
 
 @contextmanager

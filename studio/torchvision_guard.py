@@ -2,31 +2,34 @@
 
 Such a build cannot load its compiled operators, and `import torchvision` then raises `operator torchvision::nms does
 not exist`; transformers, diffusers and peft import torchvision wherever it is installed, and fail with it. Nothing in
-the studio needs these operators, so it is enough to declare them before anything imports torchvision.
+the studio needs these operators, so it is enough to declare them before anything imports torchvision. `import studio`
+sees to that: the first import of a library that might do so is preceded by it.
 """
 
 import importlib
 import importlib.util
 import sys
 from functools import cache
-
-import torch
+from typing import Any
 
 _MISSING = "torchvision::nms does not exist"
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_declared: list[torch.library.Library] = []  # a declaration lasts as long as its Library object
+_IMPORTERS = {"accelerate", "diffusers", "open_clip", "peft", "timm", "transformers"}
+_declared: list[Any] = []  # a declaration lasts as long as its Library object
 
 
 @cache
 def install() -> bool:
     """Declare torchvision's operators where it cannot do so itself; returns whether that was needed.
 
-    Call before importing diffusers, transformers or peft. A healthy torchvision, or none, stays as it is; one that
-    fails for another reason is left to fail where it is used, with its own message.
+    A healthy torchvision, or none, stays as it is; one that fails for another reason is left to fail where it is used,
+    with its own message.
     """
+    import torch
+
     if importlib.util.find_spec("torchvision") is None:
         return False
     try:
@@ -45,3 +48,19 @@ def install() -> bool:
         library.define(schema)
     _declared.append(library)
     return True
+
+
+class Watch:
+    """A finder of modules that finds nothing, but calls `install` before the first import of a library that imports
+    torchvision."""
+
+    @classmethod
+    def begin(cls) -> None:
+        """Before all other finders."""
+        sys.meta_path.insert(0, cls())  # pyright: ignore[reportArgumentType]
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        """Look at the name, and leave the search to the others."""
+        if name in _IMPORTERS:
+            sys.meta_path.remove(self)  # pyright: ignore[reportArgumentType]
+            install()

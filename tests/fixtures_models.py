@@ -8,19 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers as typed_diffusers
 import pytest
 import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from studio import torchvision_guard
 from studio.concepts import Concept
-
-torchvision_guard.install()
-
-import diffusers as typed_diffusers  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from peft.utils import get_peft_model_state_dict  # noqa: E402
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer  # noqa: E402
 
 diffusers: Any = typed_diffusers  # whose annotations refuse what its code and documentation allow
 

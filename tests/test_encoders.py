@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip as typed_open_clip
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from studio import torchvision_guard
 from studio.encoders import load_clip, load_dino
 from studio.errors import StudioError, UsageError
 from studio.metrics import clip_score
 
-torchvision_guard.install()
-import open_clip  # noqa: E402
+open_clip: Any = typed_open_clip
 
 PICTURES = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (40, 30, 3), dtype=np.uint8)) for n in range(3)]
 WORDS = ["a red cat", "a mug at night", "two dogs"]
@@ -87,12 +86,14 @@ def test_a_dino_of_transformers_gives_its_class_token(tmp_path: Path):
 
 def test_a_dino_of_timm_gives_what_it_pools(tmp_path: Path):
     import timm
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     file = tmp_path / "tiny.safetensors"
     save_file(model.state_dict(), file)
-    prepare: Any = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg))
+    prepare: Any = create_transform(**resolve_data_config(model.pretrained_cfg))
     with torch.no_grad():
         expected = model(torch.stack([prepare(one) for one in PICTURES]))
     found = load_dino(f"timm:vit_tiny_patch16_224={file}").images(PICTURES)

@@ -2,15 +2,11 @@
 
 from typing import Any
 
+import diffusers as typed_diffusers
 import pytest
 import torch
 
-from studio import torchvision_guard
 from studio.factors import Factor, Kronecker, LowRank, tensors_of
-
-torchvision_guard.install()
-
-import diffusers as typed_diffusers  # noqa: E402
 
 diffusers: Any = typed_diffusers
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -63,3 +63,16 @@ def test_without_torchvision_nothing_is_declared(tmp_path: Path):
     blocked = "import sys; sys.modules['torchvision'] = None\n"
     ended = run(blocked + GUARDED + "import torch; print(hasattr(torch.ops.torchvision, 'nms'))")
     assert ended.stdout.split() == ["False", "False", "False"], ended.stderr
+
+
+def test_importing_the_studio_is_enough(tmp_path: Path):
+    """A library that imports torchvision, here open_clip, may come first of all."""
+    site = fake_torchvision(tmp_path, MISMATCHED)
+    (site / "open_clip.py").write_text("import torchvision; loaded = torchvision.ops.loaded")
+    assert "does not exist" in run("import open_clip", site).stderr
+    assert run("import studio, open_clip; print(open_clip.loaded)", site).stdout.split() == ["True"]
+
+
+def test_the_studio_alone_imports_neither():
+    code = "import sys, studio; print({'torch', 'torchvision'} & set(sys.modules))"
+    assert run(code).stdout.split() == ["set()"]

@@ -35,8 +35,7 @@ ARMS = ("diffusers", "diffusers, latents cached", "studio")
 SIDE, SKIPPED = 96, 2  # pixels; intervals at the start that are not counted
 _CLOCK = """
 import json, runpy, sys, time
-from studio.torchvision_guard import install
-install()
+import studio
 import torch
 order = json.loads(sys.argv[1])
 ticks, step = [], torch.optim.AdamW.step
