@@ -1,9 +1,9 @@
-"""Writes docs/benchmarks/krona.json: KronA beside LoRA, joined from reports of `studio bench concepts --config`.
+"""Joins reports of `studio bench concepts --config` into what docs/tables.py shows of KronA beside LoRA.
 
-    python docs/krona.py REPORT.json ...
+    python docs/krona.py docs/benchmarks/krona.json REPORT.json ...
 
 Each report's recipe names its size (rank, or factors) and its rate. Reports of one recipe are joined, and those of all
-samples compared; of the others it shows how much the rate and the shape of the factors matter.
+samples compared.
 """
 
 import json
@@ -14,11 +14,9 @@ from typing import Any
 from studio.picturebook import SAMPLE_SUBJECTS
 from studio.stats import Share, difference
 
-FILE = Path(__file__).parent / "benchmarks" / "krona.json"
 
-
-def main(files: list[str]) -> None:
-    """Join and write."""
+def main(out: str, files: list[str]) -> None:
+    """Join `files` and write `out`."""
     recipes: dict[tuple[str, float], dict[str, Any]] = {}
     for file in files:
         report = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -39,7 +37,7 @@ def main(files: list[str]) -> None:
         for other in shares
         if one.startswith("KronA") and other.startswith("LoRA")
     }
-    FILE.write_text(json.dumps({"recipes": rows, "differences": over}, indent=1) + "\n", encoding="utf-8")
+    Path(out).write_text(json.dumps({"recipes": rows, "differences": over}, indent=1) + "\n", encoding="utf-8")
 
 
 def pooled(found: dict[str, Any]) -> Share:
@@ -50,4 +48,4 @@ def pooled(found: dict[str, Any]) -> Share:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

@@ -218,36 +218,39 @@ def training_step(report: dict[str, Any]) -> str:
 
 
 def krona(report: dict[str, Any]) -> str:
-    """KronA beside LoRA on the samples, and how much either depends on its rate and shape."""
-    recipes = report["recipes"]
-    whole = max(len(row["samples"]) for row in recipes)
-    compared = [row for row in recipes if len(row["samples"]) == whole]
-    names = list(compared[0]["samples"])
-    few = [name for name in names if all(name in row["samples"] for row in recipes)]
-
-    def rows(chosen: list[dict[str, Any]], shown: list[str]) -> list[tuple[str, ...]]:
-        return [
-            (row["recipe"], f"{row['rate']:g}", *(f"{row['samples'][name]['value']:.2f}" for name in shown))
-            for row in chosen
-        ]
-
-    sizes = [(f"{row['samples'][few[0]]['bytes'] / 1e6:.2f}", interval(row["all"])) for row in compared]
-    all_samples = [(*row, *size) for row, size in zip(rows(compared, names), sizes, strict=True)]
+    """KronA beside LoRA on all samples."""
+    names = list(report["recipes"][0]["samples"])
+    rows = [
+        (*row, f"{recipe['samples'][names[0]]['bytes'] / 1e6:.2f}", interval(recipe["all"]))
+        for row, recipe in zip(_by_sample(report, names), report["recipes"], strict=True)
+    ]
     differences = "; ".join(f"{name}: {interval(one)}" for name, one in report["differences"].items())
-    return "\n\n".join((
-        table(("", "rate", *names, "MB", "all"), all_samples),
-        f"Differences of all, with 95 % intervals (Newcombe): {differences}.",
-        table(("", "rate", *few), rows(recipes, few)),
-        f"Identity by judge B, {compared[0]['samples'][few[0]]['count']} pictures each; else as in the preset normal."
-        " `studio bench concepts --config` measures it again.",
-    ))  # fmt: skip
+    return table(("", "rate", *names, "MB", "all"), rows) + (
+        f"\n\nIdentity by judge B, {report['recipes'][0]['samples'][names[0]]['count']} pictures each; else as in the"
+        f" preset normal. Differences of all, with 95 % intervals (Newcombe): {differences}."
+        " `studio bench concepts --config` measures it again."
+    )
+
+
+def krona_rates(report: dict[str, Any]) -> str:
+    """Both at several rates, on the samples that all recipes learned."""
+    recipes = report["recipes"]
+    few = [name for name in recipes[0]["samples"] if all(name in row["samples"] for row in recipes)]
+    return table(("", "rate", *few), _by_sample(report, few))
+
+
+def _by_sample(report: dict[str, Any], names: list[str]) -> list[tuple[str, ...]]:
+    return [
+        (row["recipe"], f"{row['rate']:g}", *(f"{row['samples'][name]['value']:.2f}" for name in names))
+        for row in report["recipes"]
+    ]
 
 
 TABLES = {
     "base": base, "concepts": concepts, "blocks": blocks, "judges": judges,
     "compose": compose, "ablation": ablation, "compose-cost": compose_cost,
     "styles": styles, "memory": memory, "training-step": training_step,
-    "krona": krona,
+    "krona": krona, "krona-rates": krona_rates,
 }  # fmt: skip
 
 

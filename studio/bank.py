@@ -109,6 +109,10 @@ def _add(layer: _Layer, x: Tensor, output: Tensor, gate: Gate) -> Tensor:
         raise StudioError(
             f"The gate is for {gate.samples} samples; a layer got {len(x)}.", "Make a gate for the batch."
         )
+    if not torch.is_grad_enabled() and gate.acting < len(x):  # the rest of the batch is the base alone
+        some = gate.acting
+        _add(layer, x[:some], output[:some], gate.first(some))  # in place
+        return output
     image = output.dim() == 4  # [B, out, h, w]; else [B, N, out] or [B, out]
     parts: list[Tensor] = []
     if layer.low is not None:

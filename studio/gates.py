@@ -31,6 +31,7 @@ class Gate:
     _known: dict[tuple[str, tuple[int, ...]], Weights] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, repr=False, compare=False)
     _parts: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)
+    _firsts: dict[int, "Gate"] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def samples(self) -> int:
@@ -47,6 +48,11 @@ class Gate:
         """The adapters that act on any sample."""
         return self.weights.any(0).nonzero().flatten().tolist()
 
+    @cached_property
+    def acting(self) -> int:
+        """How many samples, from the first, there are up to the last on which any adapter acts."""
+        return int((self.weights.any(1) * torch.arange(1, self.samples + 1, device=self.weights.device)).max())
+
     def reaches(self, layer: str) -> bool:
         """Whether any adapter acts on the layer of that name."""
         return not self.silent and (self.layers is None or layer.endswith(self.layers))
@@ -61,6 +67,15 @@ class Gate:
             text = None if self.text is None else self.text[:, columns]
             self._parts[key] = Gate(self.weights[:, columns], image, text, self.layers)
         return self._parts[key]
+
+    def first(self, samples: int) -> "Gate":
+        """The gate of the first samples."""
+        if samples == self.samples:
+            return self
+        if samples not in self._firsts:
+            image, text = (None if mask is None else mask[:samples] for mask in (self.image, self.text))
+            self._firsts[samples] = Gate(self.weights[:samples], image, text, self.layers)
+        return self._firsts[samples]
 
     def on_grid(self, height: int, width: int) -> Weights:
         """For the B h w pixels of a layer with that grid."""

@@ -105,16 +105,20 @@ def test_without_a_gate_or_with_zeros_the_base_is_bit_equal_and_nothing_is_left(
     assert not any(module._forward_hooks for module in base.unet.modules())
 
 
-def test_each_sample_of_a_batch_has_its_own_adapter(base, tiny_loras):
+@pytest.mark.parametrize("plain", [0, 1, 3])
+def test_each_sample_of_a_batch_has_its_own_adapter_or_none(base, tiny_loras, plain):
+    """That of none is bit for bit the base's, where in the batch it may be."""
     adapters = [every_kind(base), *map(load_adapter, tiny_loras)]
-    bank = AdapterBank(base, adapters)
-    with bank.installed(), bank.use(Gate(torch.cat([torch.zeros(1, 3), torch.eye(3)]))):
+    bank, places = AdapterBank(base, adapters), [n for n in range(4) if n != plain]
+    weights = torch.zeros(4, 3)
+    weights[places, range(3)] = 1
+    with bank.installed(), bank.use(Gate(weights)):
         together = predict(base, 4)
     alone = predict(base, 4)
-    assert close(together[0], alone[0], alone[1] + 1)
-    for n, adapter in enumerate(adapters, 1):
+    assert torch.equal(together[plain], alone[plain])
+    for place, adapter in zip(places, adapters, strict=True):
         with attach(base, [(adapter, 1.0)]):
-            assert close(together[n], predict(base, 4)[n], alone[n])
+            assert close(together[place], predict(base, 4)[place], alone[place])
 
 
 def test_a_region_of_one_layer_is_its_adapter_there_and_the_base_elsewhere(base):

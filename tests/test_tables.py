@@ -63,6 +63,7 @@ def test_costs_of_adapters_stand_beside_what_they_may_be():
             "rows": 10, "peak over that of 1": 1.1, "each more, times its file": 2.0,
             "weight-shaped tensors an adapter": 0.0,
         },
+        "memory beside a larger base": {"peak over that of 1": 1.06},
         "change of gate": {"made and set, ms": 0.2, "more in its first forward, ms": 0.5, "set_adapters, ms": 90.0},
     }  # fmt: skip
     lines = tables.compose_cost(report).splitlines()
@@ -70,17 +71,19 @@ def test_costs_of_adapters_stand_beside_what_they_may_be():
     assert "| 8 gated over 1, time | 1.20 [1.10, 1.30] | 1.25 |" in lines
 
 
-def test_krona_stands_beside_lora_and_each_beside_its_other_rates():
+def test_krona_stands_beside_lora():
     one = share(0.5) | {"bytes": 1_530_000, "count": 32}
     both = {"samples": {"luna": one, "milo": one}, "all": share(0.5)}
-    recipes = [
-        {"recipe": "KronA, 4 x 4", "rate": 0.012, **both},
-        {"recipe": "LoRA, rank 8", "rate": 0.01, "samples": {"milo": one}, "all": share(0.5)},
-        {"recipe": "LoRA, rank 8", "rate": 0.004, **both},
-    ]
+    recipes = [{"recipe": "KronA, 4 x 4", "rate": 0.012, **both}, {"recipe": "LoRA, rank 8", "rate": 0.004, **both}]
     made = tables.krona({"recipes": recipes, "differences": {"KronA, 4 x 4 - LoRA, rank 8": share(0.0)}})
-    first, told, second, _ = made.split("\n\n")
-    assert first.splitlines()[2] == "| KronA, 4 x 4 | 0.012 | 0.50 | 0.50 | 1.53 | 0.50 [0.40, 0.60] |"
-    assert len(first.splitlines()) == 4
-    assert "LoRA, rank 8: 0.00 [-0.10, 0.10]." in told
-    assert second.splitlines()[3] == "| LoRA, rank 8 | 0.01 | 0.50 |"
+    assert made.splitlines()[2] == "| KronA, 4 x 4 | 0.012 | 0.50 | 0.50 | 1.53 | 0.50 [0.40, 0.60] |"
+    assert "LoRA, rank 8: 0.00 [-0.10, 0.10]." in made
+
+
+def test_rates_are_compared_on_what_all_recipes_learned():
+    recipes = [
+        {"recipe": "KronA, 4 x 4", "rate": 0.012, "samples": {"luna": share(0.5), "milo": share(0.25)}},
+        {"recipe": "LoRA, rank 8", "rate": 0.01, "samples": {"milo": share(0.75)}},
+    ]
+    assert tables.krona_rates({"recipes": recipes}).splitlines()[0] == "|  | rate | milo |"
+    assert tables.krona_rates({"recipes": recipes}).splitlines()[3] == "| LoRA, rank 8 | 0.01 | 0.75 |"
