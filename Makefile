@@ -50,7 +50,7 @@ formats: .venv/installed-test
 memory: .venv/installed-test
 	$(BIN)/python docs/memory.py
 
-# Draw the README's picture anew.
+# Draw the README's pictures anew; concepts that the library lacks are trained first.
 picture: .venv/installed
 	$(BIN)/python docs/picture.py
 
