@@ -62,7 +62,9 @@ def test_no_generic_name_is_ours(name: str):
 
 def test_what_the_code_imports_is_declared():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    names = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in declared} - {"pillow"} | {"PIL", "studio"}
+    called = {"pillow": "PIL", "open_clip_torch": "open_clip"}
+    names = {re.split(r"[<>=]", line)[0].replace("-", "_") for line in declared}
+    names = {called.get(name, name) for name in names} | {"studio"}
     optional = {"torchvision", "triton", "xformers"}
     sources = [path for folder in ("studio", *MAPPED) for path in (ROOT / folder).glob("*.py")]
     imported = {name for path in sources for name in _imported(ast.parse(path.read_text(encoding="utf-8")))}
