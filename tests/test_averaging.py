@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_processes import float32_for_all  # noqa: F401
 from training_helpers import tiny_recipe, weights
 
 from studio.events import Event, Preview, Step
@@ -74,7 +73,6 @@ def test_the_parameters_come_back_even_from_an_error() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("float32_for_all")
 def test_two_processes_end_with_the_average_of_one(tiny_sdxl: Path, homes: list[Home]) -> None:
     changes = {"steps": 10, "learning_rate": 1e-3, "ema": 0.9}
     one, two = (

@@ -141,9 +141,18 @@ def test_compose_cost_prints_every_figure_and_keeps_the_report(run_studio, learn
         asked.append((base.unet is other.unet, [one.name for one in concepts], steps, rounds))
         return told
 
+    def beside(base, count, rank):
+        return {"asked": f"{count} of {rank}", "width": base.unet.config["block_out_channels"][0]}
+
     monkeypatch.setattr("studio.pipelines.engine_bench.bench_engine", bench)
+    monkeypatch.setattr("studio.pipelines.engine_bench.memory_beside", beside)
+    monkeypatch.setattr("studio.trainers.step_bench.HALF_WIDE", {"block_out_channels": [16, 16, 32]})
     said = run_studio("bench", "compose-cost", "--steps", "3", "--rounds", "2", "--out", tmp_path / "out").out
     assert asked == [(False, ["milo", "rex"], 3, 2)]
-    assert [line.split("  ")[0].strip() for line in said.splitlines()[1:]] == ["steps", "ratio", "memory: peak MB: 1"]
+    larger = [f"memory beside a larger base: {name}" for name in ("asked", "width")]
+    assert told["memory beside a larger base"] == {"asked": "5 of 16", "width": 16}
+    assert [line.split("  ")[0].strip() for line in said.splitlines()[1:]] == [
+        "steps", "ratio", "memory: peak MB: 1", *larger,
+    ]  # fmt: skip
     assert "0.50 [0.40, 0.62]" in said
     assert json.loads((tmp_path / "out" / "compose-cost.json").read_text()) == told

@@ -26,18 +26,7 @@ def test_the_processes_share_all_rows_and_none_twice() -> None:
     assert {len(share) for share in shares} == {2}
 
 
-@pytest.fixture
-def float32_for_all(float32: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    popen = subprocess.Popen
-    code = (
-        "import sys, torch; torch.cpu._is_avx512_bf16_supported = lambda: False;"
-        "from studio.trainers.follow import main; sys.exit(main(sys.argv[1]))"
-    )
-    monkeypatch.setattr(processes.subprocess, "Popen", lambda command: popen([command[0], "-c", code, command[-1]]))
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("float32_for_all")
 def test_two_processes_end_with_the_weights_of_one_that_sees_as_much(tiny_sdxl: Path, homes: list[Home]) -> None:
     changes = {
         "steps": 20,
