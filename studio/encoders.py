@@ -111,7 +111,8 @@ def load_clip(where: str, device: str = "cpu") -> Clip:
             " laion/CLIP-ViT-B-32-laion2B-s34B-b79K.",
         )
     try:
-        made, prepare = open_clip.create_model_from_pretrained(name, weights, device=device)  # pyright: ignore
+        loaded: Any = open_clip.create_model_from_pretrained(name, weights, device=device)
+        made, prepare = loaded
         told = Path(where).name if Path(where).is_dir() else where
         return Clip(told, made, prepare, open_clip.get_tokenizer(name))
     except (OSError, RuntimeError, ValueError) as error:
