@@ -18,9 +18,10 @@ from studio.pipelines.base_bench import draw_prompts
 from studio.pipelines.baselines import Merge
 from studio.pipelines.compose import Composer, decode, draw
 from studio.pipelines.methods import AS_PUBLISHED, METHODS, Method
+from studio.pipelines.protocols import columns, in_a_row
 from studio.pipelines.scores import Marks, Setting, canvas, draw_truth, mark_places, side_by_side
 from studio.pipelines.settings import GenerateSettings
-from studio.regions import Box, Layout
+from studio.regions import Layout
 
 TRUTH, BASE, ALONE = "truth", "base", "alone"
 WITH_BOXES = "+boxes"
@@ -84,17 +85,9 @@ class Ask:
         )
 
 
-def in_a_row(words: Sequence[str]) -> str:
-    """One to three things from left to right."""
-    places = {1: ("",), 2: (" on the left", " on the right"), 3: (" on the left", " in the middle", " on the right")}
-    placed = [word + place for word, place in zip(words, places[len(words)], strict=True)]
-    return " and ".join(filter(None, (", ".join(placed[:-1]), placed[-1])))
-
-
 def layout_of(members: Sequence[Known]) -> Layout:
     """Halves for two, thirds for three."""
-    boxes = side_by_side(len(members))
-    return Layout({one.concept.name: Box(*box) for one, box in zip(members, boxes, strict=True)})
+    return columns([one.concept.name for one in members])
 
 
 def draw_and_mark(

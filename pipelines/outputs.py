@@ -87,14 +87,17 @@ def _records(concepts: Sequence[tuple[Concept, float]]) -> list[dict[str, Any]]:
     ]
 
 
-def save_pictures(pictures: Sequence[Image], folder: Path, description: dict[str, Any]) -> list[Path]:
-    """Write each picture as a PNG with its description as the text "studio"; never over another file.
+def save_pictures(
+    pictures: Sequence[Image], folder: Path, description: dict[str, Any], seeds: Sequence[int] | None = None
+) -> list[Path]:
+    """Write each picture as a PNG with its description as the text "studio"; never over another file. Where `seeds` are
+    not given, they rise by one from that of the description.
 
     Raises StudioError where a picture cannot be written; those before it are kept.
     """
     paths = []
-    for n, picture in enumerate(pictures):
-        seed = description["seed"] + n
+    first = description["seed"]
+    for picture, seed in zip(pictures, seeds or range(first, first + len(pictures)), strict=True):
         text = json.dumps(description | {"seed": seed, "width": picture.width, "height": picture.height})
         paths.append(_save(picture, _unused(folder, f"{slug(description['prompt'])}-{seed}"), text))
     return paths

@@ -71,10 +71,12 @@ def mark_places(
     subjects: Sequence[Subject],
     images: Sequence[Image],
     settings: Sequence[Setting],
+    boxes: Sequence[Box] | None = None,
 ) -> list[Marks]:
-    """Marks of pictures that should show the subjects from left to right, each told by a gallery of them all."""
+    """Marks of pictures that should show each subject in its box, by default from left to right; each is told by a
+    gallery of them all."""
     whole = judge.read(images)
-    places = [judge.look(images, [place] * len(images)) for place in side_by_side(len(subjects))]
+    places = [judge.look(images, [place] * len(images)) for place in boxes or side_by_side(len(subjects))]
     found = [
         [gallery.identity(embeddings, own) for _, embeddings in places]
         for gallery, own in zip(galleries, subjects, strict=True)

@@ -6,6 +6,7 @@ CLIP and DINO are named by what they were loaded from, since scores of different
 
 import difflib
 from collections.abc import Callable, Sequence
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,16 +15,23 @@ import torch.nn.functional as F
 from PIL import Image
 
 from studio.errors import StudioError, UsageError
+from studio.models import module_id
 
 Tensor = torch.Tensor
 _AT_ONCE = 64  # pictures or texts in a forward
+_Made = tuple[Callable[[Sequence[Image.Image]], Tensor], Any]  # what encodes, and its network
 _HUB, _FOLDER, _TIMM = "hf-hub:", "local-dir:", "timm:"
 
 
 class Encoder(Protocol):
-    """What turns pictures into unit vectors."""
+    """What turns pictures into unit vectors; `weights` tells networks of one name apart."""
 
     name: str
+
+    @property
+    def weights(self) -> str:
+        """A fingerprint."""
+        ...
 
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[n, d] float32, each of length 1."""
@@ -37,6 +45,11 @@ class Clip:
         self.name = name
         self._model, self._prepare, self._tokenizer = model.eval().requires_grad_(False), prepare, tokenizer
         self._device = next(model.parameters()).device
+
+    @property
+    def weights(self) -> str:
+        """A fingerprint of its weights."""
+        return module_id(self._model)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -73,8 +86,13 @@ class Clip:
 class Dino:
     """A DINO or DINOv2: the class token of transformers' model, or what timm's model pools."""
 
-    def __init__(self, name: str, encode: Callable[[Sequence[Image.Image]], Tensor]) -> None:
-        self.name, self._encode = name, encode
+    def __init__(self, name: str, encode: Callable[[Sequence[Image.Image]], Tensor], model: Any) -> None:
+        self.name, self._encode, self._model = name, encode, model
+
+    @property
+    def weights(self) -> str:
+        """A fingerprint of its weights."""
+        return module_id(self._model)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -122,6 +140,14 @@ def load_clip(where: str, device: str = "cpu") -> Clip:
         ) from error
 
 
+def embedded_clip() -> Clip:
+    """The shipped CLIP of the picturebook world; raises StudioError where its weights are missing."""
+    with as_file(files("studio.assets") / "clip") as folder:
+        if not folder.is_dir():
+            raise StudioError("The embedded CLIP is missing.", "Train it: python -m studio.trainers.picturebook_clip")
+        return load_clip(str(folder))
+
+
 def load_dino(where: str, device: str = "cpu") -> Dino:
     """The DINO that `where` names: a folder or hub id of transformers, such as facebook/dinov2-small, or
     "timm:MODEL=FILE" or "timm:MODEL" of timm.
@@ -129,16 +155,16 @@ def load_dino(where: str, device: str = "cpu") -> Dino:
     Raises UsageError for what is not there, StudioError where it cannot be loaded.
     """
     try:
-        encode = _timm(where.removeprefix(_TIMM), device) if where.startswith(_TIMM) else _transformers(where, device)
+        made = _timm(where.removeprefix(_TIMM), device) if where.startswith(_TIMM) else _transformers(where, device)
     except (OSError, RuntimeError, ValueError) as error:
         raise StudioError(
             f"The DINO {where} could not be loaded: {str(error).splitlines()[0]}",
             "Give a folder or hub id of transformers, or timm:MODEL=FILE; the hub may not be at hand.",
         ) from error
-    return Dino(where, encode)
+    return Dino(where, *made)
 
 
-def _transformers(where: str, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
+def _transformers(where: str, device: str) -> _Made:
     from transformers import AutoImageProcessor, AutoModel
 
     processor: Any = AutoImageProcessor.from_pretrained(where)
@@ -148,10 +174,10 @@ def _transformers(where: str, device: str) -> Callable[[Sequence[Image.Image]], 
         given = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
         return model(**given.to(device)).last_hidden_state[:, 0].float()
 
-    return encode
+    return encode, model
 
 
-def _timm(where: str, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
+def _timm(where: str, device: str) -> _Made:
     import timm
     from timm.data.config import resolve_data_config
     from timm.data.transforms_factory import create_transform
@@ -169,7 +195,7 @@ def _timm(where: str, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
         pixels = torch.stack([prepare(picture.convert("RGB")) for picture in pictures])
         return model(pixels.to(device)).float()
 
-    return encode
+    return encode, model
 
 
 def _batched(things: Sequence[Any], encode: Callable[[Sequence[Any]], Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Loading a base model, frozen, and asking it for text states and size conditions."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ with hushed():  # whose module has installed the torchvision guard
     import diffusers
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-__all__ = ["BaseModel", "BaseSource", "TextStates", "find_base", "load_base"]
+__all__ = ["BaseModel", "BaseSource", "TextStates", "find_base", "load_base", "module_id"]
+
+_SAMPLED = 4096
 
 # One of the two classes below, and their samplers: the annotations of diffusers are narrower than its code.
 Pipeline = Any
@@ -230,3 +233,14 @@ def _with_stated_prediction(pipe: Pipeline, source: BaseSource) -> Pipeline:
     if stated := stated_prediction(source):
         pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(dict(pipe.scheduler.config) | stated)
     return pipe
+
+
+def module_id(module: torch.nn.Module) -> str:
+    """A name for a module's exact weights, from up to 4096 evenly spaced numbers of each tensor: hex, 64 digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _SAMPLED)].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()

@@ -168,7 +168,7 @@ def test_pictures_of_generate_are_merges(run_studio, library, tmp_path):
 
 def test_all_methods_are_compared_on_one_sheet(run_studio, library, monkeypatch, tmp_path):
     few = {name: METHODS[name] for name in ("merge", "switch", "composite", "regional")}
-    monkeypatch.setattr("studio.ui.cmd_compose.METHODS", few)
+    monkeypatch.setattr("studio.ui.composing.METHODS", few)
     ended = run_studio("compose", BOTH, "--compare", "--count", 2, "--out", tmp_path / "out", *QUICK[2:], "--steps", 5)
     assert ended.code == 0, ended.err
     report = json.loads(ended.out)
@@ -186,7 +186,7 @@ def test_all_methods_are_compared_on_one_sheet(run_studio, library, monkeypatch,
 
 
 def test_paths_are_printed_the_sheet_last(run_studio, library, monkeypatch, tmp_path):
-    monkeypatch.setattr("studio.ui.cmd_compose.METHODS", {"merge": METHODS["merge"]})
+    monkeypatch.setattr("studio.ui.composing.METHODS", {"merge": METHODS["merge"]})
     ended = run_studio("compose", BOTH, "--compare", "--steps", 1, "--out", tmp_path / "out", "--device", "cpu")
     assert ended.code == 0, ended.err
     lines = [Path(line) for line in ended.out.split()]

@@ -7,10 +7,11 @@ from studio.judge import Gallery, Judge
 from studio.picturebook import SAMPLE_SUBJECTS
 from studio.pipelines import compose_bench
 from studio.pipelines.bench_store import Result, Store
-from studio.pipelines.compose_arms import YARDSTICKS, Arm, Known, arms_of, draw_and_mark, in_a_row, layout_of
+from studio.pipelines.compose_arms import YARDSTICKS, Arm, Known, arms_of, draw_and_mark, layout_of
 from studio.pipelines.compose_bench import ComposeBench, bench_compose, groups_of, same_class
 from studio.pipelines.compose_report import difference, section_report, sections_of
 from studio.pipelines.methods import METHODS
+from studio.pipelines.protocols import in_a_row
 from studio.pipelines.scores import Marks
 
 PLAN = ComposeBench(seeds=4, steps=1)

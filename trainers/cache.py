@@ -12,7 +12,6 @@ from safetensors.torch import load, save
 from studio.home import write_atomic
 
 Tensors = dict[str, torch.Tensor]
-_SAMPLED = 4096
 
 
 def remember(folder: Path, key: tuple[str, ...], make: Callable[[], Tensors]) -> Tensors:
@@ -31,17 +30,6 @@ def remember(folder: Path, key: tuple[str, ...], make: Callable[[], Tensors]) ->
     made = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
     write_atomic(path, lambda file: file.write_bytes(save(made)))
     return made
-
-
-def module_id(module: torch.nn.Module) -> str:
-    """A name for a module's exact weights, from up to 4096 evenly spaced numbers of each tensor: hex, 64 digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SAMPLED)].float().cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def file_id(path: Path) -> str:

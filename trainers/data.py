@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from studio.buckets import Size
 from studio.images import load_mask, load_rgb
-from studio.models import BaseModel
-from studio.trainers.cache import Tensors, file_id, module_id, remember
+from studio.models import BaseModel, module_id
+from studio.trainers.cache import Tensors, file_id, remember
 
 _VERSION = "1"  # of what lies in the cache: raise it when preprocessing changes
 

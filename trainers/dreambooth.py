@@ -15,9 +15,9 @@ from studio.errors import UsageError
 from studio.events import Done, Emit, Loss, Notice, Phase, Preview, Step, silent
 from studio.home import Home, ensure_free, write_atomic
 from studio.images import Picture, check_decodable, check_masks, dataset_notices, find_pictures, mask_file
-from studio.models import BaseModel, load_base
+from studio.models import BaseModel, load_base, module_id
 from studio.pipelines.schedulers import ZERO_SNR_NOTE
-from studio.trainers.cache import file_id, module_id
+from studio.trainers.cache import file_id
 from studio.trainers.captions import prompt_for, without_trigger
 from studio.trainers.checkpoint import (
     Checkpoint,

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from studio.events import Emit, Phase, Step
 from studio.home import write_atomic
-from studio.models import BaseModel
-from studio.trainers.cache import module_id
+from studio.models import BaseModel, module_id
 from studio.trainers.data import Example
 from studio.trainers.recipe import Recipe
 from studio.trainers.sampling import batch_size, draw

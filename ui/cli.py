@@ -22,6 +22,7 @@ from studio.ui import (
     cmd_convert,
     cmd_demo,
     cmd_doctor,
+    cmd_evaluate,
     cmd_generate,
     cmd_inspect,
     cmd_library,
@@ -41,6 +42,7 @@ app.command("train-concept")(cmd_train.train_concept)
 app.command("generate")(cmd_generate.generate)
 app.command("compose")(cmd_compose.compose)
 app.command("stylize")(cmd_stylize.stylize)
+app.command("evaluate")(cmd_evaluate.evaluate)
 app.command("convert")(cmd_convert.convert)
 app.add_typer(cmd_library.app, name="library")
 app.add_typer(cmd_bench.app, name="bench")

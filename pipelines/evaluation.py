@@ -1,0 +1,189 @@
+"""Every row of a table draws every prompt from every seed, and scores say what came of it.
+
+A row is a concept, a step of its training or a method. Pictures and scores are kept under fingerprints of all that
+decides them: what is there is not made again, by whatever evaluation it was made.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from studio.concepts import file_hash
+from studio.events import Emit, Phase, Step, silent
+from studio.home import write_atomic
+from studio.models import BaseModel, module_id
+from studio.pipelines.bench_store import fingerprint
+from studio.pipelines.compose import compose
+from studio.pipelines.evaluation_plan import Case
+from studio.pipelines.generate import generate
+from studio.pipelines.settings import GenerateSettings
+
+Scores = dict[str, float]
+
+
+class Scorer(Protocol):
+    """What gives every picture of a case some scores. `made_from` is all that decides them but the picture, as JSON."""
+
+    name: str
+
+    def made_from(self, case: Case) -> object:
+        """Its weights, and what it holds pictures of this case against."""
+        ...
+
+    def __call__(self, case: Case, pictures: Sequence[Image.Image]) -> list[Scores]:
+        """For each picture what it finds; a score that has no meaning for the case is left out."""
+        ...
+
+    def together(self, case: Case, pictures: Sequence[Image.Image]) -> Scores:
+        """What can only be said of all of them, at least two."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One picture, what made it, and its scores."""
+
+    row: str
+    prompt: str
+    seed: int
+    file: Path
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Found:
+    """All pictures, and by row and prompt what can only be said of several together."""
+
+    pictures: list[Scored]
+    together: dict[tuple[str, str], Scores]
+    drawn: int  # of the pictures, those that were not there before
+
+
+class Cabinet:
+    """The pictures and scores of a folder, by fingerprint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def picture_file(self, key: str) -> Path:
+        """Where the picture is, or would be."""
+        return self.folder / "pictures" / f"{key}.png"
+
+    def scores(self, key: str) -> Scores | None:
+        """The scores kept under `key`; None where there are none, or no readable ones."""
+        try:
+            found = json.loads(self._scores_file(key).read_text(encoding="utf-8"))
+            return {str(name): float(value) for name, value in found.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return None
+
+    def keep(self, key: str, scores: Scores) -> None:
+        """Raises StudioError where nothing can be written."""
+        write_atomic(self._scores_file(key), lambda file: file.write_text(json.dumps(scores), encoding="utf-8"))
+
+    def _scores_file(self, key: str) -> Path:
+        return self.folder / "scores" / f"{key}.json"
+
+
+def evaluate(base: BaseModel, cases: Sequence[Case], scorers: Sequence[Scorer], cabinet: Cabinet, emit: Emit) -> Found:
+    """Draw and score what the cabinet does not have of `cases`, and return all of it in their order.
+
+    A score is called as its scorer calls it; `seconds` is what drawing took. Raises UsageError for a case that its
+    method cannot compose.
+    """
+    emit(Phase("Evaluate", len(cases)))
+    weights = module_id(base.unet)
+    found, together, drawn = [], {}, 0
+    for at, case in enumerate(cases):
+        keys = [_made_from(weights, case, seed) for seed in case.seeds]
+        drawn += _draw_missing(base, case, keys, cabinet)
+        scores = _scored(case, keys, scorers, cabinet)
+        if len(keys) > 1:
+            together[case.row, case.settings.prompt] = _together(case, keys, scorers, cabinet)
+        found += [
+            Scored(case.row, case.settings.prompt, seed, cabinet.picture_file(key), one)
+            for seed, key, one in zip(case.seeds, keys, scores, strict=True)
+        ]
+        emit(Step(at + 1, len(cases)))
+    return Found(found, together, drawn)
+
+
+def _made_from(weights: str, case: Case, seed: int) -> str:
+    adapters = [(one.name, one.phrase, file_hash(one.adapter_file)) for one in case.concepts]
+    settings = asdict(replace(case.settings, seed=seed, count=1))
+    layout = None if case.layout is None else {name: box.sides for name, box in case.layout.boxes.items()}
+    method = None if case.method is None else repr(case.method.make())
+    return fingerprint((weights, adapters, method, settings, layout))
+
+
+def _draw_missing(base: BaseModel, case: Case, keys: Sequence[str], cabinet: Cabinet) -> int:
+    missing = [
+        n for n, key in enumerate(keys) if cabinet.scores(key) is None or not cabinet.picture_file(key).is_file()
+    ]
+    for run in _runs(missing):
+        settings = replace(case.settings, seed=case.settings.seed + run[0], count=len(run))
+        began = time.monotonic()
+        pictures = _draw(base, case, settings)
+        seconds = (time.monotonic() - began) / len(run)
+        for n, picture in zip(run, pictures, strict=True):
+            write_atomic(cabinet.picture_file(keys[n]), lambda file, picture=picture: picture.save(file, "PNG"))
+            cabinet.keep(keys[n], {"seconds": seconds})
+    return len(missing)
+
+
+def _draw(base: BaseModel, case: Case, settings: GenerateSettings) -> list[Image.Image]:
+    """The pictures of `settings`, which are the case's own but for the seeds."""
+    chosen = [(one, 1.0) for one in case.concepts]
+    if case.method is None:
+        return generate(base, settings, chosen, silent)
+    return compose(base, settings, chosen, case.method.make(), silent, case.layout)
+
+
+def _runs(numbers: Sequence[int]) -> list[list[int]]:
+    """`numbers`, which rise, as runs without a gap."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return runs
+
+
+def _scored(case: Case, keys: Sequence[str], scorers: Sequence[Scorer], cabinet: Cabinet) -> list[Scores]:
+    all_scores: list[Scores] = [cabinet.scores(key) or {} for key in keys]
+    for scorer in scorers:
+        own = [fingerprint((key, scorer.name, scorer.made_from(case))) for key in keys]
+        there = [cabinet.scores(key) for key in own]
+        missing = [n for n, one in enumerate(there) if one is None]
+        made = scorer(case, _opened(cabinet, [keys[n] for n in missing])) if missing else []
+        for n, one in zip(missing, made, strict=True):
+            cabinet.keep(own[n], one)
+            there[n] = one
+        all_scores = [scores | (one or {}) for scores, one in zip(all_scores, there, strict=True)]
+    return all_scores
+
+
+def _together(case: Case, keys: Sequence[str], scorers: Sequence[Scorer], cabinet: Cabinet) -> Scores:
+    found: Scores = {}
+    for scorer in scorers:
+        own = fingerprint((list(keys), "together", scorer.name, scorer.made_from(case)))
+        scores = cabinet.scores(own)
+        if scores is None:
+            scores = scorer.together(case, _opened(cabinet, keys))
+            cabinet.keep(own, scores)
+        found |= scores
+    return found
+
+
+def _opened(cabinet: Cabinet, keys: Sequence[str]) -> list[Image.Image]:
+    pictures = []
+    for key in keys:
+        with Image.open(cabinet.picture_file(key)) as file:
+            pictures.append(file.convert("RGB"))
+    return pictures
