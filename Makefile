@@ -39,7 +39,7 @@ base: .venv/installed
 
 # Write the measured figures of docs/benchmarks into the documents, and the page of every setting.
 tables: .venv/installed
-	$(BIN)/python docs/tables.py
+	$(BIN)/studio bench report docs/benchmarks $(foreach file,README.md $(wildcard docs/*.md) assets/picturebook/README.md,--fill $(file))
 	$(BIN)/python docs/settings.py
 
 # Write the table of adapter formats, the studio beside plain diffusers.

@@ -1,4 +1,4 @@
-"""Joins reports of `studio bench concepts --config` into what docs/tables.py shows of KronA beside LoRA.
+"""Joins reports of `studio bench concepts --config` into what `studio bench report` shows of KronA beside LoRA.
 
     python docs/krona.py docs/benchmarks/krona.json REPORT.json ...
 

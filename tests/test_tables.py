@@ -1,34 +1,63 @@
 """The documents' tables say what was measured."""
 
-import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parents[1] / "docs" / "tables.py"
-spec = importlib.util.spec_from_file_location("tables", FILE)
-assert spec is not None
-assert spec.loader is not None
-tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tables)
+from studio.errors import StudioError
+from studio.pipelines import bench_tables as tables
+from studio.pipelines.bench_documents import filled, read_reports
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "docs" / "benchmarks"
+DOCUMENTS = [
+    file.relative_to(ROOT).as_posix()
+    for file in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("assets/*/*.md"))
+    if any(f"<!-- {name} -->" in file.read_text(encoding="utf-8") for name in tables.TABLES)
+]
+BLOCKS = {"judge": "B", "pairs": 3, "follows": {"none": {"kind": 0.125}, "mid_block": {"kind": 1}}}
 
 
-@pytest.mark.parametrize("name", tables.DOCUMENTS)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_table_is_made_from_the_benchmarks(name: str):
-    text = (tables.ROOT / name).read_text(encoding="utf-8")
-    assert text == tables.filled(text), "a table differs from docs/benchmarks: make tables"
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == filled(text, read_reports(BENCHMARKS)), "a table differs: make tables"
 
 
-def test_a_table_is_replaced_and_nothing_around_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
-    (tmp_path / "docs" / "benchmarks" / "blocks.json").write_text(
-        '{"judge": "B", "pairs": 3, "follows": {"none": {"kind": 0.125}, "mid_block": {"kind": 1}}}'
-    )
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    made = tables.filled("before\n<!-- blocks -->\nold\n<!-- /blocks -->\nafter")
+def test_every_report_has_its_table_in_a_document():
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS)
+    assert [name for name in read_reports(BENCHMARKS) if f"<!-- {name} -->" not in text] == []
+
+
+def test_a_table_is_replaced_and_nothing_around_it():
+    made = filled("before\n<!-- blocks -->\nold\n<!-- /blocks -->\nafter", {"blocks": BLOCKS})
     assert made.startswith("before\n<!-- blocks -->\n| text swapped in | kind |\n| --- | --- |\n| none | 0.12 |")
     assert made.endswith("<!-- /blocks -->\nafter")
     assert "old" not in made
+
+
+def test_the_command_prints_tables_and_fills_documents(run_studio, tmp_path: Path):
+    (tmp_path / "blocks.json").write_text(json.dumps(BLOCKS))
+    document = tmp_path / "page.md"
+    document.write_text("<!-- blocks --><!-- /blocks -->")
+    assert "| mid_block | 1.00 |" in run_studio("bench", "report", tmp_path).out
+    assert run_studio("bench", "report", tmp_path, "--fill", document).code == 0
+    assert "| mid_block | 1.00 |" in document.read_text()
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
+def test_a_folder_without_a_sound_report_is_told(run_studio, tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "blocks.json").write_text(content)
+    ended = run_studio("bench", "report", tmp_path)
+    assert ended.code == 1
+    assert "report" in ended.err or "blocks.json" in ended.err
+
+
+def test_a_document_whose_report_is_missing_stays_as_it_is(tmp_path: Path):
+    with pytest.raises(StudioError, match=r"base\.json"):
+        filled("<!-- base --><!-- /base -->", {"blocks": BLOCKS})
 
 
 def share(value: float) -> dict[str, float]:
