@@ -38,7 +38,7 @@ from studio.ui.asking import (
     WidthOption,
 )
 from studio.ui.composing import Plan, left_out, make_plan, methods_of, places_of
-from studio.ui.judging import ClipOption, ReferencesOption, known_pictures, reference_folders, scorers_of
+from studio.ui.judging import BestOfOption, ClipOption, ReferencesOption, known_pictures, reference_folders, scorers_of
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
@@ -58,6 +58,19 @@ class _BestOf:
     clip: str | None
     folders: dict[str, Path]
     library: Sequence[Concept]
+
+    @classmethod
+    def planned(cls, number: int, clip: str | None, given: Sequence[str], plan: Plan, library: Library) -> "_BestOf":
+        """What the command line says; raises UsageError where nothing could choose."""
+        if number > 1 and not plan.concepts:
+            raise UsageError("--best-of chooses by concepts, and the prompt names none.", "Leave it out.")
+        if number > 1 and clip is None and plan.source.name != EMBEDDED:
+            raise UsageError(
+                f"Nothing is given that could choose among pictures of {plan.source.name}.",
+                "Give a CLIP with --clip, as in --clip ViT-B-32/laion2b_s34b_b79k.",
+            )
+        folders = reference_folders([one for one, _ in plan.concepts], given)
+        return cls(number, clip, folders, library.concepts())
 
     def scorers(self, plan: Plan, emit: Emit) -> "list[Scorer]":
         """None where nothing is chosen."""
@@ -101,15 +114,7 @@ def compose(
     scheduler: SchedulerOption = None,
     seed: SeedOption = None,
     count: CountOption = None,
-    best_of: Annotated[
-        int,
-        typer.Option(
-            "--best-of",
-            min=1,
-            help="Draw so many candidates for each picture and keep the one in which the concepts are most themselves,"
-            " by judge A on picturebook, on other bases by --clip.",
-        ),
-    ] = 1,
+    best_of: BestOfOption = 1,
     clip: ClipOption = None,
     references: ReferencesOption = None,
     out: OutOption = None,
@@ -132,15 +137,7 @@ def compose(
         "offload": offload,
     }  # fmt: skip
     plan = make_plan(state, options, concept or [], style or [], base, methods, places, out, told)
-    library = Library(state).concepts()
-    chosen = _BestOf(best_of, clip, reference_folders([one for one, _ in plan.concepts], references or []), library)
-    if best_of > 1 and not plan.concepts:
-        raise UsageError("--best-of chooses by concepts, and the prompt names none.", "Leave it out.")
-    if best_of > 1 and clip is None and plan.source.name != EMBEDDED:
-        raise UsageError(
-            f"Nothing is given that could choose among pictures of {plan.source.name}.",
-            "Give a CLIP with --clip, as in --clip ViT-B-32/laion2b_s34b_b79k.",
-        )
+    chosen = _BestOf.planned(best_of, clip, references or [], plan, Library(state))
     _run(plan, chosen, device, as_json, compare=compare)
 
 

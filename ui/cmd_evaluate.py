@@ -42,43 +42,57 @@ COMPOSLORA = "composlora"
 STEPS = "steps"  # as a training leaves them in its concept's folder
 _CABINET = "evaluations"  # in the cache
 
+PromptOption = Annotated[
+    list[str] | None, typer.Option(help="A prompt, <milo> standing for the concept milo. Can be repeated.")
+]
+PromptsOption = Annotated[Path | None, typer.Option(help="A text file with a prompt a line.")]
+TogetherOption = Annotated[
+    int | None, typer.Option(help="Draw all groups of so many of the concepts, side by side from left to right.")
+]
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What is drawn of each concept where no prompt is given: scenes (four; only on picturebook) or dreambooth"
+        " (its 25 prompts). Or composlora: all sets of two to five of the library's concepts that are tagged"
+        " character, clothing, style, background or object. Default: scenes on picturebook, else dreambooth."
+    ),
+]
+CheckpointsOption = Annotated[
+    bool, typer.Option("--checkpoints", help="A row for each step of the concept's training that was kept.")
+]
+MethodsOption = Annotated[
+    str | None, typer.Option(help=f"Ways to compose, as in auto,merge. Default: {DEFAULT_METHOD}.")
+]
+BoxesOption = Annotated[
+    list[str] | None, typer.Option(help="Where a concept belongs: NAME=LEFT,TOP,RIGHT,BOTTOM. Can be repeated.")
+]
+DinoOption = Annotated[
+    str | None, typer.Option(help="A DINO: FOLDER or hub id of transformers, timm:MODEL=FILE. Default: none.")
+]
+FolderOption = Annotated[
+    Path | None, typer.Option(help="Folder for report.html, report.json, pictures.csv. Default: outputs/evaluation.")
+]
+
 
 def evaluate(
     names: Annotated[list[str] | None, typer.Argument(help="Concepts by name. Default: those of the prompts.")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="A prompt, <milo> standing for the concept milo. Can be repeated.")
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A text file with a prompt a line.")] = None,
-    together: Annotated[int | None, typer.Option(help="All groups of so many of the concepts, side by side.")] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="scenes (four; only on picturebook), dreambooth (its 25 prompts), or composlora (all sets of two to"
-            " five of the library's concepts that are tagged character, clothing, style, background or object)."
-        ),
-    ] = None,
-    checkpoints: Annotated[
-        bool, typer.Option("--checkpoints", help="A row for each step of the concept's training that was kept.")
-    ] = False,
-    methods: Annotated[
-        str | None, typer.Option(help=f"Ways to compose, as in auto,merge. Default: {DEFAULT_METHOD}.")
-    ] = None,
-    box: Annotated[list[str] | None, typer.Option(help="Where a concept belongs: NAME=LEFT,TOP,RIGHT,BOTTOM.")] = None,
+    prompt: PromptOption = None,
+    prompts: PromptsOption = None,
+    together: TogetherOption = None,
+    protocol: ProtocolOption = None,
+    checkpoints: CheckpointsOption = False,
+    methods: MethodsOption = None,
+    box: BoxesOption = None,
     references: ReferencesOption = None,
     clip: ClipOption = None,
-    dino: Annotated[
-        str | None, typer.Option(help="A DINO: FOLDER or hub id of transformers, timm:MODEL=FILE. Default: none.")
-    ] = None,
+    dino: DinoOption = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     base: BaseOption = None,
     device: DeviceOption = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for report.html, report.json, pictures.csv. Default: outputs/evaluation."),
-    ] = None,
+    out: FolderOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -27,6 +27,15 @@ ReferencesOption = Annotated[
     list[str] | None,
     typer.Option(help="NAME=FOLDER: pictures of a concept, where those it was trained on are not at hand."),
 ]
+BestOfOption = Annotated[
+    int,
+    typer.Option(
+        "--best-of",
+        min=1,
+        help="Draw so many candidates for each picture and keep the one in which the concepts are most themselves, by"
+        " judge A on picturebook, on other bases by --clip.",
+    ),
+]
 RECIPE_FILE = "recipe.toml"  # as a training leaves it in its concept's folder
 
 
