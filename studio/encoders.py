@@ -65,12 +65,15 @@ class Clip:
 
     @torch.no_grad()
     def maps(self, pictures: Sequence[Image.Image], layers: int = 4) -> list[Tensor]:
-        """What the last `layers` blocks of the picture's tower say of every place: [n, d, h, w] each.
+        """What the last `layers` blocks of the picture's tower, or all where it has fewer, say of every place: [n, d, h,
+        w] each.
 
         Raises StudioError for a tower that is no vision transformer of open_clip.
         """
         if not hasattr(self._model.visual, "forward_intermediates"):
             raise StudioError(f"{self.name} does not tell what its layers see.", "Take a ViT, such as ViT-B-32.")
+        tower = getattr(self._model.visual, "transformer", None)
+        layers = min(layers, getattr(tower, "layers", layers))
         parts = [
             self._model.visual.forward_intermediates(
                 self._pixels(pictures[at : at + _AT_ONCE]), indices=layers, intermediates_only=True

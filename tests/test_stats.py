@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 
 from studio.stats import Mean, Share, difference
@@ -56,3 +57,13 @@ def test_values_of_one_group_count_once():
 def test_a_mean_of_nothing_is_refused():
     with pytest.raises(ValueError, match="nothing"):
         Mean.of([], [])
+
+
+def test_intervals_cover_what_they_should():
+    """Of pictures of four seeds each of ten prompts, 300 experiments: within what chance allows of 95 %."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        values = rng.exponential(1.0, 40)  # skewed, as leaks and times are; its mean is 1
+        interval = Mean.of(values.tolist(), range(40), draws=500)
+        covered += interval.low <= 1 <= interval.high
+    assert 0.90 <= covered / 300 <= 0.97

@@ -170,7 +170,7 @@ def _cases(wanted: _Wanted, source: BaseSource, state: Home) -> list[Case]:
         if not sets:
             raise UsageError(
                 "No set of ComposLoRA can be made of these concepts.",
-                "Tag one as character and others: studio library tag NAME --add character",
+                "Tag one as character and others: studio library tag NAME +character",
             )
         return side_by_side(sets, [""], wanted.methods, settings)
     if wanted.together:
