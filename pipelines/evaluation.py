@@ -6,16 +6,17 @@ decides them: what is there is not made again, by whatever evaluation it was mad
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image
 
 from studio.concepts import file_hash
 from studio.events import Emit, Phase, Step, silent
 from studio.home import write_atomic
+from studio.images import load_rgb
 from studio.models import BaseModel, module_id
 from studio.pipelines.bench_store import fingerprint
 from studio.pipelines.compose import compose
@@ -26,22 +27,26 @@ from studio.pipelines.settings import GenerateSettings
 Scores = dict[str, float]
 
 
-class Scorer(Protocol):
-    """What gives every picture of a case some scores. `made_from` is all that decides them but the picture, as JSON."""
+class Scorer(ABC):
+    """What gives every picture of a case some scores."""
 
     name: str
 
-    def made_from(self, case: Case) -> object:
-        """Its weights, and what it holds pictures of this case against."""
-        ...
-
+    @abstractmethod
     def __call__(self, case: Case, pictures: Sequence[Image.Image]) -> list[Scores]:
         """For each picture what it finds; a score that has no meaning for the case is left out."""
-        ...
+
+    def made_from(self, case: Case) -> object:
+        """All that decides the scores but the pictures, as JSON: its weights, and what pictures are held against."""
+        return None
+
+    def beside(self, case: Case, pictures: Sequence[Image.Image], counterparts: Sequence[Image.Image]) -> list[Scores]:
+        """What each is beside its counterpart."""
+        return [{} for _ in pictures]
 
     def together(self, case: Case, pictures: Sequence[Image.Image]) -> Scores:
         """What can only be said of all of them, at least two."""
-        ...
+        return {}
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ def evaluate(base: BaseModel, cases: Sequence[Case], scorers: Sequence[Scorer], 
         keys = [_made_from(weights, case, seed) for seed in case.seeds]
         drawn += _draw_missing(base, case, keys, cabinet)
         scores = _scored(case, keys, scorers, cabinet)
+        if case.counterpart is not None:
+            scores = _beside(base, weights, case, keys, scores, scorers, cabinet)
         if len(keys) > 1:
             together[case.row, case.settings.prompt] = _together(case, keys, scorers, cabinet)
         found += [
@@ -167,6 +174,36 @@ def _scored(case: Case, keys: Sequence[str], scorers: Sequence[Scorer], cabinet:
             there[n] = one
         all_scores = [scores | (one or {}) for scores, one in zip(all_scores, there, strict=True)]
     return all_scores
+
+
+def _beside(
+    base: BaseModel,
+    weights: str,
+    case: Case,
+    keys: Sequence[str],
+    scores: Sequence[Scores],
+    scorers: Sequence[Scorer],
+    cabinet: Cabinet,
+) -> list[Scores]:
+    """The scores, and what the pictures are beside their counterparts."""
+    if isinstance(case.counterpart, Case):
+        others = [_made_from(weights, case.counterpart, seed) for seed in case.counterpart.seeds]
+        _draw_missing(base, case.counterpart, others, cabinet)
+        counterparts = _opened(cabinet, others)
+    else:
+        assert case.counterpart is not None
+        others = [file_hash(case.counterpart)] * len(keys)
+        counterparts = [load_rgb(case.counterpart)] * len(keys)
+    found = list(scores)
+    for scorer in scorers:
+        of = [fingerprint((*both, scorer.name, scorer.made_from(case))) for both in zip(keys, others, strict=True)]
+        there = [cabinet.scores(one) for one in of]
+        if None in there:
+            there = scorer.beside(case, _opened(cabinet, keys), counterparts)
+            for key, one in zip(of, there, strict=True):
+                cabinet.keep(key, one)
+        found = [one | (more or {}) for one, more in zip(found, there, strict=True)]
+    return found
 
 
 def _together(case: Case, keys: Sequence[str], scorers: Sequence[Scorer], cabinet: Cabinet) -> Scores:

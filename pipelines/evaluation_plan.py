@@ -1,5 +1,6 @@
 """What an evaluation asks: which rows, which prompts, which places. Torch-free."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -8,13 +9,21 @@ from pathlib import Path
 from studio.bases import EMBEDDED, BaseSource
 from studio.concepts import Concept, placeholders
 from studio.errors import UsageError
+from studio.images import Picture
 from studio.pipelines.methods import METHODS, Method
 from studio.pipelines.protocols import columns, dreambooth, in_a_row
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Layout
 
 SCENES = ("at night, flat style", "on grass, outline style", "on sand, flat style", "in the sky, outline style")
-PROTOCOLS = ("scenes", "dreambooth")
+PROTOCOLS = ("scenes", "dreambooth", "captions", "composlora")
+UNRELATED = (
+    "a red car on grass",
+    "a white house at night",
+    "a tree on sand",
+    "a green fish",
+    "a yellow star in the sky",
+)
 _SEEDS_APART = 1000  # so that two prompts have no seed in common
 
 
@@ -23,7 +32,8 @@ class Case:
     """One row's way to draw one prompt, in which concepts stand as `<name>`; `settings` has the first of `count` seeds.
 
     Without a method all adapters simply act, also where no word calls them. `places` is where each concept belongs, for
-    the scores; the method draws with them if `told`.
+    the scores; the method draws with them if `told`. A `counterpart` is what each picture is set beside: a file, or the
+    picture that another case draws from the same seed.
     """
 
     row: str
@@ -32,11 +42,13 @@ class Case:
     method: Method | None
     places: Layout | None = None
     told: bool = False
+    counterpart: "Path | Case | None" = None
 
     @property
     def names(self) -> list[str]:
-        """Of the concepts."""
-        return [one.name for one in self.concepts]
+        """Of the concepts that the prompt calls."""
+        called = placeholders(self.settings.prompt)
+        return [one.name for one in self.concepts if one.name in called]
 
     @property
     def seeds(self) -> list[int]:
@@ -78,6 +90,29 @@ def alone(concepts: Sequence[Concept], protocol: str, source: BaseSource, settin
         for one in concepts
         for n, prompt in enumerate(prompts_of(one, protocol, source))
     ]
+
+
+def by_captions(concept: Concept, pictures: Sequence[Picture], settings: GenerateSettings) -> list[Case]:
+    """What peft's comparison of methods asks (its method_comparison/image-gen): every picture drawn from its caption and
+    set beside it, and pictures that are none of the concept's beside what the base makes of them."""
+    cases = []
+    for n, one in enumerate(pictures):
+        asked = _numbered(settings, called(concept, one.caption), n)
+        cases.append(Case(concept.name, asked, (concept,), METHODS["merge"], counterpart=one.path))
+    for n, prompt in enumerate(UNRELATED, start=len(pictures)):
+        asked = _numbered(settings, prompt, n)
+        cases.append(Case(concept.name, asked, (concept,), None, counterpart=Case("", asked, (), None)))
+    return cases
+
+
+def called(concept: Concept, caption: str | None) -> str:
+    """`caption` with the concept called by name in place of its class word, or before all where it lacks that."""
+    own = f"<{concept.name}>"
+    if caption is None:
+        return f"a {own}"
+    trigger = rf"\b(?:{re.escape(concept.trigger)}\s+)?{re.escape(concept.class_word)}\b"
+    marked, found = re.subn(trigger, lambda _: own, caption, count=1)
+    return marked if found else f"a {own}, {caption}"
 
 
 def over_time(

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from studio.pipelines.evaluation import Found, Scored
@@ -31,7 +32,10 @@ SENSES = {
     "DINO-I": Sense("as CLIP-I, by DINO", "higher"),
     "DINO-margin": Sense("as CLIP-margin, by DINO", "higher"),
     "DINO-leak": Sense("as CLIP-leak, by DINO", "lower"),
-    "drift": Sense("how much pictures that do not name the concept have changed", "lower"),
+    "CLIP-pair": Sense("how like the picture is to that whose caption was drawn, a cosine", "higher"),
+    "CLIP-drift": Sense("how far pictures that call no concept are from the base's, 1 less a cosine", "lower"),
+    "DINO-pair": Sense("as CLIP-pair, by DINO", "higher"),
+    "DINO-drift": Sense("as CLIP-drift, by DINO", "lower"),
     "diversity": Sense("how far the pictures of one prompt are apart", "higher"),
     "sharpness": Sense("falls where pictures blur", ""),
     "saturation": Sense("rises where pictures are burnt", ""),
@@ -68,14 +72,14 @@ def scores_of(found: Found) -> list[str]:
 
 
 def main_score(found: Found) -> str | None:
-    """The first of MAIN that every picture has."""
-    return next((name for name in MAIN if all(name in one.scores for one in found.pictures)), None)
+    """The first of MAIN that any picture has."""
+    return next((name for name in MAIN if any(name in one.scores for one in found.pictures)), None)
 
 
 def worst_first(found: Found) -> list[Scored]:
-    """The pictures by their main score, as they came where there is none."""
+    """The pictures by their main score; those without one last, as they came."""
     main = main_score(found)
-    return list(found.pictures) if main is None else sorted(found.pictures, key=lambda one: one.scores[main])
+    return sorted(found.pictures, key=lambda one: inf if main is None else one.scores.get(main, inf))
 
 
 def as_csv(found: Found) -> str:

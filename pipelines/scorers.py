@@ -17,7 +17,7 @@ from studio.metrics import Guards, clip_score, cropped, diversity, leaks, likene
 from studio.picturebook import BACKGROUND_WORDS, CLASSES, Subject, distractors
 from studio.pipelines.bench_store import fingerprint
 from studio.pipelines.concept_bench import FIELDS
-from studio.pipelines.evaluation import Scores
+from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.protocols import plain
 from studio.pipelines.scores import Marks, mark_places, side_by_side
@@ -42,7 +42,7 @@ class Reference:
 References = Mapping[str, Reference]
 
 
-class Likeness:
+class Likeness(Scorer):
     """By the vectors of an encoder: `NAME-I`, how like its own pictures a concept is (the mean cosine, of several
     concepts the mean); `NAME-margin`, how much more than to those of the other most like it (the lowest of several);
     `NAME-leak`, the most by which the place of one is more like another than itself. Where concepts have places only
@@ -81,6 +81,15 @@ class Likeness:
             _add(rows, f"{self.kind}-leak", found[:, apart].amax(1))
         return rows
 
+    def beside(self, case: Case, pictures: Sequence[Image.Image], counterparts: Sequence[Image.Image]) -> list[Scores]:
+        """`NAME-pair`, how like the picture of its caption each is; of what does not call a concept `NAME-drift`, how
+        far it is from what the base draws."""
+        rows: list[Scores] = [{} for _ in pictures]
+        alike = (self.encoder.images(pictures) * self.encoder.images(counterparts)).sum(1)
+        drifted = isinstance(case.counterpart, Case)
+        _add(rows, f"{self.kind}-{'drift' if drifted else 'pair'}", 1 - alike if drifted else alike)
+        return rows
+
     def together(self, case: Case, pictures: Sequence[Image.Image]) -> Scores:
         """How far apart they are."""
         return {"diversity": diversity(self.encoder.maps(pictures))} if isinstance(self.encoder, Clip) else {}
@@ -97,7 +106,7 @@ class Likeness:
         return margins(shown, self.known[name], [one for other, one in self.known.items() if other != name])
 
 
-class JudgeA:
+class JudgeA(Scorer):
     """By the judge inside the product, for what it knows: `itself`, whether every concept is nearer to itself than to
     any other and to what differs from it in one thing, in its place, or where none is known in the best order from left
     to right; `judge-margin`, the lowest by
@@ -137,10 +146,6 @@ class JudgeA:
             max(one, key=lambda scores: (scores["success"], scores["judge-margin"])) for one in zip(*found, strict=True)
         ]
 
-    def together(self, case: Case, pictures: Sequence[Image.Image]) -> Scores:
-        """Nothing."""
-        return {}
-
     def _read(self, reference: Reference) -> Subject:
         """What most of the pictures show, field by field; the class is known."""
         readings = self.judge.read(reference.pictures)
@@ -177,22 +182,14 @@ def _scores_of(marks: Marks, asked: str | None) -> Scores:
     return {name: float(value) for name, value in scores.items()}
 
 
-class Watch:
+class Watch(Scorer):
     """`sharpness` and `saturation`, which no likeness sees."""
 
     name = "guards"
 
-    def made_from(self, case: Case) -> object:
-        """Nothing but the picture."""
-        return None
-
     def __call__(self, case: Case, pictures: Sequence[Image.Image]) -> list[Scores]:
         """For each picture."""
         return [{"sharpness": one.sharpness, "saturation": one.saturation} for one in map(Guards.of, pictures)]
-
-    def together(self, case: Case, pictures: Sequence[Image.Image]) -> Scores:
-        """Nothing."""
-        return {}
 
 
 def background_of(prompt: str) -> str | None:

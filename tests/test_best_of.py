@@ -7,7 +7,7 @@ from PIL import Image
 
 from studio.events import silent
 from studio.pipelines.best_of import MERITS, Candidate, best_of
-from studio.pipelines.evaluation import Scores
+from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.methods import METHODS
 from studio.pipelines.settings import GenerateSettings
@@ -15,7 +15,7 @@ from studio.pipelines.settings import GenerateSettings
 PICTURE = Image.new("RGB", (2, 2))
 
 
-class BySeed:
+class BySeed(Scorer):
     """Scores that a table of seeds gives; a picture is as wide as its seed."""
 
     name = "table"
@@ -23,14 +23,8 @@ class BySeed:
     def __init__(self, table: dict[int, Scores]) -> None:
         self.table = table
 
-    def made_from(self, case: Case) -> object:
-        return None
-
     def __call__(self, case: Case, pictures: Sequence[Image.Image]) -> list[Scores]:
         return [self.table[one.width] for one in pictures]
-
-    def together(self, case: Case, pictures: Sequence[Image.Image]) -> Scores:
-        return {}
 
 
 def draw(settings: GenerateSettings) -> list[Image.Image]:

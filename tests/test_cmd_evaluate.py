@@ -93,6 +93,17 @@ def test_groups_stand_side_by_side(run):
     assert "CLIP-leak" in one
 
 
+def test_captions_are_drawn_beside_their_pictures_and_others_beside_the_bases(run, tmp_path):
+    (tmp_path / "pictures of milo" / "1.txt").write_text("a cat on sand")
+    told = json.loads(run("milo", "--protocol", "captions", "--seeds", 1).out)
+    pairs = [one["prompt"] for one in told["pictures"] if "CLIP-pair" in one]
+    drifts = {one["prompt"]: one["CLIP-drift"] for one in told["pictures"] if "CLIP-drift" in one}
+    assert pairs == ["a <milo> on sand"]
+    assert len(drifts) == 5
+    assert all(0 < drift < 2 for drift in drifts.values())
+    assert json.loads(run("milo", "--protocol", "captions", "--seeds", 1).out)["drawn now"] == 0
+
+
 def test_steps_of_a_training_are_rows(run, library, tiny_loras):
     (library / "milo" / "steps").mkdir()
     shutil.copy(tiny_loras[1], library / "milo" / "steps" / "step-000040.safetensors")
@@ -131,6 +142,7 @@ def test_lost_pictures_are_told_and_can_be_given(run, library, tmp_path):
         (("milo", "--prompt", "a cat"), "names no concept"),
         (("milo", "--prompt", "a <milo>", "--methods", "regional"), "needs a box"),
         (("milo", "--references", "rex=/tmp"), "none of the concepts"),
+        (("milo", "--protocol", "captions", "--references", "milo=/nowhere"), "/nowhere"),
         (("milo", "--prompts", "no such file"), "Cannot read the prompts"),
         (("--protocol", "composlora"), "nothing to evaluate"),
     ],

@@ -9,7 +9,7 @@ from PIL import Image
 
 from studio.events import silent
 from studio.pipelines.compose import compose
-from studio.pipelines.evaluation import Cabinet, Found, Scores, evaluate
+from studio.pipelines.evaluation import Cabinet, Found, Scorer, Scores, evaluate
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.methods import METHODS
 from studio.pipelines.settings import GenerateSettings
@@ -17,7 +17,7 @@ from studio.pipelines.settings import GenerateSettings
 SETTINGS = GenerateSettings("a <milo> and an <rex> on the grass", steps=2, seed=7, count=3)
 
 
-class Redness:
+class Redness(Scorer):
     """The mean of red, which anyone can work out; counts what it was asked."""
 
     name = "red"

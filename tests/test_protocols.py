@@ -4,7 +4,10 @@ from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 
+import pytest
+
 from studio.concepts import Concept
+from studio.pipelines.evaluation_plan import called
 from studio.pipelines.protocols import CATEGORIES, columns, composlora_sets, dreambooth, of_category, plain
 
 MILO = Concept("milo", "sks", "cat", "picturebook", "sdxl", "lora", Path("milo"))
@@ -63,3 +66,16 @@ def test_columns_share_the_canvas():
     boxes = list(columns(["a", "b", "c"]).boxes.values())
     assert sum(box.right - box.left for box in boxes) == 1
     assert [box.left for box in boxes] == [0, *(box.right for box in boxes[:-1])]
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompt"),
+    [
+        (None, "a <milo>"),
+        ("a cat on sand, with another cat", "a <milo> on sand, with another cat"),
+        ("a sks cat on sand", "a <milo> on sand"),
+        ("category theory", "a <milo>, category theory"),
+    ],
+)
+def test_a_caption_calls_the_concept(caption: str | None, prompt: str):
+    assert called(MILO, caption) == prompt

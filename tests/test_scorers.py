@@ -130,8 +130,8 @@ def test_a_background_is_asked_for_by_words_alone(judge: JudgeA):
 
 def test_the_judge_is_silent_of_what_is_not_of_its_world(judge: JudgeA):
     stranger = JudgeA({"aunt": Reference("woman", (plain(RED),))})
-    assert stranger(case("aunt"), [plain(RED)]) == [{}]
-    assert judge(case("aunt", "milo"), [plain(RED)]) == [{}]
+    assert stranger(case("aunt", prompt="<aunt>"), [plain(RED)]) == [{}]
+    assert judge(case("aunt", "milo", prompt="<aunt> and <milo>"), [plain(RED)]) == [{}]
 
 
 def test_guards_look_at_the_picture_alone():

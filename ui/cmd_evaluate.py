@@ -13,6 +13,7 @@ from studio.concepts import ADAPTER_FILE, Concept, placeholders
 from studio.errors import UsageError
 from studio.events import Emit, Notice, Phase
 from studio.home import Home, write_atomic
+from studio.images import Picture, find_pictures
 from studio.library import Library
 from studio.pipelines.evaluation_plan import (
     PROTOCOLS,
@@ -20,6 +21,7 @@ from studio.pipelines.evaluation_plan import (
     Case,
     alone,
     as_told,
+    by_captions,
     groups_of,
     over_time,
     read_prompts,
@@ -30,7 +32,7 @@ from studio.pipelines.protocols import composlora_sets, of_category
 from studio.regions import Layout, parse_box
 from studio.ui.asking import BaseOption, DeviceOption, GuidanceOption, StepsOption, choose_base, make_settings
 from studio.ui.benching import keep_json, prepare_out, print_table, share_text
-from studio.ui.judging import ClipOption, ReferencesOption, known_pictures, reference_folders, scorers_of
+from studio.ui.judging import ClipOption, ReferencesOption, known_pictures, pictures_of, reference_folders, scorers_of
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from studio.pipelines.evaluation import Found
     from studio.pipelines.settings import GenerateSettings
 
-COMPOSLORA = "composlora"
+CAPTIONS, COMPOSLORA = "captions", "composlora"
 STEPS = "steps"  # as a training leaves them in its concept's folder
 _CABINET = "evaluations"  # in the cache
 
@@ -52,8 +54,9 @@ TogetherOption = Annotated[
 ProtocolOption = Annotated[
     str | None,
     typer.Option(
-        help="What is drawn of each concept where no prompt is given: scenes (four; only on picturebook) or dreambooth"
-        " (its 25 prompts). Or composlora: all sets of two to five of the library's concepts that are tagged"
+        help="What is drawn of each concept where no prompt is given: scenes (four; only on picturebook), dreambooth"
+        " (its 25 prompts), or captions (those of its own pictures, each beside its picture, and how far others drift,"
+        " as peft compares methods). Or composlora: all sets of two to five of the library's concepts that are tagged"
         " character, clothing, style, background or object. Default: scenes on picturebook, else dreambooth."
     ),
 ]
@@ -156,8 +159,8 @@ def _cases(wanted: _Wanted, source: BaseSource, state: Home) -> list[Case]:
     """Rows and prompts; raises UsageError for what does not go together."""
     concepts, settings = wanted.concepts, wanted.settings
     protocol = wanted.protocol or ("scenes" if source.name == EMBEDDED else "dreambooth")
-    if protocol not in (*PROTOCOLS, COMPOSLORA):
-        raise UsageError(f"There is no protocol {protocol!r}.", f"Use one of: {', '.join((*PROTOCOLS, COMPOSLORA))}.")
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"There is no protocol {protocol!r}.", f"Use one of: {', '.join(PROTOCOLS)}.")
     if wanted.checkpoints:
         if len(concepts) > 1 or wanted.prompts or wanted.together:
             raise UsageError("--checkpoints is about one concept, by a protocol.", "Name one; leave the rest out.")
@@ -176,7 +179,18 @@ def _cases(wanted: _Wanted, source: BaseSource, state: Home) -> list[Case]:
     if wanted.together:
         scenes = SCENES if source.name == EMBEDDED else ("",)
         return side_by_side(groups_of(concepts, wanted.together), scenes, wanted.methods, settings)
+    if protocol == CAPTIONS:
+        return [case for one in concepts for case in by_captions(one, _pictures(one, wanted.folders), settings)]
     return alone(concepts, protocol, source, settings)
+
+
+def _pictures(concept: Concept, folders: dict[str, Path]) -> list[Picture]:
+    folder = pictures_of(concept, folders)
+    if folder is None:
+        raise UsageError(
+            f"The pictures of {concept.name} are not at hand.", f"Give them: --references {concept.name}=FOLDER"
+        )
+    return find_pictures(folder)
 
 
 def _steps(concept: Concept, state: Home) -> list[Concept]:

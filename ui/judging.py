@@ -61,7 +61,7 @@ def known_pictures(
     known: dict[str, Reference] = {}
     families = {one.family for one in concepts}
     for one in [*concepts, *(other for other in library if other.family in families)]:
-        folder = folders.get(one.name) or _own_pictures(one)
+        folder = pictures_of(one, folders)
         if one.name in known:
             continue
         if folder is not None:
@@ -92,8 +92,10 @@ def scorers_of(
     return found
 
 
-def _own_pictures(concept: Concept) -> Path | None:
-    """The pictures that it was trained on, where they still are."""
+def pictures_of(concept: Concept, folders: dict[str, Path]) -> Path | None:
+    """The folder of `--references`, or that of the pictures that it was trained on, where it still is."""
+    if concept.name in folders:
+        return folders[concept.name]
     try:
         recipe: dict[str, Any] = tomllib.loads((concept.folder / RECIPE_FILE).read_text(encoding="utf-8"))
         folder = Path(recipe["pictures"])
