@@ -93,8 +93,8 @@ def alone(concepts: Sequence[Concept], protocol: str, source: BaseSource, settin
 
 
 def by_captions(concept: Concept, pictures: Sequence[Picture], settings: GenerateSettings) -> list[Case]:
-    """What peft's comparison of methods asks (its method_comparison/image-gen): every picture drawn from its caption and
-    set beside it, and pictures that are none of the concept's beside what the base makes of them."""
+    """What peft's comparison of methods asks (its method_comparison/image-gen): every picture drawn from its caption
+    and set beside it, and pictures that are none of the concept's beside what the base makes of them."""
     cases = []
     for n, one in enumerate(pictures):
         asked = _numbered(settings, called(concept, one.caption), n)

@@ -65,8 +65,7 @@ class Clip:
 
     @torch.no_grad()
     def maps(self, pictures: Sequence[Image.Image], layers: int = 4) -> list[Tensor]:
-        """What the last `layers` blocks of the picture's tower, or all where it has fewer, say of every place: [n, d, h,
-        w] each.
+        """What the last `layers` blocks of the picture's tower, or all of fewer, say of every place: [n, d, h, w] each.
 
         Raises StudioError for a tower that is no vision transformer of open_clip.
         """
