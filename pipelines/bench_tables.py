@@ -256,9 +256,20 @@ def metrics(report: dict[str, Any]) -> str:
     )
 
 
+def best_of(report: dict[str, Any]) -> str:
+    """What choosing among candidates is worth."""
+    rows = [(name, *map(interval, one.values())) for name, one in report["rows"].items()]
+    rows.append(("gain", *map(interval, report["gain"].values())))
+    return table((f"{len(report['groups'])} pairs", *report["gain"]), rows) + (
+        f"\n\n{report['seeds']} pictures of each pair by `auto` without boxes, each of {report['candidates']}"
+        f" candidates chosen by judge {report['chosen by']}, read by judge {report['judge']}. The gain is paired,"
+        " its interval by bootstrap over pairs. `studio bench best-of` measures it again."
+    )
+
+
 TABLES = {
     "base": base, "concepts": concepts, "blocks": blocks, "judges": judges,
     "compose": compose, "ablation": ablation, "compose-cost": compose_cost,
     "styles": styles, "memory": memory, "training-step": training_step,
-    "krona": krona, "krona-rates": krona_rates, "metrics": metrics,
+    "krona": krona, "krona-rates": krona_rates, "metrics": metrics, "best-of": best_of,
 }  # fmt: skip

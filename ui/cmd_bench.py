@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.errors import StudioError
-from studio.events import Phase
-from studio.home import Home, write_atomic
+from studio.home import Home
 from studio.ui.benching import (
     NamesOption,
     OutOption,
@@ -29,7 +28,7 @@ from studio.ui.benching import (
     show,
 )
 from studio.ui.cmd_bench_compose import compose, compose_cost
-from studio.ui.judging import ClipOption
+from studio.ui.cmd_bench_scores import best_of, metrics, report
 from studio.ui.options import HomeOption, JsonOption
 from studio.ui.progress import progress
 
@@ -43,6 +42,9 @@ app = typer.Typer(
 
 app.command("compose")(compose)
 app.command("compose-cost")(compose_cost)
+app.command("metrics")(metrics)
+app.command("best-of")(best_of)
+app.command("report")(report)
 
 
 @app.command("base")
@@ -227,53 +229,3 @@ def _pooled(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-@app.command("metrics")
-def metrics(
-    names: NamesOption = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Scenes of each ordered pair of subjects.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="What the drawings are made from.")] = 0,
-    clip: ClipOption = None,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Which score to believe for what: each reads true drawings, and drawings spoilt in one way."""
-    chosen = sample_names(names)
-    prepare_out(out)
-    with progress() as emit:
-        emit(Phase("Load the base and what scores"))
-        from studio.bases import EMBEDDED, find_base
-        from studio.encoders import embedded_clip, load_clip
-        from studio.models import load_base
-        from studio.pipelines.metric_bench import bench_metrics
-
-        seen = load_clip(clip) if clip else embedded_clip()
-        report, pictures = bench_metrics(load_base(find_base(EMBEDDED)), seen, chosen, scenes, seed, emit)
-    keep_report(out, "metrics", report, pictures)
-    apart, told = report["told apart"], report["correlation with the truth"]
-    rows = [
-        (score, *(f"{row[score]['value']:.2f}" for row in apart.values()), f"{value:.2f}")
-        for score, value in told.items()
-    ]
-    show(report, ("told apart", *apart, "correlation"), rows, as_json)
-
-
-@app.command("report")
-def report(
-    folder: Annotated[Path, typer.Argument(help="Where benchmarks wrote their reports with --out.")],
-    fill: Annotated[
-        list[Path] | None,
-        typer.Option(help="Put the tables into this document, between <!-- NAME --> and <!-- /NAME -->. Repeatable."),
-    ] = None,
-) -> None:
-    """The reports of a folder as Markdown tables."""
-    from studio.pipelines.bench_documents import filled, made, read_reports
-
-    found = read_reports(folder)
-    if not fill:
-        typer.echo("\n\n".join(f"## {name}\n\n{made(name, one)}" for name, one in found.items()))
-        return
-    texts = {document: filled(document.read_text(encoding="utf-8"), found) for document in fill}
-    for document, text in texts.items():
-        write_atomic(document, lambda file, text=text: file.write_text(text, encoding="utf-8"))
