@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from test_encoders import tiny_clip  # noqa: F401
 from test_generate import difference
 
 from studio import models
 from studio.concepts import Concept, write_concept
+from studio.encoders import load_clip
 from studio.pipelines.methods import METHODS
 
 BOTH = "a <milo> and a <rex> on the grass"
@@ -49,6 +51,35 @@ def drawn(run_studio, library, tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.err
     return Path(json.loads(ended.out)["pictures"][0]["path"])
+
+
+def test_the_best_candidate_is_kept_and_says_its_seed(run_studio, library, tiny_clip, tmp_path):  # noqa: F811
+    red = tmp_path / "red"
+    red.mkdir()
+    Image.new("RGB", (40, 40), "red").save(red / "1.png")
+    asked = ("compose", BOTH, "--method", "merge", *QUICK)
+    plain = json.loads(run_studio(*asked, "--count", 6, "--out", tmp_path / "all").out)["pictures"]
+    given = ("--count", 2, "--best-of", 3, "--clip", tiny_clip, "--references", f"milo={red}")
+    ended = run_studio(*asked, *given, "--out", tmp_path / "best")
+    assert ended.code == 0, ended.err
+    best = json.loads(ended.out)["pictures"]
+    clip = load_clip(str(tiny_clip))
+    like = clip.images([Image.open(one["path"]) for one in plain]) @ clip.images([Image.new("RGB", (40, 40), "red")]).T
+    wanted = [9 + int(like[:3].argmax()), 12 + int(like[3:].argmax())]
+    assert [one["seed"] for one in best] == wanted
+    assert [told(Path(one["path"]))["seed"] for one in best] == wanted
+    assert best[0]["scores"]["CLIP-I"] == pytest.approx(float(like[:3].max()), abs=1e-3)
+    assert f"Picture 1 is seed {wanted[0]} of 3 candidates" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [((BOTH, "--best-of", 2), "Give a CLIP with --clip"), (("a cat", "--style", "milo", "--best-of", 2), "names none")],
+)
+def test_a_choice_that_nobody_could_make_is_refused(run_studio, library, no_loading, arguments, words):
+    ended = run_studio("compose", *arguments)
+    assert ended.code == 2
+    assert words in ended.err
 
 
 def told(path: Path) -> dict:

@@ -143,3 +143,9 @@ def test_a_resolution_that_does_not_fit_the_base_is_refused_with_the_nearest(run
     assert ended.code == 2
     assert "needs a multiple of 16" in ended.err
     assert "--resolution 32" in ended.err
+
+
+def test_a_clip_without_a_step_to_read_is_refused(run_studio, pictures):
+    ended = run_studio("train-concept", pictures, "--name", "milo", "--class", "cat", "--clip", "anything")
+    assert ended.code == 2
+    assert "validate_every" in ended.err

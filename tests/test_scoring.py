@@ -3,6 +3,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from training_helpers import Halt, halting, same, tiny_recipe
 
@@ -13,7 +15,7 @@ from studio.judge import Reading
 from studio.picturebook import SAMPLE_SUBJECTS, Scene
 from studio.picturebook_draw import render
 from studio.trainers.dreambooth import train_concept
-from studio.trainers.scoring import Fidelity, JudgeA, obeyed, scorer_for
+from studio.trainers.scoring import ByClip, Fidelity, JudgeA, obeyed, scorer_for
 from studio.trainers.validation import Measured, best
 
 PROMPTS = ("a sks cat at night", "a sks cat on grass")
@@ -32,6 +34,26 @@ class Falling:
     ) -> Fidelity:
         self.shown.append(([picture.tobytes() for picture in pictures], tuple(prompts), len(references)))
         return Fidelity(1 / len(self.shown), 0.5)
+
+
+class Seen:
+    """A CLIP in which pictures are their first pixel's colour, and words what a table says."""
+
+    name, weights = "toy", ""
+
+    def images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        return F.normalize(torch.tensor([one.convert("RGB").getpixel((0, 0)) for one in pictures]).float(), dim=1)
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        table = {"a red cat": (1.0, 0, 0), "a blue cat": (0, 0, 1.0)}
+        return torch.tensor([table[text] for text in texts])
+
+
+def test_a_clip_says_how_like_and_how_fitting_pictures_are():
+    scorer = ByClip(Seen(), "sks")  # type: ignore[arg-type]
+    red, blue = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue"))
+    assert scorer([red, blue], ["a red sks cat", "a blue sks cat"], [red]) == Fidelity(0.5, 1.0)
+    assert scorer([red, red], ["a red sks cat", "a blue sks cat"], [red, blue]) == Fidelity(0.5, 0.5)
 
 
 @pytest.fixture

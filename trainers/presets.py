@@ -21,6 +21,12 @@ BESIDE = (
     "a pink tree",
 )
 SCENES = ("at night, flat style", "on grass, outline style", "in the sky, pixel style", "on sand, watercolor style")
+PLACES = (
+    "on the beach",
+    "in the snow",
+    "with a city in the background",
+    "on a wooden floor",
+)  # read if a CLIP is given
 PRESETS = ("quick", "normal", "best")
 FITTING: dict[int, dict[str, Any]] = {  # by GB of a GPU's memory: docs/training.md has what they are estimated to take
     8: {"gradient_checkpointing": True, "batch_size": 1, "offload": True},
@@ -102,7 +108,7 @@ def defaults(
         "resolution": facts.native_size,
         "prior_prompts": prompts,
         "sample_prompts": (subject, f"a {class_word}"),
-        "score_prompts": tuple(f"{subject} {scene}" for scene in SCENES) if facts.own else (),
+        "score_prompts": tuple(f"{subject} {scene}" for scene in (SCENES if facts.own else PLACES)),
     }
 
 

@@ -1,9 +1,10 @@
 """How well a training does by the pictures it draws: are they of the concept, do they show what their prompts say.
 
 A scorer is anything with a name that reads pictures. On the embedded base it is judge A; on others there is none unless
-`train_concept` is given one.
+`train_concept` is given one, such as any CLIP.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 
 from studio.bases import EMBEDDED
+from studio.encoders import Clip
 from studio.images import find_pictures, load_rgb
 from studio.judge import Judge, Reading
+from studio.metrics import clip_score, likeness
 from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
 from studio.trainers.recipe import Recipe
 from studio.trainers.sampling import batch_size, draw
@@ -65,6 +68,24 @@ class JudgeA:
         told = [right for prompt, reading in zip(prompts, readings, strict=True) for right in obeyed(prompt, reading)]
         concept = float((embeddings @ middle).clamp(min=0).mean())
         return Fidelity(concept, sum(told) / len(told) if told else 1.0)
+
+
+class ByClip:
+    """Any CLIP: the mean cosine of its picture vectors to those of the concept's own pictures (CLIP-I), and to the
+    prompts as anybody would say them, without the trigger (CLIP-T); negative ones as 0."""
+
+    def __init__(self, clip: Clip, trigger: str) -> None:
+        self.name = f"the CLIP {clip.name}"
+        self._clip, self._trigger = clip, trigger
+
+    def __call__(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Image.Image]
+    ) -> Fidelity:
+        """Both means."""
+        vectors = self._clip.images(pictures)
+        said = [re.sub(rf"\b{re.escape(self._trigger)}\s+", "", prompt) for prompt in prompts]
+        fits = clip_score(vectors, self._clip.texts(said)) / 100
+        return Fidelity(float(likeness(vectors, self._clip.images(references)).clamp(min=0).mean()), float(fits.mean()))
 
 
 def obeyed(prompt: str, reading: Reading) -> list[bool]:

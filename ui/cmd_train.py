@@ -61,6 +61,14 @@ def _pair(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
+ScoringOption = Annotated[
+    str | None,
+    typer.Option(
+        "--clip",
+        help="A CLIP of open_clip that reads pictures of each step that is measured, so that the best is recommended:"
+        " FOLDER, MODEL=FILE, MODEL/TAG or a hub id. On picturebook: judge A.",
+    ),
+]
 ExportOption = Annotated[
     str | None,
     typer.Option(
@@ -104,6 +112,7 @@ def train_concept(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training of --name.")] = False,
     overwrite: OverwriteOption = False,
     export: ExportOption = None,
+    clip: ScoringOption = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")] = None,
     processes: Annotated[int, typer.Option(help="Share each batch among so many: a GPU each, or one CPU.")] = 1,
     as_json: JsonOption = False,
@@ -123,10 +132,21 @@ def train_concept(
     recipe = resumed_recipe(given, config, place) if resume else plan_recipe(given, config, place, vram)
     formats = tuple(one.strip() for one in export.split(",")) if export else ()
     how: dict[str, Any] = {"device": device, "processes": processes, "export": formats}
-    _train(recipe, place, as_json, resume=resume, overwrite=overwrite, **how)
+    _check_scored(recipe, clip)
+    _train(recipe, place, as_json, clip, resume=resume, overwrite=overwrite, **how)
 
 
-def _train(recipe: "Recipe", home: Home, as_json: bool, *, resume: bool, overwrite: bool, **how: Any) -> None:
+def _check_scored(recipe: "Recipe", clip: str | None) -> None:
+    if clip is not None and not (recipe.validate_every and recipe.score_prompts):
+        raise UsageError(
+            "--clip reads pictures of the steps that are measured, and this recipe measures none.",
+            "Set validate_every and score_prompts in a --config file, or take --preset best.",
+        )
+
+
+def _train(
+    recipe: "Recipe", home: Home, as_json: bool, clip: str | None, *, resume: bool, overwrite: bool, **how: Any
+) -> None:
     from studio.images import find_pictures
     from studio.trainers.workplace import check_start
     from studio.ui.progress import progress
@@ -136,6 +156,11 @@ def _train(recipe: "Recipe", home: Home, as_json: bool, *, resume: bool, overwri
     with progress() as emit:
         from studio.trainers.dreambooth import train_concept as train  # torch: only now that the request is sound
 
+        if clip is not None:
+            from studio.encoders import load_clip
+            from studio.trainers.scoring import ByClip
+
+            how["scorer"] = ByClip(load_clip(clip), recipe.trigger)
         concept = train(recipe, home, emit, resume=resume, overwrite=overwrite, **how)
     if as_json:
         print_json(asdict(concept) | {"phrase": concept.phrase, "recipe": recipe.model_dump(mode="json")})
