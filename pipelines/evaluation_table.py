@@ -32,6 +32,7 @@ SENSES = {
     "DINO-I": Sense("as CLIP-I, by DINO", "higher"),
     "DINO-margin": Sense("as CLIP-margin, by DINO", "higher"),
     "DINO-leak": Sense("as CLIP-leak, by DINO", "lower"),
+    "layout": Sense("how well things found by a detector fill their places: shared over whole area", "higher"),
     "CLIP-pair": Sense("how like the picture is to that whose caption was drawn, a cosine", "higher"),
     "CLIP-drift": Sense("how far pictures that call no concept are from the base's, 1 less a cosine", "lower"),
     "DINO-pair": Sense("as CLIP-pair, by DINO", "higher"),

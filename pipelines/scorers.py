@@ -10,6 +10,7 @@ from itertools import permutations
 import torch
 from PIL import Image
 
+from studio.detectors import Detector
 from studio.encoders import Clip, Encoder
 from studio.judge import Box as Sides
 from studio.judge import Gallery, Judge
@@ -21,6 +22,7 @@ from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.protocols import plain
 from studio.pipelines.scores import Marks, mark_places, side_by_side
+from studio.regions import Box
 
 Tensor = torch.Tensor
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -159,6 +161,36 @@ class JudgeA(Scorer):
             others = [one for one in self.subjects.values() if one != subject]
             self.galleries[name] = Gallery(self.judge, list(dict.fromkeys([subject, *others, *distractors(subject)])))
         return self.galleries[name]
+
+
+class Arranged(Scorer):
+    """`layout`, by a detector: how much of each place the thing there fills and how little of it stands out (the area
+    shared over the area of both), the lowest of all concepts with a place. Concepts of one class share out the
+    likeliest things of it as suits them best."""
+
+    def __init__(self, detector: Detector, classes: Mapping[str, str]) -> None:
+        self.name = f"layout {detector.name}"
+        self.detector, self.classes = detector, classes
+
+    def made_from(self, case: Case) -> object:
+        """The detector's weights, what it looks for, and where that belongs."""
+        places = {} if case.places is None else case.places.boxes
+        return self.detector.weights, [(self.classes[name], box.sides) for name, box in places.items()]
+
+    def __call__(self, case: Case, pictures: Sequence[Image.Image]) -> list[Scores]:
+        """For each picture; nothing without places."""
+        by_class: dict[str, list[Box]] = {}
+        for name, box in ({} if case.places is None else case.places.boxes).items():
+            by_class.setdefault(self.classes[name], []).append(box)
+        if not by_class:
+            return [{} for _ in pictures]
+        return [{"layout": min(self._fit(one, words, boxes) for words, boxes in by_class.items())} for one in pictures]
+
+    def _fit(self, picture: Image.Image, words: str, places: Sequence[Box]) -> float:
+        found = self.detector.find(picture, words)[: len(places)]
+        if len(found) < len(places):
+            return 0.0
+        return max(min(map(Box.overlap, order, places)) for order in permutations(found))
 
 
 def _places(case: Case) -> list[list[Sides]]:

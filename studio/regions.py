@@ -42,6 +42,14 @@ class Box:
         beside = self.right <= other.left or other.right <= self.left
         return not beside and self.top < other.bottom and other.top < self.bottom
 
+    def overlap(self, other: "Box") -> float:
+        """The area that both share over that which either covers."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        shared = max(width, 0.0) * max(height, 0.0)
+        areas = [(one.right - one.left) * (one.bottom - one.top) for one in (self, other)]
+        return shared / (sum(areas) - shared)
+
     def cells(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns of a grid whose cells have their centre in the box.
 

@@ -15,7 +15,7 @@ from studio.picturebook_draw import render
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.methods import METHODS
 from studio.pipelines.protocols import columns
-from studio.pipelines.scorers import JudgeA, Likeness, Reference, Watch
+from studio.pipelines.scorers import Arranged, JudgeA, Likeness, Reference, Watch
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
 
@@ -132,6 +132,41 @@ def test_the_judge_is_silent_of_what_is_not_of_its_world(judge: JudgeA):
     stranger = JudgeA({"aunt": Reference("woman", (plain(RED),))})
     assert stranger(case("aunt", prompt="<aunt>"), [plain(RED)]) == [{}]
     assert judge(case("aunt", "milo", prompt="<aunt> and <milo>"), [plain(RED)]) == [{}]
+
+
+class Found:
+    """A detector that finds what a table says."""
+
+    name, weights = "table", "none"
+
+    def __init__(self, table: dict[str, list[Box]]) -> None:
+        self.table = table
+
+    def find(self, picture: Image.Image, words: str) -> list[Box]:
+        return self.table[words]
+
+
+@pytest.mark.parametrize(
+    ("cats", "dogs", "expected"),
+    [
+        ([Box(0, 0, 0.5, 1)], [Box(0.5, 0, 1, 1)], 1),
+        ([Box(0, 0, 0.5, 0.5), Box(0, 0, 0.5, 1)], [Box(0.5, 0, 1, 1)], 0.5),  # only the likeliest counts
+        ([Box(0.25, 0, 0.75, 1)], [Box(0.5, 0, 1, 1)], 1 / 3),
+        ([Box(0, 0, 0.5, 1)], [], 0),
+    ],
+)
+def test_a_layout_is_as_good_as_the_worst_place(cats: list[Box], dogs: list[Box], expected: float):
+    both = case("milo", "rex", places=columns(["milo", "rex"]))
+    scorer = Arranged(Found({"cat": cats, "dog": dogs}), {"milo": "cat", "rex": "dog"})  # type: ignore[arg-type]
+    assert scorer(both, [plain(RED)]) == [{"layout": pytest.approx(expected)}]
+    assert scorer(case("milo", "rex"), [plain(RED)]) == [{}]
+
+
+def test_two_of_one_class_share_out_what_is_found():
+    both = case("milo", "luna", places=columns(["milo", "luna"]))
+    found = {"cat": [Box(0.5, 0, 1, 1), Box(0, 0, 0.5, 0.5)]}
+    scorer = Arranged(Found(found), {"milo": "cat", "luna": "cat"})  # type: ignore[arg-type]
+    assert scorer(both, [plain(RED)]) == [{"layout": pytest.approx(0.5)}]
 
 
 def test_guards_look_at_the_picture_alone():

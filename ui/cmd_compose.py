@@ -38,7 +38,15 @@ from studio.ui.asking import (
     WidthOption,
 )
 from studio.ui.composing import Plan, left_out, make_plan, methods_of, places_of
-from studio.ui.judging import BestOfOption, ClipOption, ReferencesOption, known_pictures, reference_folders, scorers_of
+from studio.ui.judging import (
+    BestOfOption,
+    ClipOption,
+    Eyes,
+    ReferencesOption,
+    known_pictures,
+    reference_folders,
+    scorers_of,
+)
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
@@ -79,7 +87,7 @@ class _BestOf:
         concepts = [one for one, _ in plan.concepts]
         classes = {one.name: one.class_word for one in (*self.library, *concepts)}
         known = known_pictures(concepts, self.library, self.folders, emit)
-        return scorers_of(known, classes, plan.source, self.clip, None)
+        return scorers_of(known, classes, plan.source, Eyes(self.clip))
 
 
 def compose(

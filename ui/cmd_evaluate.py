@@ -32,7 +32,15 @@ from studio.pipelines.protocols import composlora_sets, of_category
 from studio.regions import Layout, parse_box
 from studio.ui.asking import BaseOption, DeviceOption, GuidanceOption, StepsOption, choose_base, make_settings
 from studio.ui.benching import keep_json, prepare_out, print_table, share_text
-from studio.ui.judging import ClipOption, ReferencesOption, known_pictures, pictures_of, reference_folders, scorers_of
+from studio.ui.judging import (
+    ClipOption,
+    Eyes,
+    ReferencesOption,
+    known_pictures,
+    pictures_of,
+    reference_folders,
+    scorers_of,
+)
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
@@ -72,6 +80,10 @@ BoxesOption = Annotated[
 DinoOption = Annotated[
     str | None, typer.Option(help="A DINO: FOLDER or hub id of transformers, timm:MODEL=FILE. Default: none.")
 ]
+DetectorOption = Annotated[
+    str | None,
+    typer.Option(help="A detector that says whether things are in their places: FOLDER or hub id of transformers."),
+]
 FolderOption = Annotated[
     Path | None, typer.Option(help="Folder for report.html, report.json, pictures.csv. Default: outputs/evaluation.")
 ]
@@ -89,6 +101,7 @@ def evaluate(
     references: ReferencesOption = None,
     clip: ClipOption = None,
     dino: DinoOption = None,
+    detector: DetectorOption = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     steps: StepsOption = None,
@@ -112,7 +125,7 @@ def evaluate(
     wanted = _Wanted(
         concepts, asked, together, protocol, checkpoints,
         [find_method(one) for one in (methods or DEFAULT_METHOD).split(",")], _layout(box or []),
-        make_settings(options, source), reference_folders(concepts, references or []), (clip, dino),
+        make_settings(options, source), reference_folders(concepts, references or []), Eyes(clip, dino, detector),
     )  # fmt: skip
     cases = _cases(wanted, source, state)
     folder = out or state.outputs / "evaluation"
@@ -136,7 +149,7 @@ class _Wanted:
     layout: Layout | None
     settings: "GenerateSettings"
     folders: dict[str, Path]  # of pictures, by name, where they are given
-    encoders: tuple[str | None, str | None]  # CLIP and DINO
+    eyes: Eyes
 
 
 def _concepts(library: Library, names: Sequence[str], prompts: Sequence[str], protocol: str | None) -> list[Concept]:
@@ -224,9 +237,9 @@ def _run(
 
     known = known_pictures(wanted.concepts, library, wanted.folders, emit)
     classes = {one.name: one.class_word for one in (*library, *wanted.concepts)}
-    scorers = scorers_of(known, classes, source, *wanted.encoders)
-    if source.name != EMBEDDED and wanted.encoders == (None, None):
-        emit(Notice("Neither --clip nor --dino is given, so nothing says what the pictures show."))
+    scorers = scorers_of(known, classes, source, wanted.eyes)
+    if source.name != EMBEDDED and wanted.eyes == Eyes():
+        emit(Notice("No --clip, --dino or --detector is given, so nothing says what the pictures show."))
     return evaluate(load_base(source, device), cases, [*scorers, Watch()], Cabinet(state.cache / _CABINET), emit)
 
 

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,19 +77,31 @@ def known_pictures(
     return known
 
 
+@dataclass(frozen=True)
+class Eyes:
+    """The networks that are given to look at pictures, as the command line names them."""
+
+    clip: str | None = None
+    dino: str | None = None
+    detector: str | None = None
+
+
 def scorers_of(
-    known: "dict[str, Reference]", classes: dict[str, str], source: BaseSource, clip: str | None, dino: str | None
+    known: "dict[str, Reference]", classes: dict[str, str], source: BaseSource, eyes: Eyes
 ) -> "list[Scorer]":
-    """On the embedded base judge A and the embedded CLIP; on others the encoders that are given."""
+    """On the embedded base judge A and the embedded CLIP; on others what is given."""
+    from studio.detectors import load_detector
     from studio.encoders import embedded_clip, load_clip, load_dino
-    from studio.pipelines.scorers import JudgeA, Likeness
+    from studio.pipelines.scorers import Arranged, JudgeA, Likeness
 
     own = source.name == EMBEDDED
     found: list[Scorer] = [JudgeA(known)] if own else []
-    if clip is not None or own:
-        found.append(Likeness("CLIP", load_clip(clip) if clip else embedded_clip(), known, classes))
-    if dino is not None:
-        found.append(Likeness("DINO", load_dino(dino), known, classes))
+    if eyes.clip is not None or own:
+        found.append(Likeness("CLIP", load_clip(eyes.clip) if eyes.clip else embedded_clip(), known, classes))
+    if eyes.dino is not None:
+        found.append(Likeness("DINO", load_dino(eyes.dino), known, classes))
+    if eyes.detector is not None:
+        found.append(Arranged(load_detector(eyes.detector), classes))
     return found
 
 
