@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 from PIL.Image import Image
 
+from studio.bases import Sizes
 from studio.events import Emit, Phase, Step
 from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
-from studio.pipelines.generate import PICTURES_AT_ONCE, PIXELS_AT_ONCE
+from studio.pipelines.generate import batches_of
 from studio.pipelines.settings import GenerateSettings
 
 MERITS = (
@@ -38,12 +39,19 @@ class Candidate:
         return tuple(self.scores[name] for name in MERITS if name in self.scores)
 
 
-def best_of(number: int, case: Case, draw: Draw, scorers: Sequence[Scorer], emit: Emit) -> list[list[Candidate]]:
+def best_of(
+    number: int, case: Case, sizes: Sizes, draw: Draw, scorers: Sequence[Scorer], emit: Emit
+) -> list[list[Candidate]]:
     """For each picture that `case` asks for its `number` candidates, the best first; of equals the first drawn. Picture
     i has the seeds from `seed + i number` on."""
-    settings = case.settings
-    seeds = [settings.seed + n for n in range(settings.count * number)]
-    pictures = _drawn(settings, seeds, draw, emit)
+    settings = replace(case.settings, count=case.settings.count * number)
+    emit(Phase("Draw candidates", settings.count))
+    seeds: list[int] = []
+    pictures: list[Image] = []
+    for part in batches_of(settings, sizes):
+        pictures += draw(replace(settings, seed=part[0], count=len(part)))
+        seeds += part
+        emit(Step(len(seeds), settings.count))
     emit(Phase("Choose"))
     scores: list[Scores] = [{} for _ in pictures]
     for scorer in scorers:
@@ -51,17 +59,3 @@ def best_of(number: int, case: Case, draw: Draw, scorers: Sequence[Scorer], emit
     candidates = list(map(Candidate, seeds, pictures, scores))
     groups = [candidates[at : at + number] for at in range(0, len(candidates), number)]
     return [sorted(group, key=lambda one: one.merit, reverse=True) for group in groups]
-
-
-def _drawn(settings: GenerateSettings, seeds: Sequence[int], draw: Draw, emit: Emit) -> list[Image]:
-    """As many at once as memory surely holds."""
-    assert settings.width is not None
-    assert settings.height is not None
-    at_once = max(1, min(PICTURES_AT_ONCE, PIXELS_AT_ONCE // (settings.width * settings.height)))
-    emit(Phase("Draw candidates", len(seeds)))
-    pictures: list[Image] = []
-    for start in range(0, len(seeds), at_once):
-        part = seeds[start : start + at_once]
-        pictures += draw(replace(settings, seed=part[0], count=len(part)))
-        emit(Step(len(pictures), len(seeds)))
-    return pictures

@@ -21,6 +21,7 @@ from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.methods import METHODS
 from studio.pipelines.scorers import JudgeA, Reference
 from studio.pipelines.scores import Marks, mark_places
+from studio.pipelines.settings import GenerateSettings
 from studio.stats import Mean, Share
 
 PICTURES = 5  # of each concept, as it was trained on
@@ -65,9 +66,12 @@ def _candidates(base: BaseModel, ask: Ask, number: int, chooser: JudgeA) -> list
     settings = replace(ask.settings(words, base.native_size), seed=ask.seeds[0] * number, count=1)
     chosen = [(one.concept, 1.0) for one in ask.members]
     case = Case("", settings, tuple(one for one, _ in chosen), METHODS["auto"])
-    return best_of(
-        number, case, lambda asked: compose(base, asked, chosen, METHODS["auto"].make(), silent), [chooser], silent
-    )[0]
+    method = METHODS["auto"]
+
+    def pictures(asked: GenerateSettings) -> list[Image]:
+        return compose(base, asked, chosen, method.make(), silent)
+
+    return best_of(number, case, base.sizes, pictures, [chooser], silent)[0]
 
 
 def _report(

@@ -21,7 +21,7 @@ from studio.models import BaseModel, module_id
 from studio.pipelines.bench_store import fingerprint
 from studio.pipelines.compose import compose
 from studio.pipelines.evaluation_plan import Case
-from studio.pipelines.generate import generate
+from studio.pipelines.generate import batches_of, generate
 from studio.pipelines.settings import GenerateSettings
 
 Scores = dict[str, float]
@@ -133,14 +133,19 @@ def _draw_missing(base: BaseModel, case: Case, keys: Sequence[str], cabinet: Cab
         n for n, key in enumerate(keys) if cabinet.scores(key) is None or not cabinet.picture_file(key).is_file()
     ]
     for run in _runs(missing):
-        settings = replace(case.settings, seed=case.settings.seed + run[0], count=len(run))
-        began = time.monotonic()
-        pictures = _draw(base, case, settings)
-        seconds = (time.monotonic() - began) / len(run)
-        for n, picture in zip(run, pictures, strict=True):
-            write_atomic(cabinet.picture_file(keys[n]), lambda file, picture=picture: picture.save(file, "PNG"))
-            cabinet.keep(keys[n], {"seconds": seconds})
+        for seeds in batches_of(replace(case.settings, seed=case.settings.seed + run[0], count=len(run)), base.sizes):
+            _draw_and_keep(base, case, seeds, keys, cabinet)
     return len(missing)
+
+
+def _draw_and_keep(base: BaseModel, case: Case, seeds: range, keys: Sequence[str], cabinet: Cabinet) -> None:
+    began = time.monotonic()
+    pictures = _draw(base, case, replace(case.settings, seed=seeds[0], count=len(seeds)))
+    seconds = (time.monotonic() - began) / len(seeds)
+    for seed, picture in zip(seeds, pictures, strict=True):
+        n = seed - case.settings.seed
+        write_atomic(cabinet.picture_file(keys[n]), lambda file, picture=picture: picture.save(file, "PNG"))
+        cabinet.keep(keys[n], {"seconds": seconds})
 
 
 def _draw(base: BaseModel, case: Case, settings: GenerateSettings) -> list[Image.Image]:

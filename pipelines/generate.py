@@ -11,6 +11,7 @@ from PIL.Image import Image
 
 from studio.adapters import Adapter, load_concept
 from studio.attaching import attach
+from studio.bases import Sizes
 from studio.concepts import Concept, expand_prompt
 from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
@@ -70,12 +71,16 @@ def _prepared(base: BaseModel, settings: GenerateSettings, adapters: Sequence[Ad
         base.vae.disable_slicing()
 
 
-def _draw_all(base: BaseModel, settings: GenerateSettings, emit: Emit) -> list[Image]:
-    assert settings.width is not None
-    assert settings.height is not None
-    at_once = max(1, min(PICTURES_AT_ONCE, PIXELS_AT_ONCE // (settings.width * settings.height)))
+def batches_of(settings: GenerateSettings, sizes: Sizes) -> list[range]:
+    """The seeds of `settings`, as many together as memory surely holds at once."""
+    width, height = settings.size_for(sizes)
+    at_once = max(1, min(PICTURES_AT_ONCE, PIXELS_AT_ONCE // (width * height)))
     seeds = range(settings.seed, settings.seed + settings.count)
-    batches = [seeds[start : start + at_once] for start in range(0, len(seeds), at_once)]
+    return [seeds[start : start + at_once] for start in range(0, len(seeds), at_once)]
+
+
+def _draw_all(base: BaseModel, settings: GenerateSettings, emit: Emit) -> list[Image]:
+    batches = batches_of(settings, base.sizes)
     emit(Phase("Drawing"))
     pictures: list[Image] = []
     for done, batch in enumerate(batches):

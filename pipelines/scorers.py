@@ -3,6 +3,7 @@
 Each concept is known by its pictures; those of the whole library stand by, for what it could be taken for.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -16,7 +17,6 @@ from studio.judge import Box as Sides
 from studio.judge import Gallery, Judge
 from studio.metrics import Guards, clip_score, cropped, diversity, leaks, likeness, margins
 from studio.picturebook import BACKGROUND_WORDS, CLASSES, Subject, distractors
-from studio.pipelines.bench_store import fingerprint
 from studio.pipelines.concept_bench import FIELDS
 from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
@@ -38,7 +38,11 @@ class Reference:
     @property
     def id(self) -> str:
         """Of exactly these pictures."""
-        return fingerprint([(one.size, one.tobytes().hex()) for one in self.pictures])
+        digest = hashlib.sha256()
+        for one in self.pictures:
+            digest.update(repr(one.size).encode())
+            digest.update(one.tobytes())
+        return digest.hexdigest()
 
 
 References = Mapping[str, Reference]

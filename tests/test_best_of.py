@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 from PIL import Image
 
+from studio.bases import Sizes
 from studio.events import silent
 from studio.pipelines.best_of import MERITS, Candidate, best_of
 from studio.pipelines.evaluation import Scorer, Scores
@@ -12,6 +13,7 @@ from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.methods import METHODS
 from studio.pipelines.settings import GenerateSettings
 
+SIZES = Sizes((64, 64), 8, 8)
 PICTURE = Image.new("RGB", (2, 2))
 
 
@@ -33,7 +35,7 @@ def draw(settings: GenerateSettings) -> list[Image.Image]:
 
 def chosen(table: dict[int, Scores], number: int, count: int, size: int = 64) -> list[list[int]]:
     settings = GenerateSettings("a <milo>", width=size, height=size, seed=1, count=count)
-    groups = best_of(number, Case("", settings, (), METHODS["merge"]), draw, [BySeed(table)], silent)
+    groups = best_of(number, Case("", settings, (), METHODS["merge"]), SIZES, draw, [BySeed(table)], silent)
     return [[one.seed for one in group] for group in groups]
 
 
@@ -57,7 +59,7 @@ def test_large_pictures_are_drawn_one_at_a_time(size: int):
         return draw(settings)
 
     settings = GenerateSettings("a <milo>", width=size, height=size, seed=1, count=1)
-    best_of(4, Case("", settings, (), METHODS["merge"]), watched, [], silent)
+    best_of(4, Case("", settings, (), METHODS["merge"]), SIZES, watched, [], silent)
     assert asked == ([4] if size == 64 else [1] * 4)
 
 

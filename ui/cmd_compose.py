@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -225,10 +225,8 @@ def _candidates(
     if number == 1:
         made = pictures(plan.settings)
         return [Candidate(plan.settings.seed + n, one, {}) for n, one in enumerate(made)]
-    width, height = plan.settings.size_for(model.sizes)
-    settings = replace(plan.settings, width=width, height=height)
-    case = Case(method.name, settings, tuple(one for one, _ in plan.concepts), method, plan.layout)
-    groups = best_of(number, case, pictures, scorers, emit)
+    case = Case(method.name, plan.settings, tuple(one for one, _ in plan.concepts), method, plan.layout)
+    groups = best_of(number, case, model.sizes, pictures, scorers, emit)
     for n, group in enumerate(groups):
         emit(Notice(f"Picture {n + 1} is seed {group[0].seed} of {number} candidates{_told(group[0].scores)}."))
     return [group[0] for group in groups]
