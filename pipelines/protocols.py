@@ -52,6 +52,12 @@ def composlora_sets(by_category: Mapping[str, Sequence[str]]) -> list[tuple[str,
     ]
 
 
+def joined(names: Sequence[str]) -> str:
+    """A set's prompt: all of it called, one after the other, as the authors join their triggers (without the words of
+    praise that they put before them, which depend on the base)."""
+    return ", ".join(f"<{name}>" for name in names)
+
+
 def of_category(concepts: Sequence[Concept]) -> dict[str, list[str]]:
     """Names by the category that a concept's tags say; the first of CATEGORIES where they say more."""
     found: dict[str, list[str]] = {}

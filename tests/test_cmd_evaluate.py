@@ -116,7 +116,7 @@ def test_composlora_takes_the_sets_of_the_tags(run, run_studio):
     for name, tag in (("milo", "character"), ("rex", "style")):
         assert run_studio("library", "tag", name, f"+{tag}").code == 0
     told = json.loads(run("--protocol", "composlora", "--seeds", 1).out)
-    assert len(told["pictures"]) == 1
+    assert [one["prompt"] for one in told["pictures"]] == ["<milo>, <rex>"]
 
 
 def test_lost_pictures_are_told_and_can_be_given(run, library, tmp_path):

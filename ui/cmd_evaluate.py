@@ -28,7 +28,7 @@ from studio.pipelines.evaluation_plan import (
     side_by_side,
 )
 from studio.pipelines.methods import DEFAULT_METHOD, Method, find_method
-from studio.pipelines.protocols import composlora_sets, of_category
+from studio.pipelines.protocols import composlora_sets, joined, of_category
 from studio.regions import Layout, parse_box
 from studio.ui.asking import BaseOption, DeviceOption, GuidanceOption, StepsOption, choose_base, make_settings
 from studio.ui.benching import keep_json, prepare_out, print_table, share_text
@@ -181,14 +181,13 @@ def _cases(wanted: _Wanted, source: BaseSource, state: Home) -> list[Case]:
     if wanted.prompts:
         return as_told(wanted.prompts, concepts, wanted.methods, wanted.layout, settings)
     if protocol == COMPOSLORA:
-        known = {one.name: one for one in concepts}
-        sets = [tuple(known[name] for name in names) for names in composlora_sets(of_category(concepts))]
+        sets = composlora_sets(of_category(concepts))
         if not sets:
             raise UsageError(
                 "No set of ComposLoRA can be made of these concepts.",
                 "Tag one as character and others: studio library tag NAME +character",
             )
-        return side_by_side(sets, [""], wanted.methods, settings)
+        return as_told([joined(names) for names in sets], concepts, wanted.methods, None, settings)
     if wanted.together:
         scenes = SCENES if source.name == EMBEDDED else ("",)
         return side_by_side(groups_of(concepts, wanted.together), scenes, wanted.methods, settings)
