@@ -42,7 +42,14 @@ SENSES = {
     "saturation": Sense("rises where pictures are burnt", ""),
     "seconds": Sense("to draw a picture", "lower"),
 }
-MAIN = ("judge-margin", "CLIP-margin", "DINO-margin", "CLIP-I", "CLIP-T")  # by which pictures are put worst first
+MAIN = (
+    "judge-margin",
+    "CLIP-margin",
+    "DINO-margin",
+    "CLIP-I",
+    "DINO-I",
+    "CLIP-T",
+)  # by which pictures are put worst first
 
 
 def report_of(found: Found) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from studio.concepts import Concept
-from studio.encoders import Clip
+from studio.encoders import Clip, Encoder
 from studio.events import Emit, Phase, Step
+from studio.judge import Box as Sides
 from studio.models import BaseModel
 from studio.picturebook import (
     BACKGROUND_WORDS,
@@ -37,11 +38,11 @@ from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.evaluation_table import SENSES
 from studio.pipelines.methods import METHODS
 from studio.pipelines.protocols import columns, in_a_row
-from studio.pipelines.scorers import JudgeA, Likeness, Reference, Watch
+from studio.pipelines.scorers import WHOLE, JudgeA, Likeness, Reference, Watch
 from studio.pipelines.settings import GenerateSettings
 
 PICTURES = 5  # of each subject, as a user gives them
-WHOLE = ", whole"  # of a score that looks at the whole picture for each concept
+UNTOLD, WHOLE_ALONE = ", no places", ", whole"  # of scores that are not told where, and that look at all of the picture
 TRUE = "true"
 SHOWN = 16  # pictures of each kind on the sheet
 Spoil = Callable[[Scene, random.Random], Scene | Image.Image]
@@ -115,6 +116,14 @@ SPOILT: dict[str, tuple[str, Spoil]] = {  # by name: the question that it is abo
 }
 
 
+class AtAll(Likeness):
+    """As papers have it: every concept is held against the whole picture."""
+
+    def windows(self, case: Case, name: str) -> list[Sides]:
+        """The whole."""
+        return [WHOLE]
+
+
 class Tower:
     """The last feature map of a CLIP's picture tower, its mean over places: a network's eye without its words."""
 
@@ -176,10 +185,9 @@ def _scorers(clip: Clip) -> list[Scorer]:
         for name, one in SAMPLE_SUBJECTS.items()
     }
     classes = {name: one.kind for name, one in SAMPLE_SUBJECTS.items()}
-    return [
-        JudgeA(references), Likeness("CLIP", clip, references, classes),
-        Likeness("features", Tower(clip), references, classes), Watch(),
-    ]  # fmt: skip
+    encoders: dict[str, Encoder] = {"CLIP": clip, "features": Tower(clip)}
+    kinds = [kind(name, one, references, classes) for name, one in encoders.items() for kind in (Likeness, AtAll)]
+    return [JudgeA(references), *kinds, Watch()]
 
 
 def _read(scorers: Sequence[Scorer], pair: tuple[str, str], prompt: str, pictures: list[Image.Image]) -> list[Scores]:
@@ -187,10 +195,12 @@ def _read(scorers: Sequence[Scorer], pair: tuple[str, str], prompt: str, picture
     case = Case("", GenerateSettings(prompt), concepts, METHODS["merge"], columns(pair))
     rows: list[Scores] = [{} for _ in pictures]
     for scorer in scorers:
-        rows = [one | more for one, more in zip(rows, scorer(case, pictures), strict=True)]
+        if not isinstance(scorer, AtAll):
+            rows = [one | more for one, more in zip(rows, scorer(case, pictures), strict=True)]
         if isinstance(scorer, Likeness):
-            whole = scorer(replace(case, places=None), pictures)
-            kept = [{name + WHOLE: value for name, value in one.items() if not name.endswith("-T")} for one in whole]
+            added = WHOLE_ALONE if isinstance(scorer, AtAll) else UNTOLD
+            untold = scorer(replace(case, places=None), pictures)
+            kept = [{name + added: value for name, value in one.items() if not name.endswith("-T")} for one in untold]
             rows = [one | more for one, more in zip(rows, kept, strict=True)]
     return rows
 
@@ -248,7 +258,7 @@ def correlation(found: Sequence[Read], score: str) -> float:
 
 
 def _sense(score: str) -> str:
-    own = score.removesuffix(WHOLE).replace("features", "DINO")
+    own = score.partition(",")[0].replace("features", "DINO")
     return SENSES[own].better
 
 

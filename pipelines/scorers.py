@@ -6,6 +6,7 @@ Each concept is known by its pictures; those of the whole library stand by, for 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 
 import torch
@@ -51,8 +52,9 @@ References = Mapping[str, Reference]
 class Likeness(Scorer):
     """By the vectors of an encoder: `NAME-I`, how like its own pictures a concept is (the mean cosine, of several
     concepts the mean); `NAME-margin`, how much more than to those of the other most like it (the lowest of several);
-    `NAME-leak`, the most by which the place of one is more like another than itself. Where concepts have places only
-    those are looked at. Of a CLIP also `CLIP-T`, how well the picture fits the prompt, and `diversity`.
+    `NAME-leak`, the most by which the place of one is more like another than itself. Where a concept has a place only
+    that is looked at, else where it is most itself. Of a CLIP also `CLIP-T`, how well the picture fits the prompt, and
+    `diversity`.
     """
 
     def __init__(self, kind: str, encoder: Encoder, references: References, classes: Mapping[str, str]) -> None:
@@ -69,23 +71,31 @@ class Likeness(Scorer):
     def __call__(self, case: Case, pictures: Sequence[Image.Image]) -> list[Scores]:
         """For each picture."""
         rows: list[Scores] = [{} for _ in pictures]
-        whole = self.encoder.images(pictures)
         if isinstance(self.encoder, Clip):
+            whole = self.encoder.images(pictures)
             text = self.encoder.texts([self._text(case)])
             _add(rows, f"{self.kind}-T", clip_score(whole, text.expand_as(whole)))
         names = [name for name in case.names if name in self.known]
-        if not names:
-            return rows
-        shown = [self._place(case, name, pictures, whole) for name in names]
-        own = [likeness(one, self.known[name]) for one, name in zip(shown, names, strict=True)]
-        _add(rows, f"{self.kind}-I", torch.stack(own).mean(0))
-        if len(self.known) > 1:
-            _add(rows, f"{self.kind}-margin", torch.stack(list(map(self._margin, shown, names))).amin(0))
+        seen = cache(lambda sides: self._part(pictures, sides))
+        chosen = [self._where(name, [seen(sides) for sides in self.windows(case, name)]) for name in names]
+        if names:
+            own = [likeness(one, self.known[name]) for one, name in zip(chosen, names, strict=True)]
+            _add(rows, f"{self.kind}-I", torch.stack(own).mean(0))
+        if names and len(self.known) > 1:
+            _add(rows, f"{self.kind}-margin", torch.stack(list(map(self._margin, chosen, names))).amin(0))
         if len(names) > 1 and case.places is not None:
-            found = leaks(shown, [self.known[name] for name in names])  # [n, k, k], its diagonal 0
+            found = leaks(chosen, [self.known[name] for name in names])  # [n, k, k], its diagonal 0
             apart = ~torch.eye(len(names), dtype=torch.bool)
             _add(rows, f"{self.kind}-leak", found[:, apart].amax(1))
         return rows
+
+    def windows(self, case: Case, name: str) -> list[Sides]:
+        """Where a concept is looked for: in its place; else in the whole picture, and where there are several in each
+        of as many columns."""
+        if case.places is not None and name in case.places.boxes:
+            return [case.places.boxes[name].sides]
+        count = len(case.names)
+        return [WHOLE, *(side_by_side(count) if count > 1 else ())]
 
     def beside(self, case: Case, pictures: Sequence[Image.Image], counterparts: Sequence[Image.Image]) -> list[Scores]:
         """`NAME-pair`, how like the picture of its caption each is; of what does not call a concept `NAME-drift`, how
@@ -103,10 +113,14 @@ class Likeness(Scorer):
     def _text(self, case: Case) -> str:
         return plain(case.settings.prompt, self.classes)
 
-    def _place(self, case: Case, name: str, pictures: Sequence[Image.Image], whole: Tensor) -> Tensor:
-        if case.places is None or name not in case.places.boxes:
-            return whole
-        return self.encoder.images([cropped(one, case.places.boxes[name]) for one in pictures])
+    def _part(self, pictures: Sequence[Image.Image], sides: Sides) -> Tensor:
+        return self.encoder.images([cropped(one, Box(*sides)) for one in pictures])
+
+    def _where(self, name: str, seen: Sequence[Tensor]) -> Tensor:
+        """[n, d] of windows [n, d]: each picture's in which the concept is most itself."""
+        worth = self._margin if len(self.known) > 1 else lambda one, name: likeness(one, self.known[name])
+        best = torch.stack([worth(one, name) for one in seen]).argmax(0)  # [n]
+        return torch.stack(list(seen))[best, torch.arange(len(best))]
 
     def _margin(self, shown: Tensor, name: str) -> Tensor:
         return margins(shown, self.known[name], [one for other, one in self.known.items() if other != name])

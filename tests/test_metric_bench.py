@@ -1,14 +1,18 @@
 """What is measured of scores, by brute force; and that what is called spoilt is spoilt so and no further."""
 
+import json
 import random
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from studio.picturebook import SAMPLE_SUBJECTS, Scene, distractors
 from studio.pipelines import metric_bench as bench
+from studio.pipelines.best_of import MERITS
+from studio.pipelines.evaluation_table import MAIN
 from studio.pipelines.metric_bench import SPOILT, TRUE, Read, correlation, told_apart
 
 PAIRS = [("milo", "rex"), ("luna", "bella"), ("dash", "zara")]
@@ -83,3 +87,12 @@ def test_the_judge_is_believed_where_it_knows(run_studio, monkeypatch: pytest.Mo
     from studio.pipelines.bench_documents import made, read_reports
 
     assert "| `success` |" in made("metrics", read_reports(tmp_path)["metrics"])
+
+
+def test_what_was_measured_to_be_believed_is_what_chooses():
+    told = json.loads((Path(__file__).parents[1] / "docs" / "benchmarks" / "metrics.json").read_text())
+    assert told["pictures of each kind"] >= 200
+    for question in ("Is it the concept?", "Is anything bleeding?", "Is everyone there?"):
+        best = told["believe"][question]
+        assert [best["with a judge"], best["on any base"]] == list(MAIN[:2])
+    assert [name for name in MERITS if name in MAIN] == list(MAIN)

@@ -72,10 +72,16 @@ def test_each_place_is_held_against_its_own_pictures(likeness: Likeness):
     assert wrong["DINO-margin"] < 0
 
 
-def test_without_places_the_whole_picture_is_looked_at_and_nothing_leaks(likeness: Likeness):
-    found = likeness(case("milo", "rex"), [plain(RED)])[0]
-    assert found["DINO-I"] == pytest.approx((1 + cosine(RED, BLUE)) / 2, abs=1e-5)
-    assert "DINO-leak" not in found
+def test_without_places_each_is_found_where_it_is_most_itself_and_nothing_leaks(likeness: Likeness):
+    exchanged, one_alone = likeness(case("milo", "rex"), [halves(BLUE, RED), plain(RED)])
+    assert exchanged == pytest.approx({"DINO-I": 1, "DINO-margin": 1 - cosine(RED, BLUE)}, abs=1e-5)
+    assert one_alone["DINO-I"] == pytest.approx((1 + cosine(RED, BLUE)) / 2, abs=1e-5)
+    assert one_alone["DINO-margin"] < 0
+
+
+def test_one_alone_is_held_against_the_whole_picture(likeness: Likeness):
+    both = _unit(halves(RED, BLUE)) @ _unit(plain(RED))
+    assert likeness(case("milo", prompt="a <milo>"), [halves(RED, BLUE)])[0]["DINO-I"] == pytest.approx(both, abs=1e-5)
 
 
 def test_a_concept_without_pictures_has_no_likeness(likeness: Likeness):
