@@ -8,7 +8,7 @@ from math import inf
 from typing import Any, Literal
 
 from studio.pipelines.evaluation import Found, Scored
-from studio.stats import Mean
+from studio.stats import Mean, Share
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ MAIN = (
 
 
 def report_of(found: Found) -> dict[str, Any]:
-    """Rows with the mean of every score and its 95 % interval (bootstrap over pictures, whose seeds all differ;
-    `diversity` over prompts), the differences to the first row, paired where the same was asked, and every picture."""
+    """Rows with the mean of every score and its 95 % interval (Wilson's for shares; else bootstrap over pictures, whose
+    seeds all differ, `diversity` over prompts), the differences to the first row, paired where the same was asked, and every picture."""
     rows = {name: [one for one in found.pictures if one.row == name] for name in _names(found)}
     first = next(iter(rows))
     return {
@@ -112,8 +112,15 @@ def _means(found: Found, row: str, pictures: Sequence[Scored]) -> dict[str, Any]
         values = [one.scores[name] for one in pictures if name in one.scores]
         values += [scores[name] for scores in told if name in scores]
         if values:
-            means[name] = Mean.of(values, range(len(values))).rounded()
+            means[name] = _mean(values)
     return means
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    """With Wilson's interval where all are yes or no: a bootstrap of none in forty says that there are none at all."""
+    if all(value in (0, 1) for value in values):
+        return Share.of([value == 1 for value in values]).rounded()
+    return Mean.of(values, range(len(values))).rounded()
 
 
 def _over(pictures: Sequence[Scored], first: Sequence[Scored]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`studio evaluate`: concepts, steps of a training or methods, scored on pictures of the same prompts and seeds."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +31,7 @@ from studio.pipelines.methods import DEFAULT_METHOD, Method, find_method
 from studio.pipelines.protocols import composlora_sets, joined, of_category
 from studio.regions import Layout, parse_box
 from studio.ui.asking import BaseOption, DeviceOption, GuidanceOption, StepsOption, choose_base, make_settings
-from studio.ui.benching import keep_json, prepare_out, print_table, share_text
+from studio.ui.benching import keep_json, prepare_out, print_table
 from studio.ui.judging import (
     ClipOption,
     Eyes,
@@ -252,6 +252,12 @@ def _keep(found: "Found", folder: Path) -> None:
     write_page(found, folder / "report.html")
 
 
+def _told(mean: Mapping[str, float]) -> str:
+    from studio.ui.evaluate_page import figure
+
+    return f"{figure(mean['value'])} [{figure(mean['low'])}, {figure(mean['high'])}]"
+
+
 def _show(found: "Found", folder: Path, as_json: bool) -> None:
     from studio.pipelines.evaluation_table import report_of, scores_of
 
@@ -259,10 +265,8 @@ def _show(found: "Found", folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(report | {"report": folder / "report.html"})
         return
-    names = scores_of(found)
-    rows = [
-        (row, str(means["pictures"]), *(share_text(means[name]) if name in means else "" for name in names))
-        for row, means in report["rows"].items()
-    ]
-    print_table(("", "pictures", *names), rows)
+    rows = [("pictures", *(str(means["pictures"]) for means in report["rows"].values()))]
+    for name in scores_of(found):
+        rows.append((name, *(_told(means[name]) if name in means else "" for means in report["rows"].values())))
+    print_table(("", *report["rows"]), rows)
     typer.echo(f"{len(found.pictures)} pictures, {found.drawn} of them drawn now: {folder / 'report.html'}")
