@@ -54,7 +54,8 @@ MAIN = (
 
 def report_of(found: Found) -> dict[str, Any]:
     """Rows with the mean of every score and its 95 % interval (Wilson's for shares; else bootstrap over pictures, whose
-    seeds all differ, `diversity` over prompts), the differences to the first row, paired where the same was asked, and every picture."""
+    seeds all differ, `diversity` over prompts), the differences to the first row, paired where the same was asked, and
+    every picture."""
     rows = {name: [one for one in found.pictures if one.row == name] for name in _names(found)}
     first = next(iter(rows))
     return {

@@ -13,6 +13,7 @@ from studio.pipelines.evaluation_table import SENSES, main_score, report_of, sco
 from studio.ui.report import picture_uri
 
 WORST = 24  # pictures shown one by one
+COLUMNS = 8  # at most, of the sheets
 WIDTH = 160  # CSS pixels of each
 
 
@@ -57,7 +58,7 @@ def _sheet(found: Found, row: str) -> Image.Image:
     for one in found.pictures:
         if one.row == row:
             prompts.setdefault(one.prompt, []).append(_opened(one))
-    return contact_sheet(prompts, columns=8)
+    return contact_sheet(prompts, columns=min(COLUMNS, max(map(len, prompts.values()))))
 
 
 def _opened(one: Scored) -> Image.Image:
