@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from studio.concepts import file_hash
-from studio.events import Emit, Phase, Step, silent
+from studio.events import Emit, Event, Notice, Phase, Step
 from studio.home import write_atomic
 from studio.images import load_rgb
 from studio.models import BaseModel, module_id
@@ -102,14 +102,14 @@ def evaluate(base: BaseModel, cases: Sequence[Case], scorers: Sequence[Scorer], 
     method cannot compose.
     """
     emit(Phase("Evaluate", len(cases)))
-    weights = module_id(base.unet)
+    weights, notices = module_id(base.unet), _notices(emit)
     found, together, drawn = [], {}, 0
     for at, case in enumerate(cases):
         keys = [_made_from(weights, case, seed) for seed in case.seeds]
-        drawn += _draw_missing(base, case, keys, cabinet)
+        drawn += _draw_missing(base, case, keys, cabinet, notices)
         scores = _scored(case, keys, scorers, cabinet)
         if case.counterpart is not None:
-            scores = _beside(base, weights, case, keys, scores, scorers, cabinet)
+            scores = _beside(base, weights, case, keys, scores, scorers, cabinet, notices)
         if len(keys) > 1:
             together[case.row, case.settings.prompt] = _together(case, keys, scorers, cabinet)
         found += [
@@ -128,19 +128,33 @@ def _made_from(weights: str, case: Case, seed: int) -> str:
     return fingerprint((weights, adapters, method, settings, layout))
 
 
-def _draw_missing(base: BaseModel, case: Case, keys: Sequence[str], cabinet: Cabinet) -> int:
+def _notices(emit: Emit) -> Emit:
+    """Lets notices through, each once: what a composition warns of, it would warn of for every prompt."""
+    said: set[Event] = set()
+
+    def once(event: Event) -> None:
+        if isinstance(event, Notice) and event not in said:
+            said.add(event)
+            emit(event)
+
+    return once
+
+
+def _draw_missing(base: BaseModel, case: Case, keys: Sequence[str], cabinet: Cabinet, emit: Emit) -> int:
     missing = [
         n for n, key in enumerate(keys) if cabinet.scores(key) is None or not cabinet.picture_file(key).is_file()
     ]
     for run in _runs(missing):
         for seeds in batches_of(replace(case.settings, seed=case.settings.seed + run[0], count=len(run)), base.sizes):
-            _draw_and_keep(base, case, seeds, keys, cabinet)
+            _draw_and_keep(base, case, seeds, keys, cabinet, emit)
     return len(missing)
 
 
-def _draw_and_keep(base: BaseModel, case: Case, seeds: range, keys: Sequence[str], cabinet: Cabinet) -> None:
+def _draw_and_keep(
+    base: BaseModel, case: Case, seeds: range, keys: Sequence[str], cabinet: Cabinet, emit: Emit
+) -> None:
     began = time.monotonic()
-    pictures = _draw(base, case, replace(case.settings, seed=seeds[0], count=len(seeds)))
+    pictures = _draw(base, case, replace(case.settings, seed=seeds[0], count=len(seeds)), emit)
     seconds = (time.monotonic() - began) / len(seeds)
     for seed, picture in zip(seeds, pictures, strict=True):
         n = seed - case.settings.seed
@@ -148,12 +162,12 @@ def _draw_and_keep(base: BaseModel, case: Case, seeds: range, keys: Sequence[str
         cabinet.keep(keys[n], {"seconds": seconds})
 
 
-def _draw(base: BaseModel, case: Case, settings: GenerateSettings) -> list[Image.Image]:
+def _draw(base: BaseModel, case: Case, settings: GenerateSettings, emit: Emit) -> list[Image.Image]:
     """The pictures of `settings`, which are the case's own but for the seeds."""
     chosen = [(one, 1.0) for one in case.concepts]
     if case.method is None:
-        return generate(base, settings, chosen, silent)
-    return compose(base, settings, chosen, case.method.make(), silent, case.layout)
+        return generate(base, settings, chosen, emit)
+    return compose(base, settings, chosen, case.method.make(), emit, case.layout)
 
 
 def _runs(numbers: Sequence[int]) -> list[list[int]]:
@@ -189,11 +203,12 @@ def _beside(
     scores: Sequence[Scores],
     scorers: Sequence[Scorer],
     cabinet: Cabinet,
+    emit: Emit,
 ) -> list[Scores]:
     """The scores, and what the pictures are beside their counterparts."""
     if isinstance(case.counterpart, Case):
         others = [_made_from(weights, case.counterpart, seed) for seed in case.counterpart.seeds]
-        _draw_missing(base, case.counterpart, others, cabinet)
+        _draw_missing(base, case.counterpart, others, cabinet, emit)
         counterparts = _opened(cabinet, others)
     else:
         assert case.counterpart is not None

@@ -63,10 +63,12 @@ class Case:
 
 
 def prompts_of(concept: Concept, protocol: str, source: BaseSource) -> list[str]:
-    """What is asked of one concept."""
-    if protocol == "scenes" and source.name == EMBEDDED:
-        return [f"a <{concept.name}> {scene}" for scene in SCENES]
-    return dreambooth(concept)
+    """What is asked of one concept; raises UsageError for a protocol that is about something else."""
+    if protocol == "dreambooth":
+        return dreambooth(concept)
+    if protocol != "scenes" or source.name != EMBEDDED:
+        raise UsageError(f"The protocol {protocol!r} does not ask this.", "Use --protocol dreambooth, or give prompts.")
+    return [f"a <{concept.name}> {scene}" for scene in SCENES]
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -129,13 +131,16 @@ def over_time(
 def side_by_side(
     groups: Sequence[tuple[Concept, ...]], scenes: Sequence[str], methods: Sequence[Method], settings: GenerateSettings
 ) -> list[Case]:
-    """A row for each method: each group in a row from left to right, the scenes taking turns."""
+    """A row for each method: each group in a row from left to right, the scenes taking turns. Raises UsageError for
+    what a method cannot draw."""
     cases = []
     for method in methods:
         for n, group in enumerate(groups):
             names = [one.name for one in group]
             prompt = f"{in_a_row([f'a <{name}>' for name in names])} {scenes[n % len(scenes)]}"
-            cases.append(Case(method.name, _numbered(settings, prompt, n), group, method, columns(names)))
+            case = Case(method.name, _numbered(settings, prompt, n), group, method, columns(names))
+            method.check(names, case.layout, settings.steps)
+            cases.append(case)
     return cases
 
 

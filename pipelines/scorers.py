@@ -128,10 +128,9 @@ class Likeness(Scorer):
 
 class JudgeA(Scorer):
     """By the judge inside the product, for what it knows: `itself`, whether every concept is nearer to itself than to
-    any other and to what differs from it in one thing, in its place, or where none is known in the best order from left
-    to right; `judge-margin`, the lowest by
-    which; `leak`, whether any place shows anything of another concept; `background`, whether it is the prompt's;
-    `success`, all of these.
+    any other and to what differs from it in one thing, in its place, or where none is known in the best order from
+    left to right; `judge-margin`, the lowest by which; `leak`, whether any place shows anything of another concept;
+    `background`, whether it is the prompt's; `success`, all of these.
     """
 
     name = "judge A"

@@ -11,6 +11,7 @@ from PIL import Image
 from test_encoders import tiny_clip  # noqa: F401
 
 from studio.concepts import Concept, write_concept
+from studio.events import Notice
 from studio.pipelines import evaluation
 
 BOTH = "a <milo> and a <rex> on the grass"
@@ -63,6 +64,18 @@ def test_the_page_needs_nothing_else(run, tmp_path):
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)
     assert "<script" not in page
     assert "a &lt;milo&gt; and a &lt;rex&gt;" in page
+
+
+def test_what_a_composition_warns_of_is_told_once(run, monkeypatch):
+    compose = evaluation.compose
+
+    def warning(base, settings, concepts, composer, emit, *rest):
+        emit(Notice("one layer has no effect"))
+        return compose(base, settings, concepts, composer, emit, *rest)
+
+    monkeypatch.setattr(evaluation, "compose", warning)
+    ended = run("--prompt", BOTH, "--prompt", "a <milo>", "--methods", "merge", "--seeds", 1)
+    assert ended.err.count("one layer has no effect") == 1
 
 
 def test_an_interrupted_call_goes_on(run, monkeypatch):
@@ -139,6 +152,8 @@ def test_lost_pictures_are_told_and_can_be_given(run, library, tmp_path):
         (("milo", "--checkpoints"), "kept no steps"),
         (("milo", "rex", "--checkpoints"), "about one concept"),
         (("milo", "--together", 2), "there are 1 concepts"),
+        (("milo", "--protocol", "scenes"), "'scenes' does not ask this"),
+        (("milo", "rex", "--together", 2, "--methods", "switch"), "leave no turn"),
         (("milo", "--prompt", "a cat"), "names no concept"),
         (("milo", "--prompt", "a <milo>", "--methods", "regional"), "needs a box"),
         (("milo", "--references", "rex=/tmp"), "none of the concepts"),

@@ -80,14 +80,14 @@ class _BestOf:
         folders = reference_folders([one for one, _ in plan.concepts], given)
         return cls(number, clip, folders, library.concepts())
 
-    def scorers(self, plan: Plan, emit: Emit) -> "list[Scorer]":
+    def scorers(self, plan: Plan, device: str | None, emit: Emit) -> "list[Scorer]":
         """None where nothing is chosen."""
         if self.number == 1:
             return []
         concepts = [one for one, _ in plan.concepts]
         classes = {one.name: one.class_word for one in (*self.library, *concepts)}
         known = known_pictures(concepts, self.library, self.folders, emit)
-        return scorers_of(known, classes, plan.source, Eyes(self.clip))
+        return scorers_of(known, classes, plan.source, Eyes(self.clip), device)
 
 
 def compose(
@@ -187,7 +187,7 @@ def _draw(plan: Plan, best_of: _BestOf, device: str | None, emit: Emit) -> "dict
     from studio.models import load_base
 
     model = load_base(plan.source, device, offload=plan.settings.offload)
-    scorers = best_of.scorers(plan, emit)
+    scorers = best_of.scorers(plan, device, emit)
     drawn: dict[str, list[Candidate]] = {}
     refused: list[UsageError] = []
     said: set[Event] = set()

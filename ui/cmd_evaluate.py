@@ -102,7 +102,7 @@ def evaluate(
     clip: ClipOption = None,
     dino: DinoOption = None,
     detector: DetectorOption = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Pictures of each prompt.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -236,7 +236,7 @@ def _run(
 
     known = known_pictures(wanted.concepts, library, wanted.folders, emit)
     classes = {one.name: one.class_word for one in (*library, *wanted.concepts)}
-    scorers = scorers_of(known, classes, source, wanted.eyes)
+    scorers = scorers_of(known, classes, source, wanted.eyes, device)
     if source.name != EMBEDDED and wanted.eyes == Eyes():
         emit(Notice("No --clip, --dino or --detector is given, so nothing says what the pictures show."))
     return evaluate(load_base(source, device), cases, [*scorers, Watch()], Cabinet(state.cache / _CABINET), emit)

@@ -87,21 +87,22 @@ class Eyes:
 
 
 def scorers_of(
-    known: "dict[str, Reference]", classes: dict[str, str], source: BaseSource, eyes: Eyes
+    known: "dict[str, Reference]", classes: dict[str, str], source: BaseSource, eyes: Eyes, device: str | None
 ) -> "list[Scorer]":
     """On the embedded base judge A and the embedded CLIP; on others what is given."""
     from studio.detectors import load_detector
+    from studio.devices import pick_device
     from studio.encoders import embedded_clip, load_clip, load_dino
     from studio.pipelines.scorers import Arranged, JudgeA, Likeness
 
-    own = source.name == EMBEDDED
+    own, place = source.name == EMBEDDED, str(pick_device(device))
     found: list[Scorer] = [JudgeA(known)] if own else []
     if eyes.clip is not None or own:
-        found.append(Likeness("CLIP", load_clip(eyes.clip) if eyes.clip else embedded_clip(), known, classes))
+        found.append(Likeness("CLIP", load_clip(eyes.clip, place) if eyes.clip else embedded_clip(), known, classes))
     if eyes.dino is not None:
-        found.append(Likeness("DINO", load_dino(eyes.dino), known, classes))
+        found.append(Likeness("DINO", load_dino(eyes.dino, place), known, classes))
     if eyes.detector is not None:
-        found.append(Arranged(load_detector(eyes.detector), classes))
+        found.append(Arranged(load_detector(eyes.detector, place), classes))
     return found
 
 
