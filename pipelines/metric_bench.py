@@ -6,7 +6,7 @@ as everything that the studio draws.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -240,7 +240,7 @@ def told_apart(true: Sequence[Read], spoilt: Sequence[Read], score: str, draws: 
         better[pair] = (a, b)
     groups = list(better.values())
 
-    def area(chosen: Sequence[int]) -> float:
+    def area(chosen: Iterable[int]) -> float:
         a, b = (np.concatenate([groups[n][side] for n in chosen]) for side in (0, 1))
         return float((a[:, None] > b).mean() + (a[:, None] == b).mean() / 2)
 

@@ -40,13 +40,18 @@ def chosen(table: dict[int, Scores], number: int, count: int, size: int = 64) ->
 
 
 def test_each_picture_is_the_best_of_candidates_of_its_own():
-    table = {seed: {"judge-margin": margin} for seed, margin in enumerate((3, 9, 1, 4, 2, 8), start=1)}
+    table: dict[int, Scores] = {
+        seed: {"judge-margin": margin} for seed, margin in enumerate((3, 9, 1, 4, 2, 8), start=1)
+    }
     assert chosen(table, 3, 2) == [[2, 1, 3], [6, 4, 5]]
 
 
 def test_success_counts_before_any_margin_and_of_equals_the_first_is_kept():
-    table = {1: {"success": 0, "judge-margin": 9}, 2: {"success": 1, "judge-margin": 0}, 3: {"success": 1.0}}
-    table[3]["judge-margin"] = 0
+    table: dict[int, Scores] = {
+        1: {"success": 0, "judge-margin": 9},
+        2: {"success": 1, "judge-margin": 0},
+        3: {"success": 1, "judge-margin": 0},
+    }
     assert chosen(table, 3, 1) == [[2, 3, 1]]
 
 

@@ -67,8 +67,8 @@ def test_the_best_candidate_is_kept_and_says_its_seed(run_studio, library, tiny_
     clip = load_clip(str(tiny_clip))
     red_one = clip.images([Image.new("RGB", (40, 40), "red")]).T
     pictures = [Image.open(one["path"]) for one in plain]
-    halves = [(0, 0, 1, 1), (0, 0, 0.5, 1), (0.5, 0, 1, 1)]  # where it is looked for, nobody having said where it is
-    parts = [[one.crop([side * one.width for side in box]) for one in pictures] for box in halves]
+    halves = [(0, 1), (0, 0.5), (0.5, 1)]  # where it is looked for, nobody having said where it is
+    parts = [[one.crop((box[0] * one.width, 0, box[1] * one.width, one.height)) for one in pictures] for box in halves]
     like = torch.stack([clip.images(part) @ red_one for part in parts]).amax(0)
     wanted = [9 + int(like[:3].argmax()), 12 + int(like[3:].argmax())]
     assert [one["seed"] for one in best] == wanted

@@ -1,6 +1,7 @@
 """What is found is what transformers' own model finds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_likeliest_box_comes_first_in_fractions_of_the_picture(owl: Path):
     found = load_detector(str(owl)).find(PICTURE, "a cat")
-    processor, model = OwlViTProcessor.from_pretrained(owl), OwlViTForObjectDetection.from_pretrained(owl)
+    processor: Any = OwlViTProcessor.from_pretrained(owl)
+    model = OwlViTForObjectDetection.from_pretrained(owl)
     with torch.no_grad():
         output = model(**processor(text=[["a cat"]], images=PICTURE, return_tensors="pt"))
     best = output.pred_boxes[0, output.logits[0, :, 0].argmax()]

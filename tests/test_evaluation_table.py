@@ -73,5 +73,5 @@ def test_scores_stand_in_one_order():
 
 @pytest.mark.parametrize("name", ["success", "leak"])
 def test_none_of_many_is_not_none_at_all(name: str):
-    rows = report_of(found(*(("x", "p", n, {name: 0}) for n in range(40))))["rows"]
+    rows = report_of(found(*(("x", "p", n, {name: 0.0}) for n in range(40))))["rows"]
     assert rows["x"][name]["high"] > 0.05

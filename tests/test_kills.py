@@ -77,6 +77,7 @@ def finished(recipe: Recipe, home: Home) -> Concept:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600 if SOAK else 600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_training_ends_as_one_that_was_not(tiny_sdxl: Path, tmp_path: Path, kind: str) -> None:
     changes = {"steps": 20, "save_every": 1} | KINDS[kind]

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,7 @@ def scene(pair: tuple[str, str]) -> Scene:
     return Scene(tuple(SAMPLE_SUBJECTS[name] for name in pair), "night", "flat", "big", 5)
 
 
-def reads(score: str, values: list[float], way: str) -> list[Read]:
+def reads(score: str, values: Sequence[float], way: str) -> list[Read]:
     return [Read(way, PAIRS[n % 3], {score: value}) for n, value in enumerate(values)]
 
 
