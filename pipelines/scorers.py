@@ -15,10 +15,9 @@ from PIL import Image
 from studio.detectors import Detector
 from studio.encoders import Clip, Encoder
 from studio.judge import Box as Sides
-from studio.judge import Gallery, Judge
+from studio.judge import Gallery, Judge, subject_of
 from studio.metrics import Guards, clip_score, cropped, diversity, leaks, likeness, margins
-from studio.picturebook import BACKGROUND_WORDS, CLASSES, Subject, distractors
-from studio.pipelines.concept_bench import FIELDS
+from studio.picturebook import BACKGROUND_WORDS, CLASSES, distractors
 from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.protocols import plain
@@ -138,7 +137,9 @@ class JudgeA(Scorer):
     def __init__(self, references: References) -> None:
         self.judge = Judge.load("A")
         self.subjects = {
-            name: self._read(one) for name, one in references.items() if one.class_word in CLASSES and one.pictures
+            name: subject_of(self.judge, one.pictures, one.class_word)
+            for name, one in references.items()
+            if one.class_word in CLASSES and one.pictures
         }
         self.galleries: dict[str, Gallery] = {}
 
@@ -164,13 +165,6 @@ class JudgeA(Scorer):
         return [
             max(one, key=lambda scores: (scores["success"], scores["judge-margin"])) for one in zip(*found, strict=True)
         ]
-
-    def _read(self, reference: Reference) -> Subject:
-        """What most of the pictures show, field by field; the class is known."""
-        readings = self.judge.read(reference.pictures)
-        found = {field: [getattr(one, field) for one in readings] for field in FIELDS}
-        most = {field: max(dict.fromkeys(values), key=values.count) for field, values in found.items()}
-        return Subject(**most | {"kind": reference.class_word})
 
     def _gallery(self, name: str) -> Gallery:
         if name not in self.galleries:

@@ -5,7 +5,7 @@ nothing is scored by what chose it. Terms (identity, margin, in place, leak): do
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.resources import as_file, files
 from typing import Literal
@@ -188,6 +188,14 @@ def _load_net(which: Literal["A", "B"]) -> JudgeNet:
             )
         net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return net
+
+
+def subject_of(judge: Judge, pictures: Sequence[Image.Image], kind: str) -> Subject:
+    """The subject of class `kind` that most of `pictures` show, attribute by attribute."""
+    readings = judge.read(pictures)
+    values = {one.name: [getattr(reading, one.name) for reading in readings] for one in fields(Subject)}
+    most = {name: max(dict.fromkeys(seen), key=seen.count) for name, seen in values.items()}
+    return Subject(**most | {"kind": kind})
 
 
 def reference_scenes(subject: Subject) -> list[Scene]:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,10 +110,20 @@ def test_the_judge_tells_the_concept_from_another_and_a_wrong_scene() -> None:
     prompts = ["a cat at night, flat style", "a cat on sand, in outline style"]
     scenes = (("night", "flat"), ("sand", "outline"))
     right, other = ([render(Scene((who,), *scene, "small", 9)) for scene in scenes] for who in (milo, rex))
-    judge = JudgeA()
+    judge = JudgeA("cat")
     assert judge(right, prompts, references).prompt == 1
     assert judge(right[::-1], prompts, references).prompt == 0
-    assert judge(right, prompts, references).concept > judge(other, prompts, references).concept + 0.2
+    assert judge(right, prompts, references).concept > judge(other, prompts, references).concept + 0.5
+
+
+def test_the_judge_tells_the_concept_from_one_without_its_hat() -> None:
+    milo = SAMPLE_SUBJECTS["milo"]
+    references = [render(Scene((milo,), ground, "flat", "big", 5)) for ground in ("paper", "grass", "sky")]
+    true, bare = (
+        JudgeA("cat")([render(Scene((who,), "night", "flat", "big", 9))], ["a cat at night"], references).concept
+        for who in (milo, replace(milo, accessory="none"))
+    )
+    assert true > 0.5 > bare
 
 
 def test_what_a_prompt_names_is_looked_for_and_nothing_else() -> None:
@@ -121,7 +132,9 @@ def test_what_a_prompt_names_is_looked_for_and_nothing_else() -> None:
     assert obeyed("a cat", reading) == []
 
 
-def test_only_the_embedded_base_has_a_scorer(tiny_sdxl: Path, home: Home) -> None:
+def test_only_the_embedded_base_has_a_scorer_and_for_what_its_judge_knows(tiny_sdxl: Path, home: Home) -> None:
     recipe = tiny_recipe(tiny_sdxl, home)
     assert scorer_for(recipe) is None
-    assert isinstance(scorer_for(recipe.model_copy(update={"base": EMBEDDED})), JudgeA)
+    own = recipe.model_copy(update={"base": EMBEDDED})
+    assert isinstance(scorer_for(own), JudgeA)
+    assert scorer_for(own.model_copy(update={"class_word": "style"})) is None

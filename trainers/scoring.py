@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from PIL import Image
 
 from studio.bases import EMBEDDED
 from studio.encoders import Clip
 from studio.images import find_pictures, load_rgb
-from studio.judge import Judge, Reading
+from studio.judge import Gallery, Judge, Reading, subject_of
 from studio.metrics import clip_score, likeness
-from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
+from studio.picturebook import BACKGROUND_WORDS, CLASSES, STYLE_WORDS, distractors
 from studio.trainers.recipe import Recipe
 from studio.trainers.sampling import batch_size, draw
 from studio.trainers.training import Training
 from studio.trainers.zero_snr import drawing_as_trained
 
 PER_PROMPT = 2  # pictures, each with a seed of its own
+CLEAR = 0.05  # the margin of a picture that counts .73
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,25 @@ class Scorer(Protocol):
 
 
 class JudgeA:
-    """The judge inside the product: cosine of its embeddings to the mean of the references', negative ones as 0; and
-    the share of the backgrounds and styles named in prompts that it reads in their pictures."""
+    """The judge inside the product: how much nearer pictures are to the subject that it reads in the references than to
+    those that differ from it in one thing, which tells more than any likeness (docs/evaluation.md), as a logistic curve
+    of that margin; and the share of the backgrounds and styles named in prompts that it reads in their pictures."""
 
     name = "judge A"
+
+    def __init__(self, class_word: str) -> None:
+        self._class_word = class_word
 
     def __call__(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Image.Image]
     ) -> Fidelity:
         """Both means."""
         judge = Judge.load("A")
-        middle = torch.nn.functional.normalize(judge.embed(references).mean(0), dim=0)
+        subject = subject_of(judge, references, self._class_word)
         readings, embeddings = judge.look(pictures)
         told = [right for prompt, reading in zip(prompts, readings, strict=True) for right in obeyed(prompt, reading)]
-        concept = float((embeddings @ middle).clamp(min=0).mean())
+        margins = Gallery(judge, [subject, *distractors(subject)]).identity(embeddings, subject)[1]
+        concept = float((margins / CLEAR).sigmoid().mean())
         return Fidelity(concept, sum(told) / len(told) if told else 1.0)
 
 
@@ -100,8 +105,8 @@ def obeyed(prompt: str, reading: Reading) -> list[bool]:
 
 
 def scorer_for(recipe: Recipe) -> Scorer | None:
-    """What reads pictures of the recipe's base, if the studio has it."""
-    return JudgeA() if recipe.base == EMBEDDED else None
+    """What reads pictures of the recipe's base and class, if the studio has it."""
+    return JudgeA(recipe.class_word) if recipe.base == EMBEDDED and recipe.class_word in CLASSES else None
 
 
 def scored(training: Training, scorer: Scorer) -> tuple[Fidelity, dict[str, list[Image.Image]]]:
