@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image
@@ -184,7 +185,7 @@ def _runs(numbers: Sequence[int]) -> list[list[int]]:
 def _scored(case: Case, keys: Sequence[str], scorers: Sequence[Scorer], cabinet: Cabinet) -> list[Scores]:
     all_scores: list[Scores] = [cabinet.scores(key) or {} for key in keys]
     for scorer in scorers:
-        own = [fingerprint((key, scorer.name, scorer.made_from(case))) for key in keys]
+        own = [_made_by(scorer, case, key) for key in keys]
         there = [cabinet.scores(key) for key in own]
         missing = [n for n, one in enumerate(there) if one is None]
         made = scorer(case, _opened(cabinet, [keys[n] for n in missing])) if missing else []
@@ -193,6 +194,11 @@ def _scored(case: Case, keys: Sequence[str], scorers: Sequence[Scorer], cabinet:
             there[n] = one
         all_scores = [scores | (one or {}) for scores, one in zip(all_scores, there, strict=True)]
     return all_scores
+
+
+def _made_by(scorer: Scorer, case: Case, *keys: str) -> str:
+    """Scores of another version of the studio are made again; pictures are not."""
+    return fingerprint((keys, version("concept-studio"), scorer.name, scorer.made_from(case)))
 
 
 def _beside(
@@ -216,7 +222,7 @@ def _beside(
         counterparts = [load_rgb(case.counterpart)] * len(keys)
     found = list(scores)
     for scorer in scorers:
-        of = [fingerprint((*both, scorer.name, scorer.made_from(case))) for both in zip(keys, others, strict=True)]
+        of = [_made_by(scorer, case, *both) for both in zip(keys, others, strict=True)]
         there = [cabinet.scores(one) for one in of]
         if None in there:
             there = scorer.beside(case, _opened(cabinet, keys), counterparts)
@@ -229,7 +235,7 @@ def _beside(
 def _together(case: Case, keys: Sequence[str], scorers: Sequence[Scorer], cabinet: Cabinet) -> Scores:
     found: Scores = {}
     for scorer in scorers:
-        own = fingerprint((list(keys), "together", scorer.name, scorer.made_from(case)))
+        own = _made_by(scorer, case, "together", *keys)
         scores = cabinet.scores(own)
         if scores is None:
             scores = scorer.together(case, _opened(cabinet, keys))
