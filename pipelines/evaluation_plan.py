@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from studio.bases import EMBEDDED, BaseSource
 from studio.concepts import Concept, placeholders
 from studio.errors import UsageError
-from studio.images import Picture
 from studio.pipelines.methods import METHODS, Method
 from studio.pipelines.protocols import columns, dreambooth, in_a_row
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Layout
+
+if TYPE_CHECKING:
+    from studio.images import Picture
 
 SCENES = ("at night, flat style", "on grass, outline style", "on sand, flat style", "in the sky, outline style")
 PROTOCOLS = ("scenes", "dreambooth", "captions", "composlora")
@@ -94,7 +97,7 @@ def alone(concepts: Sequence[Concept], protocol: str, source: BaseSource, settin
     ]
 
 
-def by_captions(concept: Concept, pictures: Sequence[Picture], settings: GenerateSettings) -> list[Case]:
+def by_captions(concept: Concept, pictures: "Sequence[Picture]", settings: GenerateSettings) -> list[Case]:
     """What peft's comparison of methods asks (its method_comparison/image-gen): every picture drawn from its caption
     and set beside it, and pictures that are none of the concept's beside what the base makes of them."""
     cases = []

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from PIL.Image import Image
-from PIL.PngImagePlugin import PngInfo
+from typing import TYPE_CHECKING, Any
 
 from studio.bases import BaseSource
 from studio.concepts import Concept, file_hash
@@ -18,6 +15,9 @@ from studio.errors import UsageError
 from studio.home import Home, ensure_writable, write_atomic
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Layout
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 TEXT_KEY = "studio"
 STYLIZE = "stylize"  # the method of pictures that studio stylize draws
@@ -88,7 +88,7 @@ def _records(concepts: Sequence[tuple[Concept, float]]) -> list[dict[str, Any]]:
 
 
 def save_pictures(
-    pictures: Sequence[Image], folder: Path, description: dict[str, Any], seeds: Sequence[int] | None = None
+    pictures: "Sequence[Image]", folder: Path, description: dict[str, Any], seeds: Sequence[int] | None = None
 ) -> list[Path]:
     """Write each picture as a PNG with its description as the text "studio"; never over another file. Where `seeds` are
     not given, they rise by one from that of the description.
@@ -103,12 +103,14 @@ def save_pictures(
     return paths
 
 
-def save_sheet(sheet: Image, folder: Path, description: dict[str, Any]) -> Path:
+def save_sheet(sheet: "Image", folder: Path, description: dict[str, Any]) -> Path:
     """Write a sheet of many pictures, which themselves say how they were made; raises StudioError."""
     return _save(sheet, _unused(folder, f"compared-{slug(description['prompt'])}-{description['seed']}"), None)
 
 
-def _save(picture: Image, path: Path, text: str | None) -> Path:
+def _save(picture: "Image", path: Path, text: str | None) -> Path:
+    from PIL.PngImagePlugin import PngInfo  # which `studio --help` need not wait for
+
     info = PngInfo()
     if text is not None:
         info.add_itxt(TEXT_KEY, text)

@@ -6,8 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from studio.concepts import Concept, file_hash
 from studio.errors import UsageError
 from studio.pipelines.outputs import TEXT_KEY
@@ -63,6 +61,8 @@ class Recalled:
 
 def recall(path: Path) -> Recalled:
     """What the PNG in `path` tells; raises UsageError where it is no picture, tells nothing, or not all of it."""
+    from PIL import Image  # which `studio --help` need not wait for
+
     try:
         with Image.open(path) as picture:
             text = picture.info.get(TEXT_KEY)

@@ -9,7 +9,6 @@ import typer
 
 from studio.errors import UsageError
 from studio.home import Home, write_atomic
-from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
 from studio.pipelines.methods import METHODS, find_method
 from studio.ui.benching import (
     NamesOption,
@@ -124,6 +123,8 @@ def _range(text: str, what: str) -> slice:
 
 
 def _scenes(text: str | None) -> Scenes:
+    from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
+
     found = []
     for scene in text.split(",") if text else []:
         ground, _, style = scene.partition("/")

@@ -14,7 +14,6 @@ from studio.errors import UsageError
 from studio.events import Emit, Event, Notice, Phase
 from studio.home import Home
 from studio.library import Library
-from studio.pipelines.contact_sheet import contact_sheet
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS, Method
 from studio.pipelines.outputs import STYLIZE, describe, save_pictures, save_sheet
@@ -163,6 +162,8 @@ def _run(plan: Plan, best_of: _BestOf, device: str | None, as_json: bool, *, com
     description = describe(settings, plan.source, plan.concepts, ", ".join(drawn), plan.layout, plan.styles)
     sheet = None
     if compare:
+        from studio.pipelines.contact_sheet import contact_sheet
+
         rows = {name: [one.picture for one in several] for name, several in drawn.items()}
         sheet = save_sheet(contact_sheet(rows, columns=settings.count), plan.folder, description)
     if as_json:

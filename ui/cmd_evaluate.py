@@ -13,7 +13,6 @@ from studio.concepts import ADAPTER_FILE, Concept, placeholders
 from studio.errors import UsageError
 from studio.events import Emit, Notice, Phase
 from studio.home import Home, write_atomic
-from studio.images import Picture, find_pictures
 from studio.library import Library
 from studio.pipelines.evaluation_plan import (
     PROTOCOLS,
@@ -45,6 +44,7 @@ from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
 if TYPE_CHECKING:
+    from studio.images import Picture
     from studio.pipelines.evaluation import Found
     from studio.pipelines.settings import GenerateSettings
 
@@ -196,7 +196,9 @@ def _cases(wanted: _Wanted, source: BaseSource, state: Home) -> list[Case]:
     return alone(concepts, protocol, source, settings)
 
 
-def _pictures(concept: Concept, folders: dict[str, Path]) -> list[Picture]:
+def _pictures(concept: Concept, folders: dict[str, Path]) -> "list[Picture]":
+    from studio.images import find_pictures
+
     folder = pictures_of(concept, folders)
     if folder is None:
         raise UsageError(

@@ -12,7 +12,6 @@ from studio.bases import EMBEDDED, BaseSource
 from studio.concepts import Concept
 from studio.errors import UsageError
 from studio.events import Emit, Notice
-from studio.images import find_pictures, load_rgb
 
 if TYPE_CHECKING:
     from studio.pipelines.evaluation import Scorer
@@ -42,6 +41,8 @@ RECIPE_FILE = "recipe.toml"  # as a training leaves it in its concept's folder
 
 def reference_folders(concepts: Sequence[Concept], given: Sequence[str]) -> dict[str, Path]:
     """By name the folders of `--references`; raises UsageError for what is given wrongly."""
+    from studio.images import find_pictures
+
     found: dict[str, Path] = {}
     for text in given:
         name, equals, folder = text.partition("=")
@@ -57,6 +58,7 @@ def known_pictures(
 ) -> "dict[str, Reference]":
     """The pictures of `concepts`, and of what of the library they could be taken for: all of their family. Says for
     which of `concepts` there are none."""
+    from studio.images import find_pictures, load_rgb
     from studio.pipelines.scorers import Reference
 
     known: dict[str, Reference] = {}
@@ -108,6 +110,8 @@ def scorers_of(
 
 def pictures_of(concept: Concept, folders: dict[str, Path]) -> Path | None:
     """The folder of `--references`, or that of the pictures that it was trained on, where it still is."""
+    from studio.images import find_pictures
+
     if concept.name in folders:
         return folders[concept.name]
     try:
