@@ -15,7 +15,7 @@ from studio.events import Notice
 from studio.pipelines import evaluation
 
 BOTH = "a <milo> and a <rex> on the grass"
-QUICK = ("--steps", 2, "--device", "cpu")
+QUICK = ("--steps", 1, "--device", "cpu")
 
 
 @pytest.fixture
