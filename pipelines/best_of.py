@@ -10,18 +10,11 @@ from studio.bases import Sizes
 from studio.events import Emit, Phase, Step
 from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
+from studio.pipelines.evaluation_table import MAIN
 from studio.pipelines.generate import batches_of
 from studio.pipelines.settings import GenerateSettings
 
-MERITS = (
-    "success",
-    "judge-margin",
-    "CLIP-margin",
-    "DINO-margin",
-    "CLIP-I",
-    "DINO-I",
-    "CLIP-T",
-)  # the first counts most
+MERITS = ("success", *MAIN)  # by weight
 Draw = Callable[[GenerateSettings], list[Image]]
 
 

@@ -56,7 +56,7 @@ def metrics(
 def best_of(
     names: NamesOption = None,
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs of the concepts.")] = 10,
-    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each pair.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures of each pair.")] = 8,
     number: Annotated[int, typer.Option(min=2, help="Candidates for each picture.")] = 8,
     preset: PresetOption = "normal",
     out: OutOption = None,

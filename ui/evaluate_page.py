@@ -1,16 +1,14 @@
 """An evaluation as one HTML file that needs nothing else: the table, the worst pictures, a sheet of each row."""
 
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from studio.home import write_atomic
 from studio.pipelines.contact_sheet import contact_sheet
 from studio.pipelines.evaluation import Found, Scored
 from studio.pipelines.evaluation_table import SENSES, main_score, report_of, scores_of, worst_first
-from studio.ui.report import picture_uri
+from studio.ui.report import picture_uri, template_of
 
 WORST = 24  # pictures shown one by one
 COLUMNS = 8  # at most, of the sheets
@@ -25,11 +23,9 @@ def write_page(found: Found, path: Path) -> Path:
 
 def render_page(found: Found) -> str:
     """The page of `found` as one HTML document."""
-    template = (files("studio.assets") / "report" / "evaluate.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"figure": figure, "uri": lambda one: picture_uri(_opened(one))}
+    template = template_of("evaluate.html", {"figure": figure, "uri": lambda one: picture_uri(_opened(one))})
     table = report_of(found)["rows"]
-    return page.from_string(template).render(
+    return template.render(
         rows=list(table), table=table, pictures=found.pictures, best=best_rows(found), main=main_score(found),
         senses={name: SENSES[name] for name in scores_of(found)}, worst=worst_first(found)[:WORST], width=WIDTH,
         sheets={row: picture_uri(_sheet(found, row)) for row in table},

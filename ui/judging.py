@@ -36,7 +36,6 @@ BestOfOption = Annotated[
         " judge A on picturebook, on other bases by --clip.",
     ),
 ]
-RECIPE_FILE = "recipe.toml"  # as a training leaves it in its concept's folder
 
 
 def reference_folders(concepts: Sequence[Concept], given: Sequence[str]) -> dict[str, Path]:
@@ -111,6 +110,7 @@ def scorers_of(
 def pictures_of(concept: Concept, folders: dict[str, Path]) -> Path | None:
     """The folder of `--references`, or that of the pictures that it was trained on, where it still is."""
     from studio.images import find_pictures
+    from studio.trainers.workplace import RECIPE_FILE
 
     if concept.name in folders:
         return folders[concept.name]

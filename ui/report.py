@@ -2,11 +2,12 @@
 
 import base64
 import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from studio.home import write_atomic
@@ -38,11 +39,16 @@ def write_report(story: Story, folder: Path) -> Path:
 
 def render_report(story: Story) -> str:
     """The report of `story` as one HTML document."""
-    template = (files("studio.assets") / "report" / "demo.html").read_text(encoding="utf-8")
+    filters = {"uri": picture_uri, "duration": duration, "tally": tally, "shown": shown_width, "chart": loss_chart}
+    return template_of("demo.html", filters).render(story=story, chart_width=CHART_WIDTH, chart_height=CHART_HEIGHT)
+
+
+def template_of(name: str, filters: Mapping[str, Callable[..., object]]) -> Template:
+    """The page `name` of the assets, in which every text is escaped and a name that is missing is an error."""
+    text = (files("studio.assets") / "report" / name).read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"uri": picture_uri, "duration": duration, "tally": tally, "shown": shown_width}
-    page.filters["chart"] = loss_chart
-    return page.from_string(template).render(story=story, chart_width=CHART_WIDTH, chart_height=CHART_HEIGHT)
+    page.filters |= filters
+    return page.from_string(text)
 
 
 def picture_uri(picture: Image.Image) -> str:
