@@ -10,8 +10,6 @@ from PIL.Image import Image
 from studio.events import Emit, Phase, Step, silent
 from studio.judge import Judge
 from studio.models import BaseModel
-from studio.picturebook import sample_scenes
-from studio.picturebook_draw import render
 from studio.pipelines.best_of import Candidate, best_of
 from studio.pipelines.compose import compose
 from studio.pipelines.compose_arms import Ask, Known
@@ -19,12 +17,11 @@ from studio.pipelines.compose_bench import ComposeBench
 from studio.pipelines.concept_bench import gallery_of
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.methods import METHODS
-from studio.pipelines.scorers import JudgeA, Reference
+from studio.pipelines.scorers import JudgeA, sample_reference
 from studio.pipelines.scores import Marks, mark_places
 from studio.pipelines.settings import GenerateSettings
 from studio.stats import Mean, Share
 
-PICTURES = 5  # of each concept, as it was trained on
 FIRST, BEST = "the first", "the best"
 
 
@@ -36,12 +33,7 @@ def bench_best_of(
     intervals that draw whole groups."""
     emit(Phase("Draw and choose", len(groups)))
     everyone = {one.concept.name: one for group in groups for one in group}
-    chooser = JudgeA(
-        {
-            name: Reference(one.subject.kind, tuple(map(render, sample_scenes(one.subject, PICTURES, seed=700))))
-            for name, one in everyone.items()
-        }
-    )
+    chooser = JudgeA({name: sample_reference(one.subject) for name, one in everyone.items()})
     gallery = cache(lambda subject: gallery_of(judge, subject))
     marks: dict[str, list[Marks]] = {FIRST: [], BEST: []}
     pictures: dict[str, list[Image]] = {FIRST: [], BEST: []}

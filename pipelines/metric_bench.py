@@ -29,7 +29,6 @@ from studio.picturebook import (
     Scene,
     Subject,
     distractors,
-    sample_scenes,
 )
 from studio.picturebook_draw import render
 from studio.pipelines.concept_bench import SCENES
@@ -38,10 +37,9 @@ from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.evaluation_table import SENSES
 from studio.pipelines.methods import METHODS
 from studio.pipelines.protocols import columns, in_a_row
-from studio.pipelines.scorers import WHOLE, JudgeA, Likeness, Reference, Watch
+from studio.pipelines.scorers import WHOLE, JudgeA, Likeness, Watch, sample_reference
 from studio.pipelines.settings import GenerateSettings
 
-PICTURES = 5  # of each subject, as a user gives them
 UNTOLD, WHOLE_ALONE = ", no places", ", whole"  # of scores that are not told where, and that look at all of the picture
 TRUE = "true"
 SHOWN = 16  # pictures of each kind on the sheet
@@ -180,10 +178,7 @@ def bench_metrics(
 
 
 def _scorers(clip: Clip) -> list[Scorer]:
-    references = {
-        name: Reference(one.kind, tuple(render(scene) for scene in sample_scenes(one, PICTURES, seed=700)))
-        for name, one in SAMPLE_SUBJECTS.items()
-    }
+    references = {name: sample_reference(one) for name, one in SAMPLE_SUBJECTS.items()}
     classes = {name: one.kind for name, one in SAMPLE_SUBJECTS.items()}
     encoders: dict[str, Encoder] = {"CLIP": clip, "features": Tower(clip)}
     kinds = [kind(name, one, references, classes) for name, one in encoders.items() for kind in (Likeness, AtAll)]

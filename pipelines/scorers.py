@@ -17,7 +17,8 @@ from studio.encoders import Clip, Encoder
 from studio.judge import Box as Sides
 from studio.judge import Gallery, Judge, subject_of
 from studio.metrics import Guards, clip_score, cropped, diversity, leaks, likeness, margins
-from studio.picturebook import BACKGROUND_WORDS, CLASSES, distractors
+from studio.picturebook import BACKGROUND_WORDS, CLASSES, Subject, distractors, sample_scenes
+from studio.picturebook_draw import render
 from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.protocols import plain
@@ -46,6 +47,11 @@ class Reference:
 
 
 References = Mapping[str, Reference]
+
+
+def sample_reference(subject: Subject) -> Reference:
+    """What a sample concept is trained on: five true drawings."""
+    return Reference(subject.kind, tuple(map(render, sample_scenes(subject, 5, seed=700))))
 
 
 class Likeness(Scorer):
