@@ -3,7 +3,7 @@
     python docs/krona.py docs/benchmarks/krona.json REPORT.json ...
 
 Each report's recipe names its size (rank, or factors) and its rate. Reports of one recipe are joined, and those of all
-samples compared.
+samples compared. What was joined before may be given among them.
 """
 
 import json
@@ -20,6 +20,10 @@ def main(out: str, files: list[str]) -> None:
     recipes: dict[tuple[str, float], dict[str, Any]] = {}
     for file in files:
         report = json.loads(Path(file).read_text(encoding="utf-8"))
+        for row in report.get("recipes", ()):
+            recipes.setdefault((row["recipe"], row["rate"]), {}).update(row["samples"])
+        if "recipes" in report:
+            continue
         settings = report["settings"]
         size = " x ".join(map(str, settings["factors"])) if "factors" in settings else f"rank {settings['rank']}"
         which = f"KronA, {size}" if "factors" in settings else f"LoRA, {size}"
