@@ -9,6 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from studio.kernels.kronecker_triton import kronecker_by_triton
+from studio.kernels.triton_support import compiles_for
+
 Tensor = torch.Tensor
 
 
@@ -20,11 +23,79 @@ def reference(x: Tensor, a: Tensor, b: Tensor, layout: str = "kron") -> Tensor:
 
 def kronecker_linear(x: Tensor, a: Tensor, b: Tensor, layout: str = "kron") -> Tensor:
     """The same, contracting first with the factor that leaves less work."""
+    if compiles_for(x, a, b) and pays(a, b):
+        return FusedKronecker.apply(x, a, b, layout)  # pyright: ignore[reportReturnType]
+    return product(x, a, b, layout)
+
+
+class FusedKronecker(torch.autograd.Function):
+    """kronecker_linear by one kernel, which keeps nothing but x.
+
+    With G = dy as [a1, b1] and Z = X b^T, computed again: da = sum of G Z^T, db = sum of (a^T G)^T X, dX = a^T G b.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layout: str) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(x, a, b)
+        ctx.layout = layout
+        return kronecker_by_triton(x, a, b, layout)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Any:  # noqa: D102 # pyright: ignore[reportIncompatibleMethodOverride]
+        x, a, b = ctx.saved_tensors
+        (a1, a2), (b1, b2) = a.shape, b.shape
+        g = d_y.reshape(-1, a1, b1) if ctx.layout == "kron" else d_y.reshape(-1, b1, a1).transpose(1, 2)
+        grid = x.reshape(-1, a2, b2)
+        d_x = d_a = d_b = None
+        if ctx.needs_input_grad[0]:
+            d_x = kronecker_by_triton(g.flatten(1), a.T, b.T, "kron").reshape(x.shape)
+        if ctx.needs_input_grad[1]:
+            d_a = _flat(g) @ _flat(grid @ b.T).T
+        if ctx.needs_input_grad[2]:
+            d_b = mixed(a.T, g).reshape(-1, b1).T @ grid.reshape(-1, b2)
+        return d_x, d_a, d_b, None
+
+
+def product(x: Tensor, a: Tensor, b: Tensor, layout: str) -> Tensor:
+    """kronecker_linear by the framework's two products."""
     (a1, a2), (b1, b2) = a.shape, b.shape
     grid = x.unflatten(-1, (a2, b2))
-    b_first = a2 * b2 * b1 + a1 * a2 * b1 <= a1 * a2 * b2 + a1 * b2 * b1
-    y = a @ (grid @ b.T) if b_first else (a @ grid) @ b.T  # [..., a1, b1]
+    y = mixed(a, grid @ b.T) if b_comes_first(a, b) else mixed(a, grid) @ b.T  # [..., a1, b1]
     return (y if layout == "kron" else y.transpose(-1, -2)).reshape(*x.shape[:-1], a1 * b1)
+
+
+def mixed(a: Tensor, rows: Tensor) -> Tensor:
+    """a @ rows [..., a2, n] -> [..., a1, n], as one product and not one for each of the leading places."""
+    return torch.einsum("qi,...in->...qn", a, rows)
+
+
+def b_comes_first(a: Tensor, b: Tensor) -> bool:
+    """Whether X b^T before a leaves less work than a X before b^T."""
+    (a1, a2), (b1, b2) = a.shape, b.shape
+    return a2 * b1 * (b2 + a1) <= a1 * b2 * (a2 + b1)
+
+
+def pays(a: Tensor, b: Tensor) -> bool:
+    """Whether what lies between the two products is large enough for one kernel to be faster than both."""
+    (a1, a2), (b1, b2) = a.shape, b.shape
+    return 2 * min(a2 * b1, a1 * b2) >= a2 * b2
+
+
+def flops(tokens: int, a: Tensor, b: Tensor) -> int:
+    """Of the forward, in the cheaper order."""
+    (a1, a2), (b1, b2) = a.shape, b.shape
+    return 2 * tokens * min(a2 * b1 * (b2 + a1), a1 * b2 * (a2 + b1))
+
+
+def bytes_moved(tokens: int, a: Tensor, b: Tensor) -> int:
+    """x and y once, and the factors."""
+    (a1, a2), (b1, b2) = a.shape, b.shape
+    return (tokens * (a1 * b1 + a2 * b2) + a.numel() + b.numel()) * a.element_size()
+
+
+def _flat(rows: Tensor) -> Tensor:
+    """[T, s, n] -> [s, T n]"""
+    return rows.transpose(0, 1).reshape(rows.shape[1], -1)
 
 
 def conv_reference(x: Tensor, a: Tensor, b: Tensor, layout: str = "kron", **geometry: Any) -> Tensor:

@@ -1,0 +1,163 @@
+"""Attention that also tells how much each pixel looks at chosen tokens: its output, and C columns of its
+probabilities, mean over the heads, without ever holding the whole of them.
+
+With S = scale q k^T + bias, L = logsumexp(S) and P = exp(S - L): out = P v, and the mass at token j is the mean over
+heads of P[:, j]. Backward, from the gradients dO and G: dP = dO v^T + (G, at the columns) / heads,
+dS = P o (dP - rowsum(P o dP)), dq = scale dS k, dk = scale dS^T q, dv = P^T dO. Where the text wants no gradient only dq
+is computed, two products of five. On CUDA the keys of a text, up to 128, lie in one tile (attention_columns_triton.py).
+"""
+
+from typing import Any
+
+import torch
+
+from studio.kernels.attention_columns_triton import (
+    backward_by_triton,
+    chosen_keys,
+    fits,
+    forward_by_triton,
+    mass_by_triton,
+)
+from studio.kernels.triton_support import compiles_for, wide
+
+Tensor = torch.Tensor
+
+
+def attention_columns(
+    query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """[B, H, N, D], [B, H, M, D] twice, [B, C] -> (out [B, H, N, D], mass [B, C, N] in float32 at least).
+
+    `bias` [B or 1, 1, N, M] is added to the scores; where it is -inf nobody looks. Differentiable but for the bias.
+    """
+    tile = compiles_for(query, key, value, columns) and bias is None and fits(query, key)
+    out, mass = Columns.apply(query, key, value, columns, scale, bias, tile)
+    return out, mass
+
+
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same from all probabilities."""
+    found = probabilities(query, key, scale, bias)
+    chosen = found.gather(3, columns[:, None, None].expand(*found.shape[:3], -1))
+    return (found @ value.to(found)).to(query.dtype), chosen.mean(1).transpose(1, 2)
+
+
+def probabilities(query: Tensor, key: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """softmax(scale q k^T + bias) over the keys [B, H, N, M], in float32 at least."""
+    return scores(query, key, scale, bias).softmax(3)
+
+
+def scores(query: Tensor, key: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """scale q k^T + bias in float32 at least; a bias of booleans hides what is False."""
+    exact = wide(query.dtype)
+    found = scale * query.to(exact) @ key.to(exact).transpose(-1, -2)
+    if bias is None:
+        return found
+    return found.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else found + bias.to(exact)
+
+
+def column_mass(query: Tensor, key: Tensor, total: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """[B, C, N]: the mass at `key` [B, H, C, D], the chosen ones, of an attention whose scores have the logsumexp
+    `total` [B, H, N], as fused attentions give it; for texts and pictures of any length."""
+    if compiles_for(query, key, total) and bias is None:
+        return mass_by_triton(query, key, total, scale)
+    exact = wide(query.dtype)
+    mass = query.new_empty(len(query), key.shape[2], query.shape[2], dtype=exact)
+    for n in range(len(query)):  # a sample at a time: heads of all of them together would be copied
+        chosen, pixels = key[n].to(exact) * scale, query[n].to(exact).transpose(1, 2)
+        found = torch.baddbmm(total[n, :, None].to(exact), chosen, pixels, beta=-1)  # [H, C, N]
+        if bias is not None:
+            found += bias[n].to(exact).transpose(1, 2)
+        torch.mean(found.exp_(), 0, out=mass[n])
+    return mass
+
+
+def flops(batch: int, heads: int, pixels: int, keys: int, width: int, columns: int) -> int:
+    """Of the forward: two products with all keys, and one with the chosen ones."""
+    return 2 * batch * heads * pixels * width * (2 * keys + columns)
+
+
+def bytes_moved(batch: int, heads: int, pixels: int, keys: int, width: int, columns: int, size: int) -> int:
+    """Read and written once, `size` bytes a number, the mass in float32."""
+    return batch * (heads * width * (2 * pixels + 2 * keys) * size + 4 * pixels * columns)
+
+
+class Columns(torch.autograd.Function):
+    """attention_columns, with `tile` by the kernels that hold all keys at once."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float, bias: Tensor | None,
+        tile: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.scale, ctx.tile = scale, tile
+        if bias is not None and bias.dtype == torch.bool:
+            bias = torch.zeros(bias.shape, dtype=query.dtype, device=query.device).masked_fill(~bias, -torch.inf)
+        if tile:
+            out, mass, total = forward_by_triton(query, key, value, columns, scale)
+        else:
+            out, total = with_logsumexp(query, key, value, scale, bias)
+            mass = column_mass(query, chosen_keys(key, columns), total, scale, _at(bias, columns))
+        ctx.save_for_backward(query, key, value, columns, bias, out if tile else None, total)
+        return out, mass
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor, d_mass: Tensor) -> Any:  # noqa: D102 # pyright: ignore[reportIncompatibleMethodOverride]
+        query, key, value, columns, bias, out, total = ctx.saved_tensors
+        wants = ctx.needs_input_grad[:3]
+        if ctx.tile:
+            found = backward_by_triton(query, key, value, columns, ctx.scale, out, total, d_out, d_mass, wants)
+        else:
+            found = _backward(query, key, value, columns, ctx.scale, bias, total, d_out, d_mass, wants)
+        return (*found, None, None, None, None)
+
+
+def _at(bias: Tensor | None, columns: Tensor) -> Tensor | None:
+    """[B, 1, N, C] of a bias [B or 1, 1, N, M]."""
+    if bias is None:
+        return None
+    bias = bias.expand(len(columns), -1, -1, -1)
+    return bias.gather(3, columns[:, None, None].expand(-1, bias.shape[1], bias.shape[2], -1))
+
+
+def with_logsumexp(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention [B, H, N, D] and the logsumexp [B, H, N] of its scores, by the framework's fused one; no gradients."""
+    if bias is not None:
+        bias = bias.to(query.dtype)
+    if query.is_cuda:
+        if bias is not None:
+            bias = bias.expand(len(query), query.shape[1], -1, -1)
+        operator: Any = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, total, *_ = operator(query, key, value, bias, compute_log_sumexp=True, scale=scale)
+        return out, total[:, :, : query.shape[2]]
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, total, *_ = operator(query, key, value, attn_mask=bias, scale=scale)
+    return out, total
+
+
+def _backward(
+    query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float, bias: Tensor | None, total: Tensor,
+    d_out: Tensor, d_mass: Tensor, wants: tuple[bool, ...],
+) -> list[Tensor | None]:  # fmt: skip
+    """Sample by sample, so that the probabilities of one are there at a time."""
+    exact, heads = wide(query.dtype), query.shape[1]
+    found: list[list[Tensor]] = [[], [], []]
+    for n in range(len(query)):
+        q, k, v, d = (one[n].to(exact) for one in (query, key, value, d_out))
+        own = None if bias is None else bias[n if len(bias) > 1 else 0]
+        p = (scores(q, k, scale, own) - total[n, :, :, None]).exp_()
+        d_p = d @ v.transpose(1, 2)
+        d_p.index_add_(2, columns[n], (d_mass[n].to(exact).T / heads).expand(heads, -1, -1))
+        d_s = p * (d_p - (p * d_p).sum(2, keepdim=True))
+        for parts, wanted, make in zip(
+            found, wants,
+            (lambda s=d_s, k=k: scale * (s @ k), lambda s=d_s, q=q: scale * (s.mT @ q), lambda p=p, d=d: p.mT @ d),
+            strict=True,
+        ):  # fmt: skip
+            if wanted:
+                parts.append(make())
+    return [torch.stack(parts).to(query.dtype) if parts else None for parts in found]
