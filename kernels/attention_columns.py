@@ -1,10 +1,10 @@
-"""Attention that also tells how much each pixel looks at chosen tokens: its output, and C columns of its
-probabilities, mean over the heads, without ever holding the whole of them.
+"""Attention that also tells how much each pixel looks at chosen tokens: its output, and C columns of its probabilities,
+mean over the heads, without ever holding the whole of them.
 
 With S = scale q k^T + bias, L = logsumexp(S) and P = exp(S - L): out = P v, and the mass at token j is the mean over
 heads of P[:, j]. Backward, from the gradients dO and G: dP = dO v^T + (G, at the columns) / heads,
-dS = P o (dP - rowsum(P o dP)), dq = scale dS k, dk = scale dS^T q, dv = P^T dO. Where the text wants no gradient only dq
-is computed, two products of five. On CUDA the keys of a text, up to 128, lie in one tile (attention_columns_triton.py).
+dS = P o (dP - rowsum(P o dP)), dq = scale dS k, dk = scale dS^T q, dv = P^T dO. Where the text wants no gradient,
+only dq is computed. On CUDA the keys of a text, up to 128, lie in one tile (attention_columns_triton.py).
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def attention_columns(
     `bias` [B or 1, 1, N, M] is added to the scores; where it is -inf nobody looks. Differentiable but for the bias.
     """
     tile = compiles_for(query, key, value, columns) and bias is None and fits(query, key)
-    out, mass = Columns.apply(query, key, value, columns, scale, bias, tile)
+    out, mass = _Columns.apply(query, key, value, columns, scale, bias, tile)
     return out, mass
 
 
@@ -56,6 +56,17 @@ def scores(query: Tensor, key: Tensor, scale: float, bias: Tensor | None = None)
     if bias is None:
         return found
     return found.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else found + bias.to(exact)
+
+
+def text_masses(query: Tensor, key: Tensor, columns: Tensor, scale: float, texts: int) -> Tensor:
+    """[B, C, N]: the mass at columns [B, C], each among the words of its text, of `texts` that stand side by side."""
+    found = scores(query, key, scale)
+    totals = found.unflatten(3, (texts, -1)).logsumexp(4)
+    chosen, total = (
+        one.gather(3, index[:, None, None].expand(*one.shape[:3], -1))
+        for one, index in ((found, columns), (totals, columns // (found.shape[3] // texts)))
+    )
+    return (chosen - total).exp().mean(1).transpose(1, 2)
 
 
 def column_mass(query: Tensor, key: Tensor, total: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
@@ -84,11 +95,11 @@ def bytes_moved(batch: int, heads: int, pixels: int, keys: int, width: int, colu
     return batch * (heads * width * (2 * pixels + 2 * keys) * size + 4 * pixels * columns)
 
 
-class Columns(torch.autograd.Function):
+class _Columns(torch.autograd.Function):
     """attention_columns, with `tile` by the kernels that hold all keys at once."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float, bias: Tensor | None,
         tile: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -104,7 +115,7 @@ class Columns(torch.autograd.Function):
         return out, mass
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor, d_mass: Tensor) -> Any:  # noqa: D102 # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, d_out: Tensor, d_mass: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, columns, bias, out, total = ctx.saved_tensors
         wants = ctx.needs_input_grad[:3]
         if ctx.tile:

@@ -1,8 +1,8 @@
 """The Triton kernels of attention_columns.py. Tensors are [B, H, N or M, D] of any strides but for the last, 1.
 
-The chosen keys come gathered, [B, H, C, D]: with the logsumexp L of a row its mass at key j is exp(scale q k_j - L), and
-what flows back through it, E = G P / heads, adds E k to dq, E^T q to the chosen rows of dk, and its row sum to that of
-P o dP, which is rowsum(dO o out).
+The chosen keys come gathered, [B, H, C, D]: with the logsumexp L of a row its mass at key j is exp(scale q k_j - L),
+and what flows back through it, E = G P / heads, adds E k to dq, E^T q to the chosen rows of dk, and its row sum to
+that of P o dP, which is rowsum(dO o out).
 """
 
 from typing import Any
@@ -12,17 +12,22 @@ import torch
 from studio.kernels.triton_support import accumulator, jit, power_of_two, tl, triton, wide
 
 Tensor = torch.Tensor
+WIDEST = 64  # of a head: what is wider spills registers
+FORWARD: dict[str, int] = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 1}
+D_QUERY: dict[str, int] = {"BLOCK_N": 32, "num_warps": 8, "num_stages": 1}
+D_TEXT: dict[str, int] = {"BLOCK_N": 32, "BLOCK_M": 64, "num_warps": 8, "num_stages": 1}
+MASS: dict[str, int] = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 1}
 _FILLED = 264  # programs that keep a large device busy: two for each of 132 multiprocessors
 
 
 @jit
-def _load(start, rows, columns, stride, n_rows, n_columns):  # noqa: ANN001, ANN202
+def _load(start, rows, columns, stride, n_rows, n_columns):
     inside = (rows[:, None] < n_rows) & (columns[None, :] < n_columns)
     return tl.load(start + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @jit
-def _scores(q, k, m, M, scale, ACC: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _scores(q, k, m, M, scale, ACC: tl.constexpr):
     s = tl.dot(q, tl.trans(k), out_dtype=ACC, input_precision="ieee") * scale
     return tl.where(m[None, :] < M, s, float("-inf"))
 
@@ -33,7 +38,7 @@ def forward_kernel(
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, o_b, o_h, o_n, B, N, M, C, scale,
     H: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # noqa: ANN001, ANN201, N803  # fmt: skip
+):  # fmt: skip
     """A tile of pixels of one sample, `HEADS` heads one after the other; the mass is summed over them."""
     b, part = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     n, m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
@@ -63,7 +68,7 @@ def forward_kernel(
 def _d_scores(
     q, do, key, value, k_c, out, total, d_mass, n, m, c, d, k_m, v_m, o_n, N, M, C, scale,
     H: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr,
-):  # noqa: ANN001, ANN202, N803  # fmt: skip
+):  # fmt: skip
     """(k, P, dS, E) of a tile of pixels, where rows beyond the last are zero in dS and E."""
     own = tl.load(total + n, mask=n < N, other=float("inf"))
     g = tl.load(d_mass + c[None, :] * N + n[:, None], mask=(n[:, None] < N) & (c[None, :] < C), other=0.0)
@@ -83,7 +88,7 @@ def d_query_kernel(
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, o_b, o_h, o_n, d_b, d_h, d_n, N, M, C, scale,
     H: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # noqa: ANN001, ANN201, N803  # fmt: skip
+):  # fmt: skip
     """dq of a tile of pixels, one head."""
     b, h = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     n, m = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
@@ -108,7 +113,7 @@ def d_text_kernel(
     q_b, q_h, q_n, k_b, k_h, k_m, v_b, v_h, v_m, o_b, o_h, o_n, d_b, d_h, d_n, N, M, C, scale,
     H: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # noqa: ANN001, ANN201, N803  # fmt: skip
+):  # fmt: skip
     """dk, dv and the chosen keys' own share of a tile of keys of one head: all tiles of pixels one after the other, so
     that every run adds up alike."""
     b, h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
@@ -143,7 +148,7 @@ def mass_kernel(
     query, chosen, total, mass, q_b, q_h, q_n, N, C, scale,
     H: tl.constexpr, D: tl.constexpr, ACC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # noqa: ANN001, ANN201, N803  # fmt: skip
+):  # fmt: skip
     """exp(scale q k^T - total) of a tile of pixels at the chosen keys, mean over the heads."""
     b = tl.program_id(1).to(tl.int64)
     n, c = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_C)
@@ -160,13 +165,7 @@ def mass_kernel(
 
 def fits(query: Tensor, key: Tensor) -> bool:
     """Whether all keys of a text fit into one tile, and heads into registers."""
-    return key.shape[2] <= 128 and query.shape[3] <= 64
-
-
-FORWARD: dict[str, int] = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 1}
-D_QUERY: dict[str, int] = {"BLOCK_N": 32, "num_warps": 8, "num_stages": 1}
-D_TEXT: dict[str, int] = {"BLOCK_N": 32, "BLOCK_M": 64, "num_warps": 8, "num_stages": 1}
-MASS: dict[str, int] = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 1}
+    return key.shape[2] <= 128 and power_of_two(query.shape[3]) <= WIDEST
 
 
 def forward_by_triton(

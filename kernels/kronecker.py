@@ -24,24 +24,24 @@ def reference(x: Tensor, a: Tensor, b: Tensor, layout: str = "kron") -> Tensor:
 def kronecker_linear(x: Tensor, a: Tensor, b: Tensor, layout: str = "kron") -> Tensor:
     """The same, contracting first with the factor that leaves less work."""
     if compiles_for(x, a, b) and pays(a, b):
-        return FusedKronecker.apply(x, a, b, layout)  # pyright: ignore[reportReturnType]
+        return _FusedKronecker.apply(x, a, b, layout)  # pyright: ignore[reportReturnType]
     return product(x, a, b, layout)
 
 
-class FusedKronecker(torch.autograd.Function):
+class _FusedKronecker(torch.autograd.Function):
     """kronecker_linear by one kernel, which keeps nothing but x.
 
     With G = dy as [a1, b1] and Z = X b^T, computed again: da = sum of G Z^T, db = sum of (a^T G)^T X, dX = a^T G b.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layout: str) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, layout: str) -> Tensor:
         ctx.save_for_backward(x, a, b)
         ctx.layout = layout
         return kronecker_by_triton(x, a, b, layout)
 
     @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> Any:  # noqa: D102 # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, d_y: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, a, b = ctx.saved_tensors
         (a1, a2), (b1, b2) = a.shape, b.shape
         g = d_y.reshape(-1, a1, b1) if ctx.layout == "kron" else d_y.reshape(-1, b1, a1).transpose(1, 2)

@@ -7,14 +7,14 @@ import torch
 from studio.kernels.triton_support import accumulator, jit, tl, triton
 
 Tensor = torch.Tensor
-KRONECKER: dict[str, int] = {"BLOCK_T": 16, "BLOCK_P": 32, "BLOCK_Q": 16, "BLOCK_J": 32, "num_warps": 4, "num_stages": 1}
+KRONECKER: dict[str, int] = {"BLOCK_T": 16, "BLOCK_P": 32, "BLOCK_Q": 16, "BLOCK_J": 32, "num_warps": 4}
 
 
 @jit
 def kronecker_kernel(
     x, a, b, out, T, A1, A2, B1, B2, x_t, a_q, a_i, b_p, b_j, o_q, o_p,
     ACC: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
-):  # noqa: ANN001, ANN201, N803  # fmt: skip
+):  # fmt: skip
     """out[t, q o_q + p o_p] for x [T, A2 B2]."""
     t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)

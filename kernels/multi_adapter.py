@@ -8,7 +8,8 @@ adapters act on most tokens. `routed` gathers for each adapter the tokens it act
 branches of one adapter each, whose tokens lie together already. Convolutions: kernels/multi_adapter_conv.py.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -24,6 +25,16 @@ class Factors:
 
     down: Tensor
     up: Tensor
+
+    @cached_property
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Of a linear layer, as [k r, in] and [k r, out]."""
+        return self.down.flatten(0, 1), self.up.flatten(0, 1)
+
+    @cached_property
+    def shrinks(self) -> Tensor:
+        """Of a linear layer, as [k, in, r]."""
+        return self.down.transpose(1, 2)
 
     def only(self, chosen: list[int]) -> "Factors":
         """Some of the adapters, in ascending order; without a copy where they stand side by side."""
@@ -67,6 +78,13 @@ class Weights:
     """w [T, k] of T tokens."""
 
     dense: Tensor
+    _spread: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def spread(self, rank: int) -> Tensor:
+        """[T, k rank], an adapter's weight once for each row of it."""
+        if rank not in self._spread:
+            self._spread[rank] = self.dense.repeat_interleave(rank, 1)
+        return self._spread[rank]
 
     @cached_property
     def apart(self) -> bool:
@@ -95,6 +113,11 @@ class Weights:
         return torch.cat([order[:, : self._longest], order[:, -1:]], 1)
 
     @cached_property
+    def rows(self) -> Tensor:
+        """[k S], the same in one."""
+        return self.index.flatten()
+
+    @cached_property
     def share(self) -> Tensor:
         """[k, S], their weights; zero for padding."""
         share = self.dense.T.gather(1, self.index)
@@ -102,9 +125,9 @@ class Weights:
         return share
 
     @cached_property
-    def places(self) -> Places:
-        """Of the k S rows among the tokens."""
-        return Places.of(self.index.flatten(), self.share.flatten(), len(self.dense))
+    def column(self) -> Tensor:
+        """[k, S, 1], the same."""
+        return self.share[:, :, None]
 
     @cached_property
     def _longest(self) -> int:
@@ -120,29 +143,55 @@ def reference(x: Tensor, factors: Factors, dense: Tensor) -> Tensor:
     return total
 
 
-def stacked(x: Tensor, factors: Factors, dense: Tensor) -> Tensor:
-    """The same by one shrink to [T, k r], one weighing and one expansion."""
-    k, rank, width = factors.down.shape
-    hidden = F.linear(x, factors.down.reshape(k * rank, width)).unflatten(1, (k, rank))
-    hidden = (hidden * dense[:, :, None]).flatten(1)
-    return hidden @ factors.up.reshape(k * rank, -1)
+def stacked(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tensor:
+    """The same added to `onto` [T, out], by one shrink to [T, k r], one weighing and one expansion."""
+    down, up = factors.flat
+    return _add(torch.addmm, onto, _weighed(F.linear(x, down), weights.spread(factors.down.shape[1])), up)
 
 
-def routed(x: Tensor, factors: Factors, weights: Weights) -> Tensor:
+def routed(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tensor:
     """The same over the pairs at work alone: gathered to [k, S, in], two batched products, added where they belong."""
-    chosen = x.index_select(0, weights.index.flatten()).unflatten(0, weights.index.shape)
-    hidden = torch.bmm(chosen, factors.down.transpose(1, 2)) * weights.share[:, :, None]
-    return weights.places.sum(torch.bmm(hidden, factors.up).flatten(0, 1))
+    chosen = x.index_select(0, weights.rows).view(*weights.index.shape, -1)
+    hidden = _weighed(torch.bmm(chosen, factors.shrinks), weights.column)
+    rows = torch.bmm(hidden, factors.up).flatten(0, 1)
+    if torch.is_grad_enabled():
+        return onto.index_add(0, weights.rows, rows)
+    return onto.index_add_(0, weights.rows, rows)
 
 
-def apart(x: Tensor, factors: Factors, weights: Weights) -> Tensor:
+def apart(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tensor:
     """The same where adapters are apart: two batched products, nothing moved."""
-    hidden = torch.bmm(x.unflatten(0, (len(factors.down), -1)), factors.down.transpose(1, 2)) * weights.own
-    return torch.bmm(hidden, factors.up).flatten(0, 1)
+    runs = (len(factors.down), -1)
+    hidden = _weighed(torch.bmm(x.unflatten(0, runs), factors.shrinks), weights.own)
+    return _add(torch.baddbmm, onto.unflatten(0, runs), hidden, factors.up).flatten(0, 1)
 
 
-def multi_adapter(x: Tensor, factors: Factors, weights: Weights) -> Tensor:
-    """x [T, in] -> [T, out] by the cheapest of the three."""
+def multi_adapter(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tensor:
+    """x [T, in] -> `onto` [T, out] with the changes added, in place where no gradients are asked for; by the cheapest
+    of the three."""
+    return cheapest(weights)(x, onto, factors, weights)
+
+
+def cheapest(weights: Weights) -> Callable[[Tensor, Tensor, Factors, Weights], Tensor]:
+    """Which of the three."""
     if weights.apart:
-        return apart(x, factors, weights)
-    return routed(x, factors, weights) if weights.sparse else stacked(x, factors, weights.dense)
+        return apart
+    return routed if weights.sparse else stacked
+
+
+def flops(pairs: int, rank: int, width: int, outputs: int) -> int:
+    """Of `pairs` of a token and an adapter at work."""
+    return 2 * pairs * rank * (width + outputs)
+
+
+def bytes_moved(tokens: int, width: int, outputs: int, size: int) -> int:
+    """x read, what it is added to read and written; the factors are few beside them."""
+    return tokens * (width + 2 * outputs) * size
+
+
+def _weighed(hidden: Tensor, share: Tensor) -> Tensor:
+    return hidden * share if torch.is_grad_enabled() else hidden.mul_(share)
+
+
+def _add(product: Callable[..., Tensor], onto: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return product(onto, left, right) if torch.is_grad_enabled() else product(onto, left, right, out=onto)

@@ -1,10 +1,10 @@
 """Attention inside regions: pixels of one region do not look at those of another, and no mask of all pairs is made.
 
 A pixel's region ids are bits of an integer; 0 is the background, which looks and is seen everywhere:
-allow(i, j) = bits_i == 0 or bits_j == 0 or bits_i & bits_j != 0. Sorted by their bits the pixels form few groups, each of
-which attends to some whole groups: on the CPU one plain attention a group, on CUDA FlexAttention over the sorted pixels,
-whose blocks are then really empty. Texts side by side, one a region, are attended to the same way, each by the pixels
-that may see it, and joined by the logsumexp of their scores.
+allow(i, j) = bits_i == 0 or bits_j == 0 or bits_i & bits_j != 0. Sorted by their bits the pixels form few groups, each
+of which attends to some whole groups: on the CPU one plain attention a group, on CUDA FlexAttention over the sorted
+pixels, whose blocks are then really empty. Texts side by side are attended to the same way, each by the pixels that may
+see it, and joined by the logsumexp of their scores.
 """
 
 from collections.abc import Callable
@@ -33,6 +33,11 @@ class Regions:
         for sample, own in enumerate(self.bits.cpu()):
             alike.setdefault(own.numpy().tobytes(), []).append(sample)
         return [(samples, Plan(self.bits[samples[0]])) for samples in alike.values()]
+
+    def bias(self, dtype: torch.dtype) -> Tensor:
+        """The same as a bias [B, 1, N, N] of 0 and -inf."""
+        seen = torch.stack([allowed(own, own) for own in self.bits])[:, None]
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
     @property
     def kept(self) -> float:
@@ -100,8 +105,8 @@ def flops(regions: Regions, heads: int, width: int) -> int:
 def text_reference(query: Tensor, key: Tensor, value: Tensor, share: Tensor, scale: float) -> Tensor:
     """Attention [B, H, N, D] to the T texts that stand side by side in key and value [B, H, T M, D], the factor
     `share` [B, N, T] times e to the score being what a pixel gives to the words of a text."""
-    bias = share.log().repeat_interleave(key.shape[2] // share.shape[2], 2)[:, None]  # [B, 1, N, T M]
-    return F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), scale=scale)
+    bias = SeenTexts(share).bias(key.shape[2], query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
 
 
 @torch.no_grad()
@@ -134,6 +139,10 @@ class SeenTexts:
     def texts(self) -> int:
         """T."""
         return self.share.shape[2]
+
+    def bias(self, words: int, dtype: torch.dtype) -> Tensor:
+        """The same as a bias [B, 1, N, words] of scores."""
+        return self.share.log().repeat_interleave(words // self.texts, 2)[:, None].to(dtype)
 
     @cached_property
     def plans(self) -> list[list[tuple[Tensor, list[int], Tensor]]]:

@@ -1,14 +1,17 @@
 """Who may look at what: a branch's biases on its attention, by regions of the picture."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from studio.errors import StudioError
+from studio.kernels.attention import Asked
+from studio.kernels.region_attention import Regions, SeenTexts
 from studio.pipelines.probe import grid, level_of, tap
 
 Tensor = torch.Tensor
@@ -22,8 +25,8 @@ class AttentionBias:
     `words` [r, N] is for pixels of each region on the N tokens of the words, `cells` [H, W, N] says the same cell by
     cell; -inf hides a token, and what is in no region gets 0. Both are for rows with words, and where `always` for
     those without. From `apart` halvings of the latents on, pixels of one region do not look at those of another, with
-    words or without; those of no region look and are seen everywhere. With a dimension n before them, `regions` and
-    `cells` are each picture's own.
+    words or without; those of no region look and are seen everywhere. With a dimension n before them, `regions`,
+    `cells` and `texts` are each picture's own.
 
     A pixel of a layer that covers several cells, or lies in several regions, has the mean of their factors exp(bias),
     so it sees what any of them sees; to be kept apart it is in the regions that cover most of it. Raises StudioError
@@ -35,23 +38,28 @@ class AttentionBias:
     cells: Tensor | None = None
     apart: int | None = None
     always: bool = False
+    texts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.regions is None and (self.words is not None or self.apart is not None):
             raise StudioError("An attention bias by regions has no regions.", "Give masks [r, H, W].")
-        for bias in (self.words, self.cells):
-            if bias is not None and bool((bias == -torch.inf).all(-1).any()):
+        for bias, hidden, axis in ((self.words, -torch.inf, -1), (self.cells, -torch.inf, -1), (self.texts, 0, -3)):
+            if bias is not None and bool((bias == hidden).all(axis).any()):
                 raise StudioError("An attention bias hides every token.", "Leave at least one to look at.")
+
+    @property
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.regions, self.words, self.cells, self.texts
 
     @property
     def worded(self) -> bool:
         """Whether any word is looked at more or less than without it."""
-        return any(one is not None and bool(one.any()) for one in (self.words, self.cells))
+        return self.texts is not None or any(one is not None and bool(one.any()) for one in (self.words, self.cells))
 
     @property
     def version(self) -> tuple[int, ...]:
         """Another one for another bias, and after a change in place."""
-        return (id(self), *(one._version for one in (self.regions, self.words, self.cells) if one is not None))
+        return (id(self), *(one._version for one in self._tensors if one is not None))
 
     def on_words(self, picture: int, size: tuple[int, int]) -> Tensor:
         """[h w, N] for the pixels of a layer with that grid; there have to be `words` or `cells`."""
@@ -66,12 +74,17 @@ class AttentionBias:
         return torch.stack(found).sum(0)
 
     def on_pixels(self, picture: int, size: tuple[int, int]) -> Tensor:
-        """[h w, h w] of 0 and -inf: who is kept apart from whom in a layer with that grid."""
+        """[h w] of bits: in which regions the pixels of a layer with that grid are; of two of one region, or where one
+        is in none, each sees the other."""
         shares = self._shares(picture, size).flatten(1)
-        inside = (shares[:-1] > shares.amax(0) - _TIE).float()
-        free = inside.amax(0) == 0
-        seen = (inside.T @ inside > 0) | free[:, None] | free
-        return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+        inside = shares[:-1] > shares.amax(0) - _TIE
+        return (inside << torch.arange(len(inside), device=inside.device)[:, None]).sum(0)
+
+    def on_texts(self, picture: int, size: tuple[int, int]) -> Tensor:
+        """[h w, T]: which share of a pixel sees each of the texts side by side."""
+        assert self.texts is not None
+        texts = self.texts if self.texts.dim() == 3 else self.texts[picture]
+        return F.adaptive_avg_pool2d(texts.float(), size).flatten(1).T
 
     def _shares(self, picture: int, size: tuple[int, int]) -> Tensor:
         """[r + 1, h, w], which sum to one: how much of a pixel is each region's, and that of none last."""
@@ -102,7 +115,7 @@ class BatchBias:
         ]
         self._apart = [row.bias if row.bias and row.bias.apart is not None else None for row in rows]
         self._pictures = [row.picture for row in rows]
-        self._known: dict[tuple[str, tuple[int, int], tuple[bool, ...]], Tensor] = {}
+        self._known: dict[tuple[str, tuple[int, int], tuple[bool, ...]], Any] = {}
 
     @contextmanager
     def over(self, unet: torch.nn.Module) -> Iterator[None]:
@@ -121,34 +134,53 @@ class BatchBias:
     def _kept_apart(self, level: int) -> list[AttentionBias | None]:
         return [one if one and one.apart is not None and one.apart <= level else None for one in self._apart]
 
-    def _add(
-        self,
-        kind: str,
-        size: tuple[int, int],
-        acting: Sequence[AttentionBias | None],
-        query: Tensor,
-        key: Tensor,
-        scale: float,
-        mask: Tensor | None,
-    ) -> Tensor:
+    def _add(self, kind: str, size: tuple[int, int], acting: Sequence[AttentionBias | None], asked: Asked) -> None:
+        pixels, keys = asked.query.shape[2], asked.key.shape[2]
+        if kind == "attn1":
+            asked.regions = self._made(kind, size, acting, lambda: self._regions(size, acting, pixels))
+            return
+        if any(one and one.texts is not None for one in acting):
+            asked.texts = self._made("texts", size, acting, lambda: self._texts(size, acting, pixels))
+        if any(one and (one.words is not None or one.cells is not None) for one in acting):
+            bias = self._made(kind, size, acting, lambda: self._stacked(size, acting, pixels, keys))
+            asked.bias = bias if asked.bias is None else bias + asked.bias
+
+    def _made(
+        self, kind: str, size: tuple[int, int], acting: Sequence[AttentionBias | None], make: Callable[[], Any]
+    ) -> Any:
         known = (kind, size, tuple(one is not None for one in acting))
         if known not in self._known:
-            self._known[known] = self._stacked(kind, size, acting, query.shape[2], key.shape[2])
-        return self._known[known] if mask is None else self._known[known] + mask
+            self._known[known] = make()
+        return self._known[known]
 
-    def _stacked(
-        self, kind: str, size: tuple[int, int], acting: Sequence[AttentionBias | None], pixels: int, keys: int
-    ) -> Tensor:
+    def _regions(self, size: tuple[int, int], acting: Sequence[AttentionBias | None], pixels: int) -> Regions:
+        bits = torch.zeros(len(acting), pixels, dtype=torch.long, device=self._device)
+        for row, one in enumerate(acting):
+            if one is not None:
+                bits[row] = _checked(one.on_pixels(self._pictures[row], size), (pixels,))
+        return Regions(bits)
+
+    def _texts(self, size: tuple[int, int], acting: Sequence[AttentionBias | None], pixels: int) -> SeenTexts:
+        count = next(one.texts.shape[-3] for one in acting if one and one.texts is not None)
+        share = torch.ones(len(acting), pixels, count, device=self._device)
+        for row, one in enumerate(acting):
+            if one is not None and one.texts is not None:
+                share[row] = _checked(one.on_texts(self._pictures[row], size), (pixels, count))
+        return SeenTexts(share)
+
+    def _stacked(self, size: tuple[int, int], acting: Sequence[AttentionBias | None], pixels: int, keys: int) -> Tensor:
         """[B, 1, pixels, keys]."""
         stacked = torch.zeros(len(acting), 1, pixels, keys, device=self._device, dtype=self._dtype)
         for row, one in enumerate(acting):
-            if one is None:
-                continue
-            found = (one.on_words if kind == "attn2" else one.on_pixels)(self._pictures[row], size)
-            if found.shape != (pixels, keys):
-                raise StudioError(
-                    f"An attention bias is for {list(found.shape)} pixels and keys; a layer has {[pixels, keys]}.",
-                    "Make it for the tokens of the text that the branch reads.",
-                )
-            stacked[row, 0] = found.to(stacked)
+            if one is not None and (one.words is not None or one.cells is not None):
+                stacked[row, 0] = _checked(one.on_words(self._pictures[row], size), (pixels, keys)).to(stacked)
         return stacked
+
+
+def _checked(found: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if found.shape != shape:
+        raise StudioError(
+            f"An attention bias is for {list(found.shape)} pixels and keys; a layer has {list(shape)}.",
+            "Make it for the tokens of the text that the branch reads.",
+        )
+    return found

@@ -60,12 +60,12 @@ class Auto(Plain):
             run.denoiser.probe = run.state["probe"]
         return [run.state["holding"]]
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """The one prediction."""
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """All for the one prediction."""
         if run.denoiser.probe is not None:
             run.state["acting"] = self._acting(run, run.denoiser.maps[0])
             run.denoiser.probe = None
-        return predictions[0]
+        return torch.ones(1)
 
     def _held(self, run: Run) -> int:
         return min(max(1, round(self.alone * len(run.scheduler.timesteps))), len(run.scheduler.timesteps) - 1)

@@ -25,9 +25,9 @@ class Plain:
         """Leave the latents as they are."""
         return latents
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """The mean of all branches; of one, itself."""
-        return predictions.mean(0)
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """All branches alike."""
+        return torch.full((len(predictions),), 1 / len(predictions))
 
 
 @dataclass
@@ -86,9 +86,9 @@ class Recentred(Composite):
         """The base alone, then one for each adapter."""
         return [Branch(run.only(), "base"), *super().branches(run)]
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """(1 - k) base + the sum of the others."""
-        return predictions[1:].sum(0) + (1 - len(run.concepts)) * predictions[0]
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """1 - k for the base, 1 for each other."""
+        return torch.tensor([1.0 - len(run.concepts)] + [1.0] * len(run.concepts))
 
 
 def _read_each(run: Run) -> None:

@@ -87,18 +87,17 @@ class Clora:
             latents = latents - bounded(step, self.longest) / scale
         return latents
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """Of every pixel the mean of the branches that claim it."""
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """Of every pixel alike for the branches that claim it."""
         if run.share < self.masked_from:
-            return predictions.mean(0)
+            return torch.full((len(predictions),), 1 / len(predictions))
         first = len(run.state["branches"]) - len(run.concepts)
         claims = [
             claimed(maps.mean()[:, [label == n for label in run.state["labels"][first + n]]], self.threshold)
             for n, maps in enumerate(run.denoiser.maps[first:])
         ]
         weights = shares(torch.stack(claims), self.background)
-        weights = torch.stack([F.interpolate(one[:, None], run.size, mode="nearest") for one in weights])
-        return (predictions * weights[:, None].to(predictions.dtype)).sum(0)
+        return F.interpolate(weights, run.size, mode="nearest")
 
     def _gradient(self, run: Run, scaled: Tensor, timestep: Tensor) -> Tensor:
         """Of the loss for the scaled latents."""

@@ -67,8 +67,8 @@ class CmLora(Composite):
         ]
         return [*found, Branch(run.only(), "base")] if measuring else found
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """The leader's prediction at its share, the others' at equal parts of the rest."""
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """The leader's share, and equal parts of the rest for the others; nothing for the base."""
         k = len(run.concepts)
         if self._measuring(run):
             latents, timestep = run.state["seen"]
@@ -76,9 +76,10 @@ class CmLora(Composite):
             scores = fineness(clean, self.radius).mean(1)
             run.state["fineness"] = run.state.get("fineness", 0) + scores[:k] - scores[k]
         share = self.share(run.step, k, len(run.scheduler.timesteps))
-        shares = predictions.new_full((k,), (1 - share) / max(k - 1, 1))
+        shares = torch.zeros(len(predictions))
+        shares[:k] = (1 - share) / max(k - 1, 1)
         shares[self.leader(run)] = share
-        return (shares.view(-1, *[1] * (predictions.dim() - 1)) * predictions[:k]).sum(0)
+        return shares
 
     def leader(self, run: Run) -> int:
         """Who leads this step: each of a phase for `period` steps in turn, all where nobody is of the phase."""

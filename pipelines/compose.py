@@ -1,6 +1,6 @@
 """Pictures of several concepts: one loop for every method, which is a plug-in that plans branches and combines them.
 
-z <- refine(z);  E_b = model(z, branch b);  E = combine(E_b);  z <- step(u + guidance (c - u), z)
+z <- refine(z);  E_b = model(z, branch b);  E = sum of W_b E_b;  z <- step(u + guidance (c - u), z)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
+from studio.kernels.blend import blend
 from studio.models import BaseModel
 from studio.pipelines.denoiser import Branch, Denoiser
 from studio.pipelines.methods import METHODS
@@ -83,8 +84,9 @@ class Composer(Protocol):
         """The predictions that this step needs."""
         ...
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """[branches, conditions, n, C, H, W] -> [conditions, n, C, H, W], with weights that sum to one."""
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """What each of the predictions [branches, conditions, n, C, H, W] weighs: [branches], or [branches, n, H, W] of
+        which all but the first may be 1. They sum to one."""
         ...
 
     def refine(self, run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
@@ -218,7 +220,7 @@ def denoise(
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     after_step: AfterStep | None = None,
 ) -> Tensor:
-    """The finished latents [n, C, H, W] of all seeds; raises StudioError where `combine` gives no prediction."""
+    """The finished latents [n, C, H, W] of all seeds; raises StudioError where `shares` do not fit."""
     base, scheduler = run.base, run.scheduler
     if generators is None:
         generators = [torch.Generator("cpu").manual_seed(settings.seed + i) for i in range(settings.count)]
@@ -232,13 +234,7 @@ def denoise(
         latents = composer.refine(run, latents, timestep)
         scaled = scheduler.scale_model_input(latents, timestep)
         predictions = run.denoiser.predict(scaled, timestep, composer.branches(run))
-        combined = composer.combine(run, predictions)
-        if combined.shape != predictions.shape[1:]:
-            raise StudioError(
-                f"{type(composer).__name__}.combine made {list(combined.shape)} of {list(predictions.shape)}.",
-                "It has to combine the branches, the first dimension, and leave the others.",
-            )
-        latents = advance(run, scheduler, combined, timestep, latents)
+        latents = advance(run, scheduler, _guided(run, composer, predictions), timestep, latents)
         emit(Step(run.step + 1, len(scheduler.timesteps)))
         if after_step is not None:
             moved = after_step(run.step, timestep, latents)
@@ -248,9 +244,23 @@ def denoise(
     return latents
 
 
-def advance(run: Run, scheduler: Any, combined: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
-    """The latents [n, C, H, W] after a step of `scheduler`, by a prediction [conditions, n, C, H, W]."""
-    guided = combined[0] if len(combined) == 1 else combined[0] + run.guidance * (combined[1] - combined[0])
+def _guided(run: Run, composer: Composer, predictions: Tensor) -> Tensor:
+    """The predictions blended by the composer's shares, and guided: [n, C, H, W]."""
+    shares = composer.shares(run, predictions)
+    sizes = (len(predictions), *(predictions.shape[axis] for axis in (2, 4, 5)))
+    told = shares.shape if shares.dim() > 1 else (*shares.shape, 1, 1, 1)
+    fit = len(told) == 4 and told[0] == sizes[0] and all(a in (1, b) for a, b in zip(told, sizes, strict=True))
+    if not fit or (run.step == 0 and float((shares.sum(0) - 1).abs().max()) > 1e-3):
+        raise StudioError(
+            f"{type(composer).__name__}.shares made {list(shares.shape)} for {list(predictions.shape)}, which sum to"
+            f" {float(shares.sum(0).mean()):.3g}.",
+            f"They have to be [{sizes[0]}], or {list(sizes)} with 1 for what they do not tell apart, and sum to 1.",
+        )
+    return blend(predictions, shares.view(told).to(predictions), run.guidance)
+
+
+def advance(run: Run, scheduler: Any, guided: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+    """The latents [n, C, H, W] after a step of `scheduler`, by a guided prediction of that shape."""
     extra = {"generator": run.generators} if "generator" in scheduler.step.__code__.co_varnames else {}
     return scheduler.step(guided, timestep, latents, **extra, return_dict=False)[0]
 

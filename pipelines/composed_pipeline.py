@@ -28,7 +28,7 @@ from studio.regions import Layout
 Tensor = torch.Tensor
 OnStepEnd = Callable[["ComposedPipeline", int, int, dict[str, Any]], dict[str, Any]]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_PARTS = ("folds", "begin", "branches", "combine", "refine")
+_PARTS = ("folds", "begin", "branches", "shares", "refine")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from itertools import chain
 
 import torch
 
+from studio.kernels.blend import blend
 from studio.pipelines.attention_bias import AttentionBias
 from studio.pipelines.auto_masks import AutoMasks
 from studio.pipelines.baselines import Plain
@@ -68,12 +69,12 @@ class FreeFuse(Plain):
         acting = run.state["acting" if "acting" in run.state else "holding"]
         return [acting if run.share < self.biased else replace(acting, bias=None)]
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """The one branch."""
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """All for the one branch."""
         if run.denoiser.probe is not None:
             run.state["acting"] = self._routed(run, run.denoiser.maps[0])
             run.denoiser.probe = None
-        return predictions[0]
+        return torch.ones(1)
 
     def _probed(self, run: Run) -> int:
         return max(1, round(self.probed * len(run.scheduler.timesteps)))
@@ -88,8 +89,9 @@ class FreeFuse(Plain):
         *before, last = run.scheduler.timesteps[: self._probed(run)]
         for timestep in before:
             scaled = ahead.scheduler.scale_model_input(latents, timestep)
-            prediction = run.denoiser.predict(scaled, timestep, [run.state["holding"]])[0]
-            latents = advance(ahead, ahead.scheduler, prediction, timestep, latents)
+            predictions = run.denoiser.predict(scaled, timestep, [run.state["holding"]])
+            guided = blend(predictions, predictions.new_ones(1, 1, 1, 1), run.guidance)
+            latents = advance(ahead, ahead.scheduler, guided, timestep, latents)
         scaled = ahead.scheduler.scale_model_input(latents, last)
         return run.denoiser.look(scaled, last, [run.state["holding"]], run.state["probe"])[0]
 

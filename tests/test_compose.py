@@ -141,12 +141,13 @@ def test_overlapping_boxes_and_unread_words_are_said(base, concepts):
     assert any("the rest has no effect: 'grass" in one or "on the grass'" in one for one in notices)
 
 
-def test_a_method_that_combines_wrongly_is_named(base, concepts):
+@pytest.mark.parametrize("shares", [torch.ones(1), torch.ones(2), torch.ones(2, 1, 3, 3) / 2, torch.ones(2, 1) / 2])
+def test_a_method_whose_shares_are_wrong_is_named(base, concepts, shares):
     class Forgetful(Composite):
-        def combine(self, run, predictions):
-            return predictions
+        def shares(self, run, predictions):
+            return shares
 
-    with pytest.raises(StudioError, match=r"Forgetful\.combine"):
+    with pytest.raises(StudioError, match=r"Forgetful\.shares"):
         compose(base, SETTINGS, [(one, 1.0) for one in concepts], Forgetful(), silent)
 
 

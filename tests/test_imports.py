@@ -47,7 +47,8 @@ def test_files_and_functions_keep_to_the_budget(source: Path):
 
 
 def test_every_function_is_annotated(source: Path):
-    bare = [node.name for node in _functions(ast.parse(source.read_text(encoding="utf-8"))) if not _annotated(node)]
+    functions = _functions(ast.parse(source.read_text(encoding="utf-8")))
+    bare = [node.name for node in functions if not _annotated(node) and not _is_kernel(node)]
     assert not bare
 
 
@@ -84,6 +85,11 @@ def _functions(tree: ast.AST) -> Iterator[Function]:
 
 def _lines(node: Function) -> int:
     return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def _is_kernel(node: Function) -> bool:
+    """Whether Triton compiles it: what it takes is pointers, sizes and constants."""
+    return any(isinstance(one, ast.Name) and one.id == "jit" for one in node.decorator_list)
 
 
 def _annotated(node: Function) -> bool:

@@ -6,6 +6,7 @@ from composing import HALVES, SETTINGS, latents
 
 from studio.errors import UsageError
 from studio.events import silent
+from studio.kernels.blend import blend
 from studio.pipelines.baselines import Switch
 from studio.pipelines.compose import compose
 from studio.pipelines.regional import Masked, Regional
@@ -69,12 +70,13 @@ def test_masked_pixels_come_from_their_own_branch(base, concepts):
     _, run = latents(base, concepts, Masked(), dataclasses.replace(SETTINGS, steps=1), layout=HALVES)
     height, width = run.size
     predictions = torch.arange(3.0).reshape(3, 1, 1, 1, 1, 1).expand(3, 2, 1, 4, height, width)
-    combined = Masked().combine(run, predictions)
+    combined = blend(predictions, Masked().shares(run, predictions), 1.0)
     assert (combined[..., : width // 2] == 1).all()
     assert (combined[..., width // 2 :] == 2).all()
     run.layout = Layout({"milo": Box(0, 0, 0.25, 1), "rex": Box(0.75, 0, 1, 1)})
     Masked().begin(run)
-    assert (Masked().combine(run, predictions)[..., width // 4 : width * 3 // 4] == 0).all()
+    combined = blend(predictions, Masked().shares(run, predictions), 1.0)
+    assert (combined[..., width // 4 : width * 3 // 4] == 0).all()
 
 
 def test_masked_concept_on_the_whole_canvas_alone_is_the_plain_adapter(base, concepts):
