@@ -166,14 +166,8 @@ def apart(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tensor
     return _add(torch.baddbmm, onto.unflatten(0, runs), hidden, factors.up).flatten(0, 1)
 
 
-def multi_adapter(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tensor:
-    """x [T, in] -> `onto` [T, out] with the changes added, in place where no gradients are asked for; by the cheapest
-    of the three."""
-    return cheapest(weights)(x, onto, factors, weights)
-
-
 def cheapest(weights: Weights) -> Callable[[Tensor, Tensor, Factors, Weights], Tensor]:
-    """Which of the three."""
+    """Which of the three to take: each returns `onto` with the changes, in place where no gradients are asked for."""
     if weights.apart:
         return apart
     return routed if weights.sparse else stacked

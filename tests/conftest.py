@@ -1,9 +1,12 @@
 """What every test shares: no hub, a state folder of its own, one thread, and the command line as a function."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+if "-m" not in sys.argv or "gpu" not in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: its kernels run on the CPU
 for _variable in ("COLUMNS", "FORCE_COLOR", "STUDIO_HOME"):
     os.environ.pop(_variable, None)
 

@@ -212,3 +212,44 @@ def test_what_the_adapters_add_lies_where_the_base_computes(base):
         linear = [layer for layer in bank._layers if isinstance(layer.module, torch.nn.Linear)]
         changes = [change for layer in linear for _, change in layer.others if layer.module.in_features == 16]
         assert {change(x, x).device.type for change in changes} == {"meta"}
+
+
+def test_layers_in_one_product_with_their_adapters_predict_the_same(base, tiny_loras):
+    adapters = [every_kind(base), *map(load_adapter, tiny_loras)]
+    masks = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).round()
+    gate = Gate(torch.tensor([[0.5, 1.0, 0.0], [0.0, 0.3, -0.7], [0.0, 0.0, 0.0]]), masks)
+    before, own = snapshot(base), [set(vars(module)) for module in base.unet.modules()]
+    plain, found = predict(base, 3), []
+    for extends in (False, True):
+        bank = AdapterBank(base, adapters, extends)
+        with bank.installed(), bank.use(gate):
+            found.append(predict(base, 3))
+        assert snapshot(base) == before
+        assert [set(vars(module)) for module in base.unet.modules()] == own
+        assert all(one.is_contiguous() for one in base.unet.parameters())
+    assert close(found[1], found[0], plain)
+    with AdapterBank(base, adapters, extends=True).installed() as bank:
+        torch.testing.assert_close(predict(base, 3), plain, atol=1e-5, rtol=0)
+        with bank.use(Gate(torch.zeros(3, 3))):
+            torch.testing.assert_close(predict(base, 3), plain, atol=1e-5, rtol=0)
+
+
+def test_gradients_pass_through_layers_in_one_product(base, tiny_loras):
+    adapters, gate = [load_adapter(one) for one in tiny_loras], Gate(torch.tensor([[0.5, 1.0]]))
+    found = []
+    for extends in (False, True):
+        bank, inputs = AdapterBank(base, adapters, extends), noise(1)
+        inputs["sample"].requires_grad_()
+        with bank.installed(), bank.use(gate):
+            (gradient,) = torch.autograd.grad(base.unet(**inputs).sample.square().sum(), inputs["sample"])
+        found.append(gradient)
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
+
+
+def test_merging_reaches_layers_in_one_product(base, tiny_loras):
+    first, second = (load_adapter(one) for one in tiny_loras)
+    bank, gate = AdapterBank(base, [first], extends=True), Gate(torch.tensor([[1.0]]))
+    with bank.installed(), AdapterBank(base, [second]).merged([0.5]), bank.use(gate):
+        found = predict(base)
+    with attach(base, [(first, 1.0), (second, 0.5)]):
+        torch.testing.assert_close(found, predict(base), atol=1e-5, rtol=0)

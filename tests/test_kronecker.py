@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from studio.kernels.kronecker import conv_reference, kronecker_conv, kronecker_linear, reference
+from studio.kernels.kronecker import (
+    _FusedKronecker,
+    b_comes_first,
+    bytes_moved,
+    conv_reference,
+    flops,
+    kronecker_conv,
+    kronecker_linear,
+    pays,
+    reference,
+)
+from studio.kernels.kronecker_triton import kronecker_by_triton
 
 SHAPES = [(2, 3, 5, 4), (1, 6, 4, 1), (8, 2, 1, 7), (4, 4, 4, 4), (2, 9, 9, 2)]
 
@@ -54,3 +65,37 @@ def test_gradients_of_the_vec_trick_are_those_of_the_dense_product(shape, layout
     found = [torch.autograd.grad(call(x, a, b, layout), inputs, seed) for call in (kronecker_linear, reference)]
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
+
+
+def factors(shape, *lead):
+    a1, a2, b1, b2 = shape
+    rng = torch.Generator().manual_seed(2)
+    sizes = ((*lead, a2 * b2), (a1, a2), (b1, b2))
+    return [torch.randn(*size, generator=rng, dtype=torch.float64) for size in sizes]
+
+
+@pytest.mark.parametrize("layout", ["kron", "ibm"])
+@pytest.mark.parametrize("shape", [*SHAPES, (20, 6, 40, 33), (64, 4, 3, 9), (1, 1, 1, 1)])
+def test_one_launch_is_the_dense_product(shape, layout):
+    x, a, b = factors(shape, 3, 7)
+    torch.testing.assert_close(kronecker_by_triton(x, a, b, layout), reference(x, a, b, layout), atol=1e-11, rtol=0)
+    single = [one.float() for one in (x[:1, :1], a.T.contiguous().T, b)]
+    truth = reference(*(one.double() for one in single), layout)
+    torch.testing.assert_close(kronecker_by_triton(*single, layout).double(), truth, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["kron", "ibm"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_its_gradients_are_finite_differences(shape, layout):
+    inputs = [one.requires_grad_() for one in factors(shape, 2)]
+    assert torch.autograd.gradcheck(lambda x, a, b: _FusedKronecker.apply(x, a, b, layout), inputs)
+
+
+@pytest.mark.parametrize("shape", [(64, 4, 20, 320), (4, 64, 320, 20), (32, 32, 40, 40)])
+def test_the_cheaper_order_is_the_one_counted(shape):
+    a1, a2, b1, b2 = shape
+    _, a, b = factors(shape, 1)
+    work = {True: 2 * a2 * b1 * (b2 + a1), False: 2 * a1 * b2 * (a2 + b1)}  # a token, b first and a first
+    assert flops(10, a, b) == 10 * work[b_comes_first(a, b)] == 10 * min(work.values())
+    assert pays(a, b) is (shape == (32, 32, 40, 40))
+    assert bytes_moved(10, a, b) == 8 * (10 * (a1 * b1 + a2 * b2) + a.numel() + b.numel())
