@@ -17,7 +17,6 @@ from studio.kernels.attention_columns import attention_columns, probabilities, t
 from studio.kernels.region_attention import Regions, SeenTexts, region_attention, region_text_attention
 
 Tensor = torch.Tensor
-BACKENDS = ("sdpa", "xformers")
 
 
 @dataclass

@@ -33,6 +33,22 @@ def kernel_paths(device: torch.device, dtype: torch.dtype) -> list[KernelPath]:
     return [*attention, _flex_attention(device), _triton(device), _xformers(device)]
 
 
+def operation_paths(device: torch.device) -> dict[str, str]:
+    """How each operation of `studio.kernels` is computed on `device`."""
+    fused = device.type == "cuda" and _version("triton") is not None
+    return {
+        "many adapters, linear": "one product with the layer's own weight" if device.type == "cuda"
+        else "gathered where each acts, or stacked",
+        "many adapters, convolution": "windows where each acts, or stacked",
+        "attention with columns": "one Triton kernel up to 128 words and heads of 64, else from the logsumexp" if fused
+        else "the framework's fused attention and its logsumexp",
+        "attention in regions": "flex attention over sorted pixels" if device.type == "cuda"
+        else "plain attention by groups of sorted pixels",
+        "Kronecker product": "one Triton kernel where it pays, else two products" if fused else "two products",
+        "blend and guide": "one Triton kernel" if fused else "the framework's",
+    }  # fmt: skip
+
+
 def _try_sdpa(kind: SDPBackend, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
     """Run one tiny attention (1 sample, 2 heads, 16 tokens, width 64) with nothing but this backend."""
     query = torch.zeros(1, 2, 16, 64, device=device, dtype=dtype)

@@ -19,6 +19,7 @@ from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
 from studio.kernels.blend import blend
 from studio.models import BaseModel
+from studio.pipelines.attention_backend import attending
 from studio.pipelines.denoiser import Branch, Denoiser
 from studio.pipelines.methods import METHODS
 from studio.pipelines.request import check_request, notices, words_of
@@ -153,7 +154,10 @@ def opened(
     riders = AdapterBank(base, [load(one) for one, _ in styles])
     receipts = [*bank.receipts(strengths), *riders.receipts([strength for _, strength in styles])]
     warnings = [receipt.warning() for receipt in receipts]
-    with _acting(bank, strengths, riders, [strength for _, strength in styles], composer.folds):
+    with (
+        attending(base, settings.attention),
+        _acting(bank, strengths, riders, [strength for _, strength in styles], composer.folds),
+    ):
         adapters = [one.adapter for one in (*bank.placed, *riders.placed)]
         scheduler = make_scheduler(base, settings.scheduler, adapters)
         run = start(base, bank, settings, known, strengths, scheduler, layout, styles)

@@ -22,7 +22,7 @@ from studio.pipelines.compose import Composer, decode, draw
 from studio.pipelines.methods import DEFAULT_METHOD, find_method
 from studio.pipelines.request import check_request
 from studio.pipelines.schedulers import DEFAULT
-from studio.pipelines.settings import GenerateSettings, usual_guidance
+from studio.pipelines.settings import ATTENTIONS, GenerateSettings, usual_guidance
 from studio.regions import Layout
 
 Tensor = torch.Tensor
@@ -109,13 +109,14 @@ class ComposedPipeline:
         output_type: str = "pil",
         callback_on_step_end: OnStepEnd | None = None,
         scheduler: str = DEFAULT,
+        attention: str = ATTENTIONS[0],
     ) -> ComposedOutput:
         """Draw; arguments are named as in diffusers, defaults are those of `studio compose`.
 
         `concepts` are strengths by name, or names; by default those that the prompt names, at strength 1. `styles` are
         given likewise and act everywhere, by any composer. A list of generators gives one picture each. Without a
         generator, torch's global one is asked for seeds. The callback gets and may return {"latents": ...}; setting
-        `pipe._interrupt` in it ends the drawing. Raises UsageError.
+        `pipe._interrupt` in it ends the drawing. `attention` is "sdpa" or "xformers". Raises UsageError.
         """
         if not isinstance(prompt, str):
             raise UsageError(f"The prompt is a {type(prompt).__name__}.", "Give one text, and call again for another.")
@@ -126,7 +127,7 @@ class ComposedPipeline:
         settings = GenerateSettings(
             prompt, negative_prompt, width, height, num_inference_steps,
             usual_guidance(self.base.source) if guidance_scale is None else guidance_scale, scheduler,
-            count=_count(generator, num_images_per_prompt),
+            count=_count(generator, num_images_per_prompt), attention=attention,
         )  # fmt: skip
         check_request(settings, chosen, layout, riding)
         latents = draw(

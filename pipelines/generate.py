@@ -17,6 +17,7 @@ from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
 from studio.hush import hushed
 from studio.models import BaseModel
+from studio.pipelines.attention_backend import attending
 from studio.pipelines.schedulers import make_scheduler
 from studio.pipelines.settings import GenerateSettings
 
@@ -49,7 +50,12 @@ def generate(
             limit = base.text_limit
             emit(Notice(f"The base reads {limit} tokens of a text; the rest has no effect: {unread!r}."))
     adapters = [(load_concept(concept), strength) for concept, strength in concepts]
-    with _prepared(base, settings, [one for one, _ in adapters]), attach(base, adapters) as receipts, hushed():
+    with (
+        attending(base, settings.attention),
+        _prepared(base, settings, [one for one, _ in adapters]),
+        attach(base, adapters) as receipts,
+        hushed(),
+    ):
         for warning in filter(None, (receipt.warning() for receipt in receipts)):
             emit(Notice(warning))
         return _draw_all(base, settings, emit)

@@ -3,12 +3,14 @@
 import math
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 from studio.bases import EMBEDDED, BaseSource, Sizes
 from studio.errors import UsageError
 from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
 
 SEED_LIMIT = 2**63
+ATTENTIONS = ("sdpa", "xformers")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class GenerateSettings:
     count: int = 1
     vae_tiling: bool = False
     offload: bool = False
+    attention: str = ATTENTIONS[0]
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -44,6 +47,12 @@ class GenerateSettings:
             raise UsageError(f"guidance is {self.guidance}.", "Give a number of at least 0; 3 to 8 are usual.")
         if not 0 <= self.seed <= SEED_LIMIT - self.count:
             raise UsageError(f"The seed is {self.seed}.", "Give a whole number from 0 to 2^63 less the count.")
+        if self.attention not in ATTENTIONS:
+            raise UsageError(f"There is no attention {self.attention!r}.", f"Use one of: {', '.join(ATTENTIONS)}.")
+        if self.attention == "xformers" and find_spec("xformers") is None:
+            raise UsageError(
+                "xformers is not installed.", "Leave out --attention, or: pip install 'concept-studio[gpu]'"
+            )
         if self.scheduler not in SCHEDULERS:
             near = get_close_matches(self.scheduler, SCHEDULERS, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""

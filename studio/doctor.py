@@ -112,7 +112,7 @@ def _device() -> Iterator[Check]:
     import torch
 
     from studio.devices import pick_device, pick_dtype
-    from studio.kernels.paths import kernel_paths
+    from studio.kernels.paths import kernel_paths, operation_paths
 
     device = pick_device()
     dtype = pick_dtype(device)
@@ -123,6 +123,8 @@ def _device() -> Iterator[Check]:
     yield Check("precision", "ok", f"{dtype} on {device.type}".replace("torch.", ""))
     for path in kernel_paths(device, dtype):
         yield Check(path.name, "ok", f"{'usable' if path.usable else 'not used'}: {path.detail}".replace("torch.", ""))
+    for operation, way in operation_paths(device).items():
+        yield Check(operation, "ok", way)
 
 
 def _describe(device: "torch.device") -> str:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from studio.kernels.paths import kernel_paths
+from studio.kernels.paths import kernel_paths, operation_paths
 
 CPU = torch.device("cpu")
 
@@ -27,6 +27,14 @@ def test_triton_counts_on_a_cpu_only_when_interpreted(monkeypatch: pytest.Monkey
 def test_xformers_is_of_no_use_without_cuda(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("studio.kernels.paths.version", lambda _: "0.0.35")
     assert not usable("xformers")
+
+
+def test_every_operation_says_how_it_is_computed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("studio.kernels.paths.version", lambda _: "3.9.0")
+    here, there = operation_paths(CPU), operation_paths(torch.device("cuda"))
+    assert here.keys() == there.keys()
+    assert not any("Triton" in way for way in here.values())
+    assert sum("Triton" in way for way in there.values()) == 3
 
 
 @pytest.mark.gpu

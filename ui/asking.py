@@ -12,7 +12,7 @@ from studio.concepts import Concept, expand_prompt, placeholders
 from studio.errors import UsageError
 from studio.library import Library
 from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
-from studio.pipelines.settings import GenerateSettings, usual_guidance
+from studio.pipelines.settings import ATTENTIONS, GenerateSettings, usual_guidance
 
 Strengths = Sequence[tuple[Concept, float]]
 
@@ -51,6 +51,7 @@ TilingOption = Annotated[
     typer.Option("--vae-tiling/--no-vae-tiling", help="Decode large pictures in tiles: less memory. Default: no."),
 ]
 OffloadOption = Annotated[bool, typer.Option("--offload", help="Keep only the part at work on the GPU: less memory.")]
+AttentionOption = Annotated[str | None, typer.Option(help=f"{' or '.join(ATTENTIONS)}. Default: {ATTENTIONS[0]}.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")]
 
 

@@ -20,6 +20,7 @@ from studio.pipelines.outputs import STYLIZE, describe, save_pictures, save_shee
 from studio.pipelines.recall import recall
 from studio.pipelines.settings import GenerateSettings
 from studio.ui.asking import (
+    AttentionOption,
     BaseOption,
     ConceptOption,
     CountOption,
@@ -127,6 +128,7 @@ def compose(
     out: OutOption = None,
     vae_tiling: TilingOption = None,
     offload: OffloadOption = False,
+    attention: AttentionOption = None,
     device: DeviceOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -141,7 +143,7 @@ def compose(
     options = {
         "prompt": prompt, "width": width, "height": height, "steps": steps, "guidance": guidance, "seed": seed,
         "negative_prompt": negative, "scheduler": scheduler, "count": count, "vae_tiling": vae_tiling,
-        "offload": offload,
+        "offload": offload, "attention": attention,
     }  # fmt: skip
     plan = make_plan(state, options, concept or [], style or [], base, methods, places, out, told)
     chosen = _BestOf.planned(best_of, clip, references or [], plan, Library(state))

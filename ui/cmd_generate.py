@@ -13,6 +13,7 @@ from studio.library import Library
 from studio.pipelines.outputs import describe, output_folder, save_pictures
 from studio.pipelines.settings import GenerateSettings
 from studio.ui.asking import (
+    AttentionOption,
     BaseOption,
     ConceptOption,
     CountOption,
@@ -54,6 +55,7 @@ def generate(
     out: OutOption = None,
     vae_tiling: TilingOption = None,
     offload: OffloadOption = False,
+    attention: AttentionOption = None,
     device: DeviceOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -66,7 +68,7 @@ def generate(
         {
             "prompt": prompt, "negative_prompt": negative, "width": width, "height": height, "steps": steps,
             "guidance": guidance, "scheduler": scheduler, "seed": seed, "count": count, "vae_tiling": vae_tiling,
-            "offload": offload,
+            "offload": offload, "attention": attention,
         },
         source,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from studio.pipelines.recall import RecalledConcept, recall
 from studio.pipelines.request import check_request
 from studio.pipelines.settings import GenerateSettings
 from studio.ui.asking import (
+    AttentionOption,
     BaseOption,
     CountOption,
     DeviceOption,
@@ -81,6 +82,7 @@ def stylize(
     out: OutOption = None,
     vae_tiling: TilingOption = None,
     offload: OffloadOption = False,
+    attention: AttentionOption = None,
     device: DeviceOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -90,7 +92,7 @@ def stylize(
     options: dict[str, Any] = {
         "prompt": prompt, "width": width, "height": height, "steps": steps, "guidance": guidance, "seed": seed,
         "negative_prompt": negative, "scheduler": scheduler, "count": count, "vae_tiling": vae_tiling,
-        "offload": offload,
+        "offload": offload, "attention": attention,
     }  # fmt: skip
     wanted = {"content": (content, content_strength), "style": (style, style_strength)}
     if blora_compat:
