@@ -16,6 +16,7 @@ from studio.events import Emit, Phase, Step, silent
 from studio.models import BaseModel
 from studio.pipelines.compose import denoise, opened
 from studio.pipelines.compose_arms import Arm, Ask, compose_in_a_row, layout_of
+from studio.pipelines.speed import settle
 from studio.tensor_memory import TensorMemory, weight_bytes
 
 MERGE = "merge"
@@ -48,17 +49,26 @@ def method_costs(base: BaseModel, ask: Ask, arms: Sequence[Arm], rounds: int, em
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, emit: Emit = silent
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    emit: Emit = silent,
+    ready: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every call in every round; each round begins with another one, and one before the first warms up."""
+    """Seconds of every call in every round; each round begins with another one, and one before the first warms up.
+
+    What makes a call `ready` is not timed.
+    """
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
-            _settle(device)
+            if ready is not None:
+                ready[name]()
+            settle(device)
             began = time.perf_counter()
             calls[name]()
-            _settle(device)
+            settle(device)
             if turn:
                 seconds[name].append(time.perf_counter() - began)
         emit(Step(max(turn, 0), rounds))
@@ -130,8 +140,3 @@ def _backward_rows(base: BaseModel) -> Iterator[list[int]]:
         yield rows
     finally:
         hook.remove()
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -13,17 +13,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from studio.adapter_writing import write_adapter
-from studio.adapters import Adapter, load_concept
+from studio.adapters import load_concept
 from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.events import Emit, Phase, silent
-from studio.factors import Factor, LowRank
 from studio.gates import Gate
 from studio.models import BaseModel
 from studio.pipelines.baselines import Composite
 from studio.pipelines.cmlora import CmLora
 from studio.pipelines.compose import draw
 from studio.pipelines.compose_cost import MB, interleaved, peak_memory, ratio
+from studio.pipelines.random_bases import random_lora
 from studio.pipelines.settings import GenerateSettings
 from studio.pipelines.switched_loop import SwitchedLoop
 
@@ -159,22 +159,8 @@ def memory_beside(base: BaseModel, count: int, rank: int) -> dict[str, Any]:
             for n in range(count)
         ]
         for n, one in enumerate(concepts):
-            write_adapter(_random_lora(base, rank, n), one.adapter_file, "diffusers")
+            write_adapter(random_lora(base, rank, n), one.adapter_file, "diffusers")
         return memory(base, concepts)
-
-
-def _random_lora(base: BaseModel, rank: int, seed: int) -> Adapter:
-    generator = torch.Generator().manual_seed(seed)
-    factors: dict[str, Factor] = {
-        f"unet.{name}": LowRank(
-            torch.randn(rank, layer.in_features, generator=generator),
-            torch.randn(layer.out_features, rank, generator=generator),
-            alpha=float(rank),
-        )
-        for name, layer in base.unet.named_modules()
-        if isinstance(layer, torch.nn.Linear) and name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
-    }
-    return Adapter(f"random{seed}", "LoRA", base.family, factors)
 
 
 def _installed_forward(base: BaseModel, concepts: Sequence[Concept], rows: int) -> None:

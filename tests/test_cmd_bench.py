@@ -146,7 +146,7 @@ def test_compose_cost_prints_every_figure_and_keeps_the_report(run_studio, learn
 
     monkeypatch.setattr("studio.pipelines.engine_bench.bench_engine", bench)
     monkeypatch.setattr("studio.pipelines.engine_bench.memory_beside", beside)
-    monkeypatch.setattr("studio.trainers.step_bench.HALF_WIDE", {"block_out_channels": [16, 16, 32]})
+    monkeypatch.setattr("studio.pipelines.random_bases.HALF_WIDE", {"block_out_channels": [16, 16, 32]})
     said = run_studio("bench", "compose-cost", "--steps", "3", "--rounds", "2", "--out", tmp_path / "out").out
     assert asked == [(False, ["milo", "rex"], 3, 2)]
     larger = [f"memory beside a larger base: {name}" for name in ("asked", "width")]

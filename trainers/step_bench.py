@@ -16,20 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from studio.bases import EMBEDDED, find_base
 from studio.errors import StudioError
 from studio.events import Emit, Phase, Step
-from studio.models import load_base
+from studio.pipelines.random_bases import HALF_WIDE, random_pipe
 
-HALF_WIDE: dict[str, Any] = {
-    "block_out_channels": (160, 320, 640),
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "norm_num_groups": 32,
-}
 BASES: dict[str, dict[str, Any]] = {"a UNet of picturebook's size": {}, "a UNet half as wide as SDXL's": HALF_WIDE}
 ARMS = ("diffusers", "diffusers, latents cached", "studio")
 SIDE, SKIPPED = 96, 2  # pixels; intervals at the start that are not counted
@@ -109,22 +101,6 @@ def make_base(folder: Path, changes: dict[str, Any]) -> int:
     pipe = random_pipe(changes)
     pipe.save_pretrained(folder)
     return sum(parameter.numel() for parameter in pipe.unet.parameters())
-
-
-def random_pipe(changes: dict[str, Any]) -> Any:
-    """An SDXL base with the embedded one's text encoders, a UNet like its but for `changes`, and an AutoencoderKL of
-    the same grid, all weights of both random."""
-    base = load_base(find_base(EMBEDDED), "cpu")
-    torch.manual_seed(0)
-    unet: Any = UNet2DConditionModel.from_config(dict(base.unet.config) | changes)
-    vae: Any = AutoencoderKL.from_config({
-        "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3,
-        "block_out_channels": [32, 64, 128], "latent_channels": 4, "norm_num_groups": 8, "sample_size": SIDE,
-    })  # fmt: skip
-    pipe = base.pipe
-    pipe.unet, pipe.vae, pipe.scheduler = unet, vae, DDPMScheduler.from_config(base.scheduler.config)
-    pipe.register_modules(unet=unet, vae=vae, scheduler=pipe.scheduler)
-    return pipe
 
 
 def _draw(folder: Path, count: int) -> None:

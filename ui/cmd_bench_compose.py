@@ -239,7 +239,7 @@ def compose_cost(
         from studio.events import Phase
         from studio.models import load_base, wrap_pipe
         from studio.pipelines.engine_bench import PROMPTED, bench_engine, memory_beside
-        from studio.trainers.step_bench import HALF_WIDE, random_pipe
+        from studio.pipelines.random_bases import HALF_WIDE, random_pipe
 
         learned = learn_samples(sample_names(None), preset, Home.resolve(home), emit)
         base, _ = load_tools(emit)

@@ -1,0 +1,260 @@
+"""What k adapters cost in a forward of the UNet: with PEFT as it is used, and with the bank, all in turns.
+
+Networks and adapters are random, and the same in all arms; arms that compute the same function must give one answer.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from studio.adapters import Adapter
+from studio.bank import AdapterBank
+from studio.events import Emit, Phase
+from studio.factors import LowRank
+from studio.gates import Gate
+from studio.hush import hushed
+from studio.pipelines.compose_cost import interleaved, ratio
+from studio.pipelines.random_bases import base_around, copy_of, inputs_of, random_lora, random_unet
+from studio.pipelines.speed import spread
+from studio.pipelines.text_cache import TextCache, TextRows
+
+Tensor = torch.Tensor
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+NONE = "no adapter"
+
+
+@dataclass(frozen=True)
+class AdapterBench:
+    """What is measured: the shape of the UNet, up to how many adapters of which rank, rows in a forward, rounds."""
+
+    shape: str
+    counts: tuple[int, ...] = (1, 2, 4, 5, 8)
+    rank: int = 16
+    rows: int = 2
+    rounds: int = 20
+    compiled: bool = False
+
+
+@dataclass
+class _Arm:
+    """A way to compute; `same_as` another, or as none, is how its answer is checked."""
+
+    name: str
+    call: Callable[[], Tensor]
+    same_as: str | None
+    ready: Callable[[], object] = field(default=lambda: None)  # before it is called, not timed
+
+
+def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype, emit: Emit) -> dict[str, Any]:
+    """Milliseconds of every arm, its ratio to no adapter, operators, and how far its answer is from PEFT's; and what it
+    takes to let other adapters act."""
+    emit(Phase(f"Build {bench.shape}"))
+    unet = random_unet(bench.shape, device, dtype)
+    base = base_around(copy_of(unet), "sd15" if bench.shape.startswith("sd15") else "sdxl")
+    adapters = [random_lora(base, bench.rank, seed) for seed in range(max(bench.counts))]
+    given = inputs_of(unet, bench.rows)
+    with ExitStack() as block, torch.no_grad():
+        arms, switches = _arms(bench, unet, base, adapters, given, block)
+        answers = {arm.name: _prepared(arm)().float() for arm in arms}
+        operators = {arm.name: _operators(_prepared(arm)) for arm in arms}
+        emit(Phase(f"Time {len(arms)} arms in turn", bench.rounds))
+        seconds = interleaved(
+            {a.name: a.call for a in arms}, bench.rounds, device, emit, {a.name: a.ready for a in arms}
+        )
+        rows = {}
+        for arm in arms:
+            rows[arm.name] = spread(seconds[arm.name]) | {
+                "over none": ratio(seconds[arm.name], seconds[NONE]),
+                "operators": operators[arm.name],
+            }
+            if arm.same_as is not None:
+                truth = answers[arm.same_as]
+                gap = (answers[arm.name] - truth).abs().max() / truth.abs().max()
+                rows[arm.name] |= {"same as": arm.same_as, "largest difference": float(f"{float(gap):.2g}")}
+        return {
+            "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape,
+            "rows": bench.rows, "rank": bench.rank, "rounds": bench.rounds, "arms": rows,
+            "switch, ms": {name: _milliseconds(call, device) for name, call in switches.items()},
+            "ratios": _ratios(seconds, max(bench.counts)),
+        }  # fmt: skip
+
+
+def _ratios(seconds: dict[str, list[float]], most: int) -> dict[str, Any]:
+    pairs = {
+        f"PEFT's {most} over ours": (f"PEFT, {most}", f"ours, {most} everywhere"),
+        f"PEFT's {most} over ours, text computed once in both": (
+            f"PEFT, {most}, text computed once", f"ours, {most} everywhere, text computed once"
+        ),
+        f"PEFT's {most} over ours as composed": (
+            f"PEFT, {most}", f"ours, {most} everywhere, text computed once"
+        ),
+        f"{most} gated over 1 gated": (f"ours, {most} by region", "ours, 1 by region"),
+        f"{most} gated over 1 gated, text computed once": (
+            f"ours, {most} by region, text computed once", "ours, 1 by region, text computed once"
+        ),
+    }  # fmt: skip
+    return {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items()}
+
+
+def _arms(
+    bench: AdapterBench, unet: Any, base: Any, adapters: Sequence[Adapter], given: dict[str, Any], block: ExitStack
+) -> tuple[list[_Arm], dict[str, Callable[[int], object]]]:
+    most, side = len(adapters), given["sample"].shape[-1]
+    wrapped = _with_peft(copy_of(unet), adapters)
+    names = [one.name for one in adapters]
+    arms = [_Arm(NONE, lambda: unet(**given)[0], None)]
+    arms.append(_Arm(f"{NONE}, text computed once", _cached(unet, lambda: unet(**given)[0], given), NONE))
+
+    def chosen(k: int) -> Callable[[], object]:
+        return lambda: wrapped.set_adapters(names[:k], [1.0] * k)
+
+    for k in bench.counts:
+        arms.append(_Arm(f"PEFT, {k}", lambda: wrapped(**given)[0], None, chosen(k)))
+    cached = _cached(wrapped, lambda: wrapped(**given)[0], given)
+    arms.append(_Arm(f"PEFT, {most}, text computed once", cached, f"PEFT, {most}", chosen(most)))
+    fused = _with_peft(copy_of(unet), adapters)
+    with hushed():
+        fused.set_adapters(names, [1.0] * most)
+        fused.fuse_lora(adapter_names=names)
+    arms.append(_Arm(f"PEFT, {most} fused", lambda: fused(**given)[0], f"PEFT, {most}"))
+    if bench.compiled:
+        compiled = _with_peft(copy_of(unet), adapters)
+        compiled.set_adapters(names, [1.0] * most)
+        compiled.compile_repeated_blocks(fullgraph=True)
+        arms.append(_Arm(f"PEFT, {most} compiled", lambda: compiled(**given)[0], f"PEFT, {most}"))
+    merged = base_around(copy_of(unet), base.family)
+    block.enter_context(AdapterBank(merged, adapters).merged([1.0] * most))
+    arms.append(_Arm(f"ours, {most} merged", lambda: merged.unet(**given)[0], f"PEFT, {most}"))
+    banks = {k: AdapterBank(base, adapters[:k]) for k in bench.counts}
+    for bank in banks.values():
+        bank.base = base
+    gates = {
+        f"{k} {where}": _gate(k, bench.rows, side if where == "by region" else None, given["sample"])
+        for k in bench.counts for where in ("everywhere", "by region")
+    }  # fmt: skip
+    installed = _Installed(block)
+    for what, gate in gates.items():
+        k = int(what.split()[0])
+        call = _gated(banks[k], gate, given)
+        ready = installed.only(banks[k])
+        same = f"PEFT, {k}" if what.endswith("everywhere") else None
+        arms.append(_Arm(f"ours, {what}", call, same, ready))
+        arms.append(_Arm(f"ours, {what}, text computed once", _cached(base.unet, call, given), f"ours, {what}", ready))
+    switches: dict[str, Callable[[int], object]] = {
+        "PEFT: set_adapters, all": lambda n: wrapped.set_adapters(names, [1.0 - n / 100] * most),
+        "PEFT: set_adapters, one": lambda n: wrapped.set_adapters([names[n % most]]),
+        "ours: a gate of other scales": lambda n: _changed(banks[most], gates[f"{most} everywhere"], n),
+        "ours: a gate of other regions": lambda n: _gate(most, bench.rows, side, given["sample"], shift=n),
+    }
+    return arms, switches
+
+
+class _Installed:
+    """One bank at a time on the network that all of ours share."""
+
+    def __init__(self, block: ExitStack) -> None:
+        self._now: AdapterBank | None = None
+        self._undo = ExitStack()
+        block.callback(lambda: self._undo.close())
+
+    def only(self, bank: AdapterBank) -> Callable[[], None]:
+        """What installs `bank`, and takes off the one before."""
+
+        def ready() -> None:
+            if bank is not self._now:
+                self._undo.close()
+                self._undo = ExitStack()
+                self._undo.enter_context(bank.installed())
+                self._now = bank
+
+        return ready
+
+
+def _gated(bank: AdapterBank, gate: Gate, given: dict[str, Any]) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with bank.use(gate):
+            return bank.base.unet(**given)[0]
+
+    return call
+
+
+def _changed(bank: AdapterBank, gate: Gate, n: int) -> None:
+    with bank.use(Gate(gate.weights * (1 - n / 100))):
+        pass
+
+
+def _gate(count: int, rows: int, side: int | None, like: Tensor, shift: int = 0) -> Gate:
+    """All adapters everywhere, or each on a strip of its own of a side."""
+    weights = torch.ones(rows, count).to(like)
+    if side is None:
+        return Gate(weights)
+    owner = (torch.arange(side) * count // side + shift) % count
+    masks = torch.stack([(owner == n).expand(side, side) for n in range(count)]).to(like)
+    return Gate(weights, masks[None].expand(rows, -1, -1, -1).contiguous())
+
+
+def _cached(unet: Any, call: Callable[[], Tensor], given: dict[str, Any]) -> Callable[[], Tensor]:
+    text = given["encoder_hidden_states"]
+    cache = TextCache(text, [object() for _ in text], TextRows())
+
+    def cached() -> Tensor:
+        with cache.over(unet):
+            return call()
+
+    return cached
+
+
+def _with_peft(unet: Any, adapters: Sequence[Adapter]) -> Any:
+    """`unet` with the adapters as PEFT has them, in the precision of its weights."""
+    with hushed():
+        for one in adapters:
+            first: Any = next(iter(one.factors.values()))
+            config = LoraConfig(r=first.rank, lora_alpha=first.rank, target_modules=list(TARGETS))
+            unet.add_adapter(config, adapter_name=one.name)
+    layers, like = dict(unet.named_modules()), next(unet.parameters())
+    for one in adapters:
+        for path, factor in one.factors.items():
+            assert isinstance(factor, LowRank)
+            layer: Any = layers[path.removeprefix("unet.")]
+            layer.lora_A[one.name].weight.data = factor.down.to(like)
+            layer.lora_B[one.name].weight.data = factor.up.to(like)
+    return unet.requires_grad_(False)
+
+
+def _prepared(arm: _Arm) -> Callable[[], Tensor]:
+    arm.ready()
+    return arm.call
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def _operators(call: Callable[[], object]) -> int:
+    """How many operators that compute something were asked for; of compiled code, none is seen."""
+    with _Counter() as counter:
+        call()
+    return counter.count
+
+
+def _milliseconds(call: Callable[[int], object], device: torch.device, rounds: int = 15) -> float:
+    """The median of `rounds`, the first of which warms up."""
+    took = []
+    for n in range(rounds + 1):
+        began = time.perf_counter()
+        with nullcontext() if device.type != "cuda" else torch.cuda.device(device):
+            call(n)
+        took.append(1000 * (time.perf_counter() - began))
+    return round(sorted(took[1:])[rounds // 2], 3)
