@@ -22,11 +22,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-# What needs a CUDA device: its tests, reported as JUnit XML beside the doctor's JSON in out/gpu/.
-gpu: .venv/installed-test
-	@mkdir -p out/gpu
-	$(BIN)/studio doctor --json > out/gpu/doctor.json
-	$(BIN)/pytest -m gpu --junit-xml out/gpu/tests.xml || { [ $$? -eq 5 ] && echo "There are no GPU tests yet."; }
+# What needs a CUDA device: its tests and the benchmarks of speed, within ten minutes, as JSON in out/gpu/. It installs
+# nothing and says what is missing; without a device: make gpu GPU_ARGS="--device cpu --tiny".
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu_run.py $(GPU_ARGS)
 
 # Everything again and again, random tests at length and anew each time; ROUNDS=20 chooses how often.
 soak: ROUNDS ?= 5

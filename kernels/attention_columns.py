@@ -111,7 +111,7 @@ class _Columns(torch.autograd.Function):
         else:
             out, total = with_logsumexp(query, key, value, scale, bias)
             mass = column_mass(query, chosen_keys(key, columns), total, scale, _at(bias, columns))
-        ctx.save_for_backward(query, key, value, columns, bias, out if tile else None, total)
+        ctx.save_for_backward(query, key, value, columns, bias, out, total)
         return out, mass
 
     @staticmethod
@@ -121,7 +121,7 @@ class _Columns(torch.autograd.Function):
         if ctx.tile:
             found = backward_by_triton(query, key, value, columns, ctx.scale, out, total, d_out, d_mass, wants)
         else:
-            found = _backward(query, key, value, columns, ctx.scale, bias, total, d_out, d_mass, wants)
+            found = _backward(query, key, value, columns, ctx.scale, bias, out, total, d_out, d_mass, wants)
         return (*found, None, None, None, None)
 
 
@@ -151,24 +151,28 @@ def with_logsumexp(
 
 
 def _backward(
-    query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float, bias: Tensor | None, total: Tensor,
-    d_out: Tensor, d_mass: Tensor, wants: tuple[bool, ...],
+    query: Tensor, key: Tensor, value: Tensor, columns: Tensor, scale: float, bias: Tensor | None, out: Tensor,
+    total: Tensor, d_out: Tensor, d_mass: Tensor, wants: tuple[bool, ...],
 ) -> list[Tensor | None]:  # fmt: skip
-    """Sample by sample, so that the probabilities of one are there at a time."""
+    """Sample by sample, so that the probabilities of one are there at a time. The row sum of P o dP is that of
+    dO o out and of what came by the columns."""
     exact, heads = wide(query.dtype), query.shape[1]
     found: list[list[Tensor]] = [[], [], []]
     for n in range(len(query)):
-        q, k, v, d = (one[n].to(exact) for one in (query, key, value, d_out))
-        own = None if bias is None else bias[n if len(bias) > 1 else 0]
-        p = (scores(q, k, scale, own) - total[n, :, :, None]).exp_()
-        d_p = d @ v.transpose(1, 2)
-        d_p.index_add_(2, columns[n], (d_mass[n].to(exact).T / heads).expand(heads, -1, -1))
-        d_s = p * (d_p - (p * d_p).sum(2, keepdim=True))
-        for parts, wanted, make in zip(
-            found, wants,
-            (lambda s=d_s, k=k: scale * (s @ k), lambda s=d_s, q=q: scale * (s.mT @ q), lambda p=p, d=d: p.mT @ d),
-            strict=True,
-        ):  # fmt: skip
-            if wanted:
-                parts.append(make())
+        q, k, v, o, d = (one[n].to(exact) for one in (query, key, value, out, d_out))
+        chosen, own_total = k[:, columns[n]], total[n, :, :, None].to(exact)
+        p, e = (torch.baddbmm(own_total, q, keys.mT, beta=-1, alpha=scale) for keys in (k, chosen))
+        if bias is not None:
+            own = bias[n if len(bias) > 1 else 0].to(exact)
+            p, e = p + own, e + own[:, :, columns[n]]
+        e = e.exp_().mul_(d_mass[n].to(exact).T / heads)  # what came by the columns: [H, N, C]
+        row = (d * o).sum(2, keepdim=True) + e.sum(2, keepdim=True)
+        d_s = torch.baddbmm(row, d, v.mT, beta=-1).mul_(p.exp_())
+        if wants[0]:
+            found[0].append(torch.baddbmm(e @ chosen, d_s, k, beta=scale, alpha=scale))
+        if wants[1]:
+            d_k = (d_s.mT @ q).index_add_(1, columns[n], e.mT @ q)
+            found[1].append(d_k.mul_(scale))
+        if wants[2]:
+            found[2].append(p.mT @ d)
     return [torch.stack(parts).to(query.dtype) if parts else None for parts in found]

@@ -3,10 +3,12 @@
 Networks and adapters are random, and the same in all arms; arms that compute the same function must give one answer.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,30 +61,35 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
     base = base_around(copy_of(unet), "sd15" if bench.shape.startswith("sd15") else "sdxl")
     adapters = [random_lora(base, bench.rank, seed) for seed in range(max(bench.counts))]
     given = inputs_of(unet, bench.rows)
-    with ExitStack() as block, torch.no_grad():
+    with ExitStack() as block:
         arms, switches = _arms(bench, unet, base, adapters, given, block)
-        answers = {arm.name: _prepared(arm)().float() for arm in arms}
-        operators = {arm.name: _operators(_prepared(arm)) for arm in arms}
-        emit(Phase(f"Time {len(arms)} arms in turn", bench.rounds))
-        seconds = interleaved(
-            {a.name: a.call for a in arms}, bench.rounds, device, emit, {a.name: a.ready for a in arms}
-        )
-        rows = {}
-        for arm in arms:
-            rows[arm.name] = spread(seconds[arm.name]) | {
-                "over none": ratio(seconds[arm.name], seconds[NONE]),
-                "operators": operators[arm.name],
-            }
-            if arm.same_as is not None:
-                truth = answers[arm.same_as]
-                gap = (answers[arm.name] - truth).abs().max() / truth.abs().max()
-                rows[arm.name] |= {"same as": arm.same_as, "largest difference": float(f"{float(gap):.2g}")}
-        return {
-            "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape,
-            "rows": bench.rows, "rank": bench.rank, "rounds": bench.rounds, "arms": rows,
-            "switch, ms": {name: _milliseconds(call, device) for name, call in switches.items()},
-            "ratios": _ratios(seconds, max(bench.counts)),
-        }  # fmt: skip
+        with torch.no_grad():
+            rows, seconds = _timed(arms, bench.rounds, device, emit)
+            took = {name: _milliseconds(call) for name, call in switches.items()}
+    return {
+        "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape, "rows": bench.rows,
+        "rank": bench.rank, "rounds": bench.rounds, "arms": rows, "switch, ms": took,
+        "ratios": _ratios(seconds, max(bench.counts)),
+    }  # fmt: skip
+
+
+def _timed(
+    arms: Sequence[_Arm], rounds: int, device: torch.device, emit: Emit
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    answers = {arm.name: _prepared(arm)().float() for arm in arms}
+    operators = {arm.name: _operators(_prepared(arm)) for arm in arms}
+    emit(Phase(f"Time {len(arms)} arms in turn", rounds))
+    ready = {arm.name: partial(_warm, arm) for arm in arms}
+    seconds = interleaved({arm.name: arm.call for arm in arms}, rounds, device, emit, ready)
+    rows: dict[str, Any] = {}
+    for arm in arms:
+        over = ratio(seconds[arm.name], seconds[NONE])
+        rows[arm.name] = spread(seconds[arm.name]) | {"over none": over, "operators": operators[arm.name]}
+        if arm.same_as is not None:
+            truth = answers[arm.same_as]
+            gap = (answers[arm.name] - truth).abs().max() / truth.abs().max()
+            rows[arm.name] |= {"same as": arm.same_as, "largest difference": float(f"{float(gap):.2g}")}
+    return rows, seconds
 
 
 def _ratios(seconds: dict[str, list[float]], most: int) -> dict[str, Any]:
@@ -227,6 +234,12 @@ def _with_peft(unet: Any, adapters: Sequence[Adapter]) -> Any:
     return unet.requires_grad_(False)
 
 
+def _warm(arm: _Arm) -> None:
+    """Once, untimed: the first forward after a switch is slower than those that follow."""
+    arm.ready()
+    arm.call()
+
+
 def _prepared(arm: _Arm) -> Callable[[], Tensor]:
     arm.ready()
     return arm.call
@@ -249,12 +262,11 @@ def _operators(call: Callable[[], object]) -> int:
     return counter.count
 
 
-def _milliseconds(call: Callable[[int], object], device: torch.device, rounds: int = 15) -> float:
-    """The median of `rounds`, the first of which warms up."""
+def _milliseconds(call: Callable[[int], object], rounds: int = 15) -> float:
+    """The median of `rounds`, after one that warms up."""
     took = []
     for n in range(rounds + 1):
         began = time.perf_counter()
-        with nullcontext() if device.type != "cuda" else torch.cuda.device(device):
-            call(n)
+        call(n)
         took.append(1000 * (time.perf_counter() - began))
-    return round(sorted(took[1:])[rounds // 2], 3)
+    return round(statistics.median(took[1:]), 3)

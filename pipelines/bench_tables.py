@@ -2,19 +2,12 @@
 
 from typing import Any
 
+from studio.pipelines import speed_tables
+from studio.pipelines.markdown import interval, table
+
 TARGETS = {
     "class": 0.95, "colour": 0.95, "background": 0.98, "style": 0.9, "both classes and colours in place": 0.8,
 }  # fmt: skip
-
-
-def interval(found: dict[str, float]) -> str:
-    """A share with its interval."""
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
-
-
-def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ("---",) * len(heads), *rows])
 
 
 def base(report: dict[str, Any]) -> str:
@@ -272,4 +265,6 @@ TABLES = {
     "compose": compose, "ablation": ablation, "compose-cost": compose_cost,
     "styles": styles, "memory": memory, "training-step": training_step,
     "krona": krona, "krona-rates": krona_rates, "metrics": metrics, "best-of": best_of,
+    "kernels": speed_tables.kernels, "step-sdxl-tenth": speed_tables.step, "step-sd15-tenth": speed_tables.step,
+    "step-sdxl": speed_tables.step, "step-sd15": speed_tables.step, "ahead": speed_tables.ahead,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 Counts do not shake; times do, so every round draws one picture by each method in turn and only ratios are compared.
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of every call in every round; each round begins with another one, and one before the first warms up.
 
-    What makes a call `ready` is not timed.
+    What makes a call `ready` is not timed, and nobody's garbage is collected meanwhile.
     """
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -65,14 +66,23 @@ def interleaved(
         for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
             if ready is not None:
                 ready[name]()
-            settle(device)
-            began = time.perf_counter()
-            calls[name]()
-            settle(device)
+            took = _timed(calls[name], device)
             if turn:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(took)
         emit(Step(max(turn, 0), rounds))
     return seconds
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    gc.disable()
+    try:
+        settle(device)
+        began = time.perf_counter()
+        call()
+        settle(device)
+        return time.perf_counter() - began
+    finally:
+        gc.enable()
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:

@@ -29,6 +29,7 @@ from studio.ui.benching import (
 )
 from studio.ui.cmd_bench_compose import compose, compose_cost
 from studio.ui.cmd_bench_scores import best_of, metrics, report
+from studio.ui.cmd_bench_speed import kernels, step
 from studio.ui.options import HomeOption, JsonOption
 from studio.ui.progress import progress
 
@@ -42,6 +43,8 @@ app = typer.Typer(
 
 app.command("compose")(compose)
 app.command("compose-cost")(compose_cost)
+app.command("step")(step)
+app.command("kernels")(kernels)
 app.command("metrics")(metrics)
 app.command("best-of")(best_of)
 app.command("report")(report)
