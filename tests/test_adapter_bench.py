@@ -1,0 +1,49 @@
+"""Counts, answers and names; ratios of time are for quiet machines."""
+
+import pytest
+import torch
+
+from studio.events import silent
+from studio.pipelines.adapter_bench import AdapterBench, bench_adapters
+from studio.pipelines.random_bases import SHAPES
+
+SMALL = {
+    "sample_size": 4, "block_out_channels": (8, 16, 16), "attention_head_dim": (1, 2, 2), "norm_num_groups": 4,
+    "transformer_layers_per_block": (1, 1, 1), "cross_attention_dim": 16, "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 64,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def report():
+    SHAPES["sdxl-test"] = SHAPES["sdxl"] | SMALL
+    try:
+        return bench_adapters(
+            AdapterBench("sdxl-test", (1, 3), 2, rounds=1), torch.device("cpu"), torch.float32, silent
+        )
+    finally:
+        del SHAPES["sdxl-test"]
+
+
+def test_arms_that_compute_the_same_give_one_answer(report):
+    compared = {name: row for name, row in report["arms"].items() if "same as" in row}
+    assert {"PEFT, 3 fused", "ours, 3 merged", "ours, 1 everywhere", "ours, 3 everywhere"} <= compared.keys()
+    assert all(row["largest difference"] < 1e-5 for row in compared.values())
+
+
+def test_the_adapters_of_peft_grow_in_operators_and_ours_do_not(report):
+    operators = {name: row["operators"] for name, row in report["arms"].items()}
+    assert operators["PEFT, 3"] - operators["PEFT, 1"] == 2 * (operators["PEFT, 1"] - operators["no adapter"])
+    assert operators["ours, 3 everywhere"] == operators["ours, 1 everywhere"]
+    assert operators["ours, 3 merged"] == operators["no adapter"]
+    assert operators["no adapter, text computed once"] < operators["no adapter"]
+
+
+def test_every_ratio_and_switch_is_told(report):
+    assert len(report["ratios"]) == 5
+    assert all(found["low"] <= found["value"] <= found["high"] for found in report["ratios"].values())
+    assert set(report["switch, ms"]) == {
+        "PEFT: set_adapters, all", "PEFT: set_adapters, one", "ours: a gate of other scales",
+        "ours: a gate of other regions",
+    }  # fmt: skip
+    assert report["switch, ms"]["ours: a gate of other scales"] <= 1
