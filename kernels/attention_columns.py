@@ -10,6 +10,7 @@ only dq is computed. On CUDA the keys of a text, up to 128, lie in one tile (att
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from studio.kernels.attention_columns_triton import (
     backward_by_triton,
@@ -136,18 +137,22 @@ def _at(bias: Tensor | None, columns: Tensor) -> Tensor | None:
 def with_logsumexp(
     query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention [B, H, N, D] and the logsumexp [B, H, N] of its scores, by the framework's fused one; no gradients."""
-    if bias is not None:
-        bias = bias.to(query.dtype)
+    """Attention [B, H, N, D] and the logsumexp [B, H, N] of its scores, by the framework's fused one where the device
+    has one that tells it; no gradients."""
+    bias = None if bias is None else bias.to(query.dtype)
+    if query.device.type == "cpu":
+        operator: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, total, *_ = operator(query, key, value, attn_mask=bias, scale=scale)
+        return out, total
     if query.is_cuda:
-        if bias is not None:
+        if bias is not None:  # its rows have to begin at multiples of 16
+            bias = F.pad(bias, (0, -bias.shape[3] % 16))[..., : bias.shape[3]]
             bias = bias.expand(len(query), query.shape[1], -1, -1)
-        operator: Any = torch.ops.aten._scaled_dot_product_efficient_attention
+        operator = torch.ops.aten._scaled_dot_product_efficient_attention
         out, total, *_ = operator(query, key, value, bias, compute_log_sumexp=True, scale=scale)
         return out, total[:, :, : query.shape[2]]
-    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, total, *_ = operator(query, key, value, attn_mask=bias, scale=scale)
-    return out, total
+    found = scores(query, key, scale, bias)
+    return (found.softmax(3) @ value.to(found)).to(query.dtype), found.logsumexp(3)
 
 
 def _backward(

@@ -4,6 +4,7 @@ The chosen keys come gathered, [B, H, C, D]: with the logsumexp L of a row its m
 and what flows back through it, E = G P / heads, adds E k to dq, E^T q to the chosen rows of dk, and its row sum to
 that of P o dP, which is rowsum(dO o out).
 """
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
 from typing import Any
 

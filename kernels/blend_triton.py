@@ -1,4 +1,5 @@
 """The Triton kernel of blend.py."""
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
 import torch
 

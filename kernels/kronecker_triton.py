@@ -1,6 +1,7 @@
 """The Triton kernel of kronecker.py: y[q, p] = sum over i of a[q, i] (sum over j of x[i, j] b[p, j]), nothing between
 the two sums ever in memory. A program takes some tokens and a tile of q and p; what the tile needs of the inner sum it
 computes itself, so that q has to fit into few tiles for this to pay."""
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
 import torch
 

@@ -165,8 +165,8 @@ def _by_groups(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: flo
     q, k, v = (one.index_select(2, plan.order) for one in (query, key, value))
     parts = []
     for own, keys in plan.groups:
-        seen = [k[:, :, span] for span in keys], [v[:, :, span] for span in keys]
-        parts.append(F.scaled_dot_product_attention(q[:, :, own], *map(_cat, seen), scale=scale))
+        seen = [_cat([one[:, :, span] for span in keys]) for one in (k, v)]
+        parts.append(F.scaled_dot_product_attention(q[:, :, own], seen[0], seen[1], scale=scale))
     return torch.cat(parts, 2).index_select(2, plan.inverse)
 
 

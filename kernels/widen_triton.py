@@ -1,4 +1,5 @@
 """The Triton kernel of widen.py."""
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
 
 import torch
 

@@ -157,7 +157,7 @@ def _in_regions(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Itera
         regions = Regions(ids.flatten().expand(sizes.batch, -1).contiguous())
         bias = regions.bias(dtype)
         flops = regional.flops(regions, sizes.heads, sizes.head)
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "a mask of all pairs": partial(F.scaled_dot_product_attention, q, k, v, bias, scale=scale),
             "plain attention, no regions": partial(F.scaled_dot_product_attention, q, k, v, scale=scale),
             OURS: partial(region_attention, q, k, v, regions, scale),

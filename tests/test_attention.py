@@ -1,4 +1,5 @@
 """What is asked of one attention, and who answers; xformers is played by a formula that tells what it was given."""
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 
 import sys
 from types import ModuleType

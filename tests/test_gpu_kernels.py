@@ -1,4 +1,5 @@
 """On a CUDA device every kernel errs, against double precision, at most twice as much as the framework's own way."""
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 
 import pytest
 import torch
@@ -57,6 +58,16 @@ def test_attention_with_columns(cuda, dtype, pixels, words, heads, width):
         errs_no_more(mine, framework, right)
     again = attention_columns.attention_columns(*inputs, columns, width**-0.5)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_attention_with_columns_and_a_bias(cuda, dtype):
+    q, k, v = (randn(2, 8, n, 40, dtype=dtype, seed=n) for n in (1024, 77, 77))
+    columns, bias = torch.arange(4, device="cuda").expand(2, -1), randn(2, 1, 1024, 77, dtype=dtype, seed=5)
+    found = attention_columns.attention_columns(q, k, v, columns, 0.16, bias)
+    truth = attention_columns.reference(*doubled(q, k, v), columns, 0.16, bias.double())
+    errs_no_more(found[0], F.scaled_dot_product_attention(q, k, v, bias, scale=0.16), truth[0])
+    torch.testing.assert_close(found[1].double(), truth[1], atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
