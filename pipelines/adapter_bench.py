@@ -138,9 +138,33 @@ def _arms(
     merged = base_around(copy_of(unet), base.family)
     block.enter_context(AdapterBank(merged, adapters).merged([1.0] * most))
     arms.append(_Arm(f"ours, {most} merged", lambda: merged.unet(**given)[0], f"PEFT, {most}"))
+    ours, banks, gates = _ours(bench, base, adapters, given, block)
+    arms += ours
+    swapped, states = copy_of(unet), [_state(one) for one in adapters]
+    swapped.load_lora_adapter(states[0], prefix=None, adapter_name="one")
+    if bench.compiled:
+        swapped.compile_repeated_blocks(fullgraph=True)
+        arms.append(_Arm("PEFT, 1 hot-swapped, compiled", lambda: swapped(**given)[0], "PEFT, 1"))
+
+    def swap(n: int) -> None:
+        swapped.load_lora_adapter(states[n % most], prefix=None, adapter_name="one", hotswap=True)
+
+    switches: dict[str, Callable[[int], object]] = {
+        "PEFT: hot-swap of one": swap,
+        "PEFT: set_adapters, all": lambda n: wrapped.set_adapters(names, [1.0 - n / 100] * most),
+        "PEFT: set_adapters, one": lambda n: wrapped.set_adapters([names[n % most]]),
+        "ours: a gate of other scales": lambda n: _changed(banks[most], gates[f"{most} everywhere"], n),
+        "ours: a gate of other regions": lambda n: _gate(most, bench.rows, side, given["sample"], shift=n),
+    }
+    return arms, switches
+
+
+def _ours(
+    bench: AdapterBench, base: Any, adapters: Sequence[Adapter], given: dict[str, Any], block: ExitStack
+) -> tuple[list[_Arm], dict[int, AdapterBank], dict[str, Gate]]:
+    """The bank's arms, its banks by their number of adapters, and the gates by what they let act."""
+    arms, side = [], given["sample"].shape[-1]
     banks = {k: AdapterBank(base, adapters[:k]) for k in bench.counts}
-    for bank in banks.values():
-        bank.base = base
     gates = {
         f"{k} {where}": _gate(k, bench.rows, side if where == "by region" else None, given["sample"])
         for k in bench.counts for where in ("everywhere", "by region")
@@ -153,13 +177,17 @@ def _arms(
         same = f"PEFT, {k}" if what.endswith("everywhere") else None
         arms.append(_Arm(f"ours, {what}", call, same, ready))
         arms.append(_Arm(f"ours, {what}, text computed once", _cached(base.unet, call, given), f"ours, {what}", ready))
-    switches: dict[str, Callable[[int], object]] = {
-        "PEFT: set_adapters, all": lambda n: wrapped.set_adapters(names, [1.0 - n / 100] * most),
-        "PEFT: set_adapters, one": lambda n: wrapped.set_adapters([names[n % most]]),
-        "ours: a gate of other scales": lambda n: _changed(banks[most], gates[f"{most} everywhere"], n),
-        "ours: a gate of other regions": lambda n: _gate(most, bench.rows, side, given["sample"], shift=n),
-    }
-    return arms, switches
+    return arms, banks, gates
+
+
+def _state(adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter as PEFT's state, its alpha being its rank."""
+    found: dict[str, Tensor] = {}
+    for path, factor in adapter.factors.items():
+        assert isinstance(factor, LowRank)
+        name = path.removeprefix("unet.")
+        found |= {f"{name}.lora_A.weight": factor.down.clone(), f"{name}.lora_B.weight": factor.up.clone()}
+    return found
 
 
 class _Installed:

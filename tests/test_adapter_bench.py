@@ -43,7 +43,7 @@ def test_every_ratio_and_switch_is_told(report):
     assert len(report["ratios"]) == 5
     assert all(found["low"] <= found["value"] <= found["high"] for found in report["ratios"].values())
     assert set(report["switch, ms"]) == {
-        "PEFT: set_adapters, all", "PEFT: set_adapters, one", "ours: a gate of other scales",
+        "PEFT: set_adapters, all", "PEFT: set_adapters, one", "PEFT: hot-swap of one", "ours: a gate of other scales",
         "ours: a gate of other regions",
     }  # fmt: skip
     assert report["switch, ms"]["ours: a gate of other scales"] <= 1
