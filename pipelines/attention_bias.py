@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from studio.errors import StudioError
 from studio.kernels.attention import Asked
 from studio.kernels.region_attention import Regions, SeenTexts
-from studio.pipelines.probe import grid, level_of, tap
+from studio.pipelines.probe import Act, grid, level_of, tap
 
 Tensor = torch.Tensor
 _TIE = 1e-4  # shares of a pixel that differ by less are the same but for rounding
@@ -116,20 +116,27 @@ class BatchBias:
         self._apart = [row.bias if row.bias and row.bias.apart is not None else None for row in rows]
         self._pictures = [row.picture for row in rows]
         self._known: dict[tuple[str, tuple[int, int], tuple[bool, ...]], Any] = {}
+        self._taps: list[tuple[str, torch.nn.Module, Act]] | None = None
 
     @contextmanager
     def over(self, unet: torch.nn.Module) -> Iterator[None]:
-        """Add them in the forwards of this block; layers that no row has a bias for are not touched."""
-        acts = any(self._words) or any(self._apart)
+        """Add them in the forwards of `unet` in this block, always the same one; layers that no row has a bias for are
+        not touched."""
+        if self._taps is None:
+            self._taps = list(self._wanted(unet)) if any(self._words) or any(self._apart) else []
         with ExitStack() as undo:
-            for name, module in unet.named_modules() if acts else ():
-                kind = name[-5:]
-                if kind not in ("attn1", "attn2"):
-                    continue
+            for name, module, act in self._taps:
+                tap(name, module, act, undo)
+            yield
+
+    def _wanted(self, unet: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, Act]]:
+        """Attention layers for which some row has a bias, and what adds it."""
+        for name, module in unet.named_modules():
+            kind = name[-5:]
+            if kind in ("attn1", "attn2"):
                 acting = self._words if kind == "attn2" else self._kept_apart(level_of(unet, name))
                 if any(acting):
-                    tap(name, module, partial(self._add, kind, grid(unet, name, self._size), acting), undo)
-            yield
+                    yield name, module, partial(self._add, kind, grid(unet, name, self._size), acting)
 
     def _kept_apart(self, level: int) -> list[AttentionBias | None]:
         return [one if one and one.apart is not None and one.apart <= level else None for one in self._apart]
