@@ -125,6 +125,11 @@ class Weights:
         return share
 
     @cached_property
+    def places(self) -> Places:
+        """Of the k S rows among the tokens."""
+        return Places.of(self.rows, self.share.flatten(), len(self.dense))
+
+    @cached_property
     def column(self) -> Tensor:
         """[k, S, 1], the same."""
         return self.share[:, :, None]
@@ -153,10 +158,15 @@ def routed(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tenso
     """The same over the pairs at work alone: gathered to [k, S, in], two batched products, added where they belong."""
     chosen = x.index_select(0, weights.rows).view(*weights.index.shape, -1)
     hidden = _weighed(torch.bmm(chosen, factors.shrinks), weights.column)
-    rows = torch.bmm(hidden, factors.up).flatten(0, 1)
+    return placed(onto, torch.bmm(hidden, factors.up).flatten(0, 1), weights, gathered=x.device.type != "cpu")
+
+
+def placed(onto: Tensor, rows: Tensor, weights: Weights, gathered: bool) -> Tensor:
+    """`onto` [T, out] with rows [k S, out] added where they belong: scattered, which only a CPU does in one order in
+    every run, or gathered."""
     if torch.is_grad_enabled():
-        return onto.index_add(0, weights.rows, rows)
-    return onto.index_add_(0, weights.rows, rows)
+        return onto + weights.places.sum(rows) if gathered else onto.index_add(0, weights.rows, rows)
+    return onto.add_(weights.places.sum(rows)) if gathered else onto.index_add_(0, weights.rows, rows)
 
 
 def apart(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tensor:

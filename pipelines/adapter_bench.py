@@ -3,8 +3,6 @@
 Networks and adapters are random, and the same in all arms; arms that compute the same function must give one answer.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,16 +17,17 @@ from studio.adapters import Adapter
 from studio.bank import AdapterBank
 from studio.events import Emit, Phase
 from studio.factors import LowRank
-from studio.gates import Gate
+from studio.gates import Gate, strips
 from studio.hush import hushed
 from studio.pipelines.compose_cost import interleaved, ratio
 from studio.pipelines.random_bases import base_around, copy_of, inputs_of, random_lora, random_unet
-from studio.pipelines.speed import spread
+from studio.pipelines.speed import milliseconds, spread
 from studio.pipelines.text_cache import TextCache, TextRows
 
 Tensor = torch.Tensor
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 NONE = "no adapter"
+SWITCHES = 15  # times that a switch is timed
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
         arms, switches = _arms(bench, unet, base, adapters, given, block)
         with torch.no_grad():
             rows, seconds = _timed(arms, bench.rounds, device, emit)
-            took = {name: _milliseconds(call) for name, call in switches.items()}
+            took = {name: milliseconds(call, SWITCHES) for name, call in switches.items()}
     return {
         "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape, "rows": bench.rows,
         "rank": bench.rank, "rounds": bench.rounds, "arms": rows, "switch, ms": took,
@@ -227,11 +226,7 @@ def _changed(bank: AdapterBank, gate: Gate, n: int) -> None:
 def _gate(count: int, rows: int, side: int | None, like: Tensor, shift: int = 0) -> Gate:
     """All adapters everywhere, or each on a strip of its own of a side."""
     weights = torch.ones(rows, count).to(like)
-    if side is None:
-        return Gate(weights)
-    owner = (torch.arange(side) * count // side + shift) % count
-    masks = torch.stack([(owner == n).expand(side, side) for n in range(count)]).to(like)
-    return Gate(weights, masks[None].expand(rows, -1, -1, -1).contiguous())
+    return Gate(weights) if side is None else Gate(weights, strips(count, rows, (side, side), like, shift))
 
 
 def _cached(unet: Any, call: Callable[[], Tensor], given: dict[str, Any]) -> Callable[[], Tensor]:
@@ -288,13 +283,3 @@ def _operators(call: Callable[[], object]) -> int:
     with _Counter() as counter:
         call()
     return counter.count
-
-
-def _milliseconds(call: Callable[[int], object], rounds: int = 15) -> float:
-    """The median of `rounds`, after one that warms up."""
-    took = []
-    for n in range(rounds + 1):
-        began = time.perf_counter()
-        call(n)
-        took.append(1000 * (time.perf_counter() - began))
-    return round(statistics.median(took[1:]), 3)

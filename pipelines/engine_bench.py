@@ -17,7 +17,7 @@ from studio.adapters import load_concept
 from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.events import Emit, Phase, silent
-from studio.gates import Gate
+from studio.gates import Gate, strips
 from studio.models import BaseModel
 from studio.pipelines.baselines import Composite
 from studio.pipelines.cmlora import CmLora
@@ -25,6 +25,7 @@ from studio.pipelines.compose import draw
 from studio.pipelines.compose_cost import MB, interleaved, peak_memory, ratio
 from studio.pipelines.random_bases import random_lora
 from studio.pipelines.settings import GenerateSettings
+from studio.pipelines.speed import milliseconds
 from studio.pipelines.switched_loop import SwitchedLoop
 
 Tensor = torch.Tensor
@@ -46,7 +47,7 @@ def bench_engine(
     report |= loops(base, loop, few, steps, rounds, emit)
     emit(Phase("Adapters behind gates", rounds))
     report |= gates(base, concepts, rounds, emit)
-    report["change of gate"]["set_adapters, ms"] = _milliseconds(
+    report["change of gate"]["set_adapters, ms"] = milliseconds(
         lambda n: other.pipe.set_adapters([few[n % len(few)].name]), rounds
     )
     emit(Phase("Memory"))
@@ -111,7 +112,7 @@ def gates(base: BaseModel, concepts: Sequence[Concept], rounds: int, emit: Emit)
         f"{many.count} gated over 1": ratio(seconds["many"], seconds["one"]),
         "1 gated over the base": ratio(seconds["one"], seconds["base"]),
         "change of gate": {
-            "made and set, ms": _milliseconds(change, rounds),
+            "made and set, ms": milliseconds(change, rounds),
             "more in its first forward, ms": round(statistics.median(later), 3),
         },
     }
@@ -192,19 +193,8 @@ def _forward(base: BaseModel, rows: int = 2) -> Callable[[], None]:
 def _regions(base: BaseModel, count: int, rows: int = 2, shift: int = 0) -> Gate:
     """Each adapter on a strip of its own; `shift` moves the strips."""
     width, height = (side // base.pipe.vae_scale_factor for side in base.native_size)
-    owner = (torch.arange(width) * count // width + shift) % count
-    masks = torch.stack([(owner == n).to(base.dtype).expand(height, width) for n in range(count)])
     weights = torch.ones(rows, count, device=base.device, dtype=base.dtype)
-    return Gate(weights, masks[None].expand(rows, -1, -1, -1).to(base.device))
-
-
-def _milliseconds(call: Callable[[int], object], rounds: int) -> float:
-    found = []
-    for n in range(rounds):
-        began = time.perf_counter()
-        call(n)
-        found.append(1000 * (time.perf_counter() - began))
-    return round(statistics.median(found), 3)
+    return Gate(weights, strips(count, rows, (height, width), weights, shift))
 
 
 def _flops(call: Callable[[], object]) -> int:

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,8 +41,7 @@ def rates(device: torch.device, dtype: torch.dtype) -> Rates:
     return Rates(2 * side**3 / product, 2 * numbers / copy)
 
 
-def _best(call: object, device: torch.device, rounds: int = 7) -> float:
-    assert callable(call)
+def _best(call: Callable[[], object], device: torch.device, rounds: int = 7) -> float:
     took = []
     for _ in range(rounds):
         settle(device)
@@ -51,6 +50,16 @@ def _best(call: object, device: torch.device, rounds: int = 7) -> float:
         settle(device)
         took.append(time.perf_counter() - began)
     return min(took)
+
+
+def milliseconds(call: Callable[[int], object], rounds: int) -> float:
+    """The median of `rounds` calls, each told its number, after one that warms up."""
+    took = []
+    for n in range(rounds + 1):
+        began = time.perf_counter()
+        call(n)
+        took.append(1000 * (time.perf_counter() - began))
+    return round(statistics.median(took[1:]), 3)
 
 
 def settle(device: torch.device) -> None:

@@ -144,3 +144,10 @@ class Gate:
         if (kind, size) not in self._known:
             self._known[kind, size] = Weights(make())
         return self._known[kind, size]
+
+
+def strips(count: int, rows: int, size: tuple[int, int], like: Tensor, shift: int = 0) -> Tensor:
+    """An image mask [rows, count, *size] that gives each adapter an upright strip of its own; `shift` moves them on."""
+    owner = (torch.arange(size[1]) * count // size[1] + shift) % count
+    masks = torch.stack([(owner == n).expand(size) for n in range(count)]).to(like)
+    return masks[None].expand(rows, -1, -1, -1).contiguous()

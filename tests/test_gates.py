@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from studio.errors import StudioError
-from studio.gates import Gate
+from studio.gates import Gate, strips
 
 
 def halves(height: int, width: int) -> torch.Tensor:
@@ -56,3 +56,9 @@ def test_a_grid_or_a_text_that_is_not_there_is_an_error():
         gate.on_tokens(15)
     with pytest.raises(StudioError, match="5 tokens; the text has 7"):
         gate.on_text(7)
+
+
+def test_strips_are_each_adapters_own_and_cover_everything():
+    found = strips(3, 2, (2, 6), torch.zeros(1))
+    assert found[1, :, 0].tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+    assert torch.equal(strips(3, 2, (2, 6), torch.zeros(1), shift=1)[:, 1], found[:, 0])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from studio.kernels.multi_adapter import Factors, Weights, apart, cheapest, reference, routed, stacked
+from studio.kernels.multi_adapter import Factors, Weights, apart, cheapest, placed, reference, routed, stacked
 
 
 def problem(tokens: int, k: int, share: float, seed: int = 0):
@@ -33,11 +33,28 @@ def test_the_loop_is_the_sum_of_dense_changes():
         torch.testing.assert_close(reference(x, factors, dense)[t], change @ x[t], atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6])
+def test_rows_are_scattered_or_gathered_to_the_same_places(share):
+    _, _, dense = problem(20, 4, share)
+    weights = Weights(dense)
+    rows = torch.randn(weights.rows.shape[0], 5, dtype=torch.float64) * weights.share.flatten()[:, None]
+    truth = torch.ones(20, 5, dtype=torch.float64)
+    for row, token in enumerate(weights.rows.tolist()):
+        truth[token] += rows[row]
+    for gathered in (False, True):
+        onto = torch.ones(20, 5, dtype=torch.float64)
+        torch.testing.assert_close(placed(onto, rows, weights, gathered), truth, atol=1e-12, rtol=0)
+        with torch.no_grad():
+            placed(onto, rows, weights, gathered)
+        torch.testing.assert_close(onto, truth, atol=1e-12, rtol=0)
+
+
 def test_disjoint_regions_gather_every_token_once():
     dense = torch.eye(8).repeat_interleave(16, 0)
     weights = Weights(dense)
     assert weights.index.shape == (8, 17)  # one of them padding
     assert sorted(weights.index[:, :16].flatten().tolist()) == list(range(128))
+    assert len(weights.places.slots) == 1
     assert weights.sparse
 
 
