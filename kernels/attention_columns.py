@@ -176,7 +176,8 @@ def _backward(
         if wants[0]:
             found[0].append(torch.baddbmm(e @ chosen, d_s, k, beta=scale, alpha=scale))
         if wants[1]:
-            d_k = (d_s.mT @ q).index_add_(1, columns[n], e.mT @ q)
+            owner = F.one_hot(columns[n], k.shape[1]).to(exact)  # [C, M]: a product adds up in one order on any device
+            d_k = d_s.mT @ q + owner.T @ (e.mT @ q)
             found[1].append(d_k.mul_(scale))
         if wants[2]:
             found[2].append(p.mT @ d)
