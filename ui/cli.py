@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from studio.errors import StudioError
+from studio.errors import StudioError, named
 from studio.ui import (
     cmd_bench,
     cmd_check,
@@ -101,9 +101,7 @@ def _say_no(problem: str, remedy: str) -> None:
 
 def _unexpected(error: Exception, *, debug: bool) -> tuple[str, str]:
     """Name an error that nobody foresaw, and keep its traceback: on the screen or in a file."""
-    problem = f"{type(error).__name__}: {error}".strip()
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, known by name so that torch stays unimported
-        problem = f"Out of memory on the device. {str(error).partition('.')[0]}."
+    problem = named(error)
     if debug:
         traceback.print_exception(error)
         return problem, ""
