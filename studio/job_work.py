@@ -6,15 +6,21 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from studio.errors import Cancelled, StudioError, named
-from studio.events import Event, Step
+from studio.events import Emit, Event, Notice, Phase, Step
+from studio.home import Home
+from studio.job_records import BEST
 from studio.jobs import Job, JobStore
 
 STEP_SECONDS = 0.1  # between two steps that are written down
 WISH_SECONDS = 0.05  # between two looks at what the user wants
 BEAT_SECONDS = 5.0
+LEASE_SECONDS = 1.0  # between two tries to have the device
 STOPPED = 130  # the exit code of those who were told to stop
 _CAUSE_LIMIT = 8000
 
@@ -86,3 +92,30 @@ def working(store: JobStore, job: Job) -> Iterator[Reporter]:
 def _beat(store: JobStore, number: int, ended: threading.Event) -> None:
     while not ended.wait(BEAT_SECONDS):
         store.beat(number)
+
+
+@contextmanager
+def leased(home: Home, device: str, emit: Emit) -> Iterator[None]:
+    """Within, this process has an accelerator for itself; a CPU is shared. Waits for whoever has it."""
+    from studio.devices import pick_device
+
+    place = pick_device(None if device == BEST else device)
+    if place.type == "cpu":
+        yield
+        return
+    lock = FileLock(home.root / "jobs" / f"lease-{place.type}-{place.index or 0}.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        try:
+            lock.acquire(timeout=LEASE_SECONDS)
+            break
+        except Timeout:
+            if not told:
+                emit(Notice(f"Waiting for the device {place}: another job has it."))
+            told = True
+            emit(Phase(f"Wait for {place}"))
+    try:
+        yield
+    finally:
+        lock.release()

@@ -16,7 +16,8 @@ from typing import Any
 from studio.errors import StudioError
 from studio.events import Emit
 from studio.home import Home
-from studio.job_work import working
+from studio.job_records import BEST
+from studio.job_work import leased, working
 from studio.jobs import Job, JobStore
 
 
@@ -45,9 +46,10 @@ def do(store: JobStore, job: Job, kept: dict[str, Any]) -> None:
     """Do `job`, whatever comes of it: its row says how it ended, its log why."""
     try:
         with working(store, job) as reporter:
-            device = None if job.device == "best" else job.device
+            device = None if job.device == BEST else job.device
             bench = Bench(store.home, reporter, device, job.id, job.attempts, kept)
-            reporter.result = find_work(job.work)(job.arguments, bench)
+            with leased(store.home, job.device, reporter):
+                reporter.result = find_work(job.work)(job.arguments, bench)
     except StudioError as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:

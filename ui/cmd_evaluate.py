@@ -1,56 +1,25 @@
 """`studio evaluate`: concepts, steps of a training or methods, scored on pictures of the same prompts and seeds."""
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studio.bases import EMBEDDED, BaseSource
-from studio.concepts import ADAPTER_FILE, Concept, placeholders
-from studio.errors import UsageError
-from studio.events import Emit, Notice, Phase
-from studio.home import Home, write_atomic
+from studio.home import Home
 from studio.library import Library
-from studio.pipelines.evaluation_plan import (
-    PROTOCOLS,
-    SCENES,
-    Case,
-    alone,
-    as_told,
-    by_captions,
-    groups_of,
-    over_time,
-    read_prompts,
-    side_by_side,
-)
-from studio.pipelines.methods import DEFAULT_METHOD, Method, find_method
-from studio.pipelines.protocols import composlora_sets, joined, of_category
-from studio.regions import Layout, parse_box
-from studio.ui.asking import BaseOption, DeviceOption, GuidanceOption, StepsOption, choose_base, make_settings
-from studio.ui.benching import keep_json, prepare_out, print_table
-from studio.ui.judging import (
-    ClipOption,
-    Eyes,
-    ReferencesOption,
-    known_pictures,
-    pictures_of,
-    reference_folders,
-    scorers_of,
-)
+from studio.pipelines.evaluation_plan import read_prompts
+from studio.pipelines.methods import DEFAULT_METHOD
+from studio.regions import parse_box
+from studio.ui.asking import BaseOption, DeviceOption, GuidanceOption, StepsOption
+from studio.ui.benching import prepare_out, print_table
+from studio.ui.judging import ClipOption, Eyes, ReferencesOption, reference_folders
+from studio.ui.loading import load
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
 if TYPE_CHECKING:
-    from studio.images import Picture
     from studio.pipelines.evaluation import Found
-    from studio.pipelines.settings import GenerateSettings
-
-CAPTIONS, COMPOSLORA = "captions", "composlora"
-STEPS = "steps"  # as a training leaves them in its concept's folder
-_CABINET = "evaluations"  # in the cache
 
 PromptOption = Annotated[
     list[str] | None, typer.Option(help="A prompt, <milo> standing for the concept milo. Can be repeated.")
@@ -116,142 +85,31 @@ def evaluate(
 
     What was drawn and scored before is not made again: a call that was stopped goes on.
     """
+    from studio.ui.asks import EvaluateAsk
+    from studio.ui.evaluating import asked_concepts, keep_evaluation, plan_evaluation
+    from studio.ui.evaluating import evaluate as run_evaluation
+    from studio.ui.recording import recorded
+
     state = Home.resolve(home)
-    library = Library(state)
-    asked = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
-    concepts = _concepts(library, names or [], asked, protocol)
-    source = choose_base(base, concepts)
-    options = {"prompt": "", "steps": steps, "guidance": guidance, "seed": seed, "count": seeds}
-    wanted = _Wanted(
-        concepts, asked, together, protocol, checkpoints,
-        [find_method(one) for one in (methods or DEFAULT_METHOD).split(",")], _layout(box or []),
-        make_settings(options, source), reference_folders(concepts, references or []), Eyes(clip, dino, detector),
-    )  # fmt: skip
-    cases = _cases(wanted, source, state)
+    given = {
+        "names": names or (), "prompts": (*(prompt or ()), *(read_prompts(prompts) if prompts else ())),
+        "together": together, "protocol": protocol, "checkpoints": checkpoints, "seeds": seeds, "seed": seed,
+        "methods": methods.split(",") if methods else (), "boxes": _boxes(box or []), "steps": steps,
+        "guidance": guidance, "base": base,
+    }  # fmt: skip
+    ask = EvaluateAsk.read(given)
+    concepts = asked_concepts(Library(state), ask.names, ask.prompts, ask.protocol)
+    wanted = plan_evaluation(state, ask, reference_folders(concepts, references or []), Eyes(clip, dino, detector))
     folder = out or state.outputs / "evaluation"
     prepare_out(folder)
-    with progress() as emit:
-        found = _run(cases, wanted, library.concepts(), source, state, device, emit)
-    _keep(found, folder)
+    with progress() as shown, recorded(state, ask.order(device), shown) as job:
+        found = run_evaluation(wanted, state, load, device, job)
+        job.result = keep_evaluation(found, folder) | {"report": folder / "report.html"}
     _show(found, folder, as_json)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What the command line asks for."""
-
-    concepts: Sequence[Concept]
-    prompts: Sequence[str]
-    together: int | None
-    protocol: str | None
-    checkpoints: bool
-    methods: Sequence[Method]
-    layout: Layout | None
-    settings: "GenerateSettings"
-    folders: dict[str, Path]  # of pictures, by name, where they are given
-    eyes: Eyes
-
-
-def _concepts(library: Library, names: Sequence[str], prompts: Sequence[str], protocol: str | None) -> list[Concept]:
-    called = [name for prompt in prompts for name in placeholders(prompt)]
-    if protocol == COMPOSLORA and not names:
-        names = [name for several in of_category(library.concepts()).values() for name in several]
-    found = [library.find(name) for name in dict.fromkeys([*names, *called])]
-    if not found:
-        there = ", ".join(one.name for one in library.concepts())
-        raise UsageError("There is nothing to evaluate.", f"Name concepts; the library has: {there or 'none yet'}.")
-    return found
-
-
-def _layout(boxes: Sequence[str]) -> Layout | None:
-    found = dict(map(parse_box, boxes))
-    return Layout(found) if found else None
-
-
-def _cases(wanted: _Wanted, source: BaseSource, state: Home) -> list[Case]:
-    """Rows and prompts; raises UsageError for what does not go together."""
-    concepts, settings = wanted.concepts, wanted.settings
-    protocol = wanted.protocol or ("scenes" if source.name == EMBEDDED else "dreambooth")
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"There is no protocol {protocol!r}.", f"Use one of: {', '.join(PROTOCOLS)}.")
-    if wanted.checkpoints:
-        if len(concepts) > 1 or wanted.prompts or wanted.together:
-            raise UsageError("--checkpoints is about one concept, by a protocol.", "Name one; leave the rest out.")
-        return over_time(concepts[0], _steps(concepts[0], state), protocol, source, settings)
-    if wanted.prompts:
-        return as_told(wanted.prompts, concepts, wanted.methods, wanted.layout, settings)
-    if protocol == COMPOSLORA:
-        sets = composlora_sets(of_category(concepts))
-        if not sets:
-            raise UsageError(
-                "No set of ComposLoRA can be made of these concepts.",
-                "Tag one as character and others: studio library tag NAME +character",
-            )
-        return as_told([joined(names) for names in sets], concepts, wanted.methods, None, settings)
-    if wanted.together:
-        scenes = SCENES if source.name == EMBEDDED else ("",)
-        return side_by_side(groups_of(concepts, wanted.together), scenes, wanted.methods, settings)
-    if protocol == CAPTIONS:
-        return [case for one in concepts for case in by_captions(one, _pictures(one, wanted.folders), settings)]
-    return alone(concepts, protocol, source, settings)
-
-
-def _pictures(concept: Concept, folders: dict[str, Path]) -> "list[Picture]":
-    from studio.images import find_pictures
-
-    folder = pictures_of(concept, folders)
-    if folder is None:
-        raise UsageError(
-            f"The pictures of {concept.name} are not at hand.", f"Give them: --references {concept.name}=FOLDER"
-        )
-    return find_pictures(folder)
-
-
-def _steps(concept: Concept, state: Home) -> list[Concept]:
-    """The concept as it was at each step that its training kept."""
-    files = sorted((concept.folder / STEPS).glob("step-*.safetensors"))
-    if not files:
-        raise UsageError(
-            f"The training of {concept.name!r} kept no steps.", "Those with validate_every in their recipe do."
-        )
-    found = []
-    for file in files:
-        folder = state.cache / _CABINET / "steps" / concept.name / f"step {int(file.stem.partition('-')[2])}"
-        write_atomic(folder / ADAPTER_FILE, lambda to, file=file: shutil.copyfile(file, to))
-        found.append(replace(concept, folder=folder, sha256=None))
-    return found
-
-
-def _run(
-    cases: Sequence[Case],
-    wanted: _Wanted,
-    library: Sequence[Concept],
-    source: BaseSource,
-    state: Home,
-    device: str | None,
-    emit: Emit,
-) -> "Found":
-    emit(Phase("Load the base and what scores"))
-    from studio.models import load_base
-    from studio.pipelines.evaluation import Cabinet, evaluate
-    from studio.pipelines.scorers import Watch
-
-    known = known_pictures(wanted.concepts, library, wanted.folders, emit)
-    classes = {one.name: one.class_word for one in (*library, *wanted.concepts)}
-    scorers = scorers_of(known, classes, source, wanted.eyes, device)
-    if source.name != EMBEDDED and wanted.eyes == Eyes():
-        emit(Notice("No --clip, --dino or --detector is given, so nothing says what the pictures show."))
-    return evaluate(load_base(source, device), cases, [*scorers, Watch()], Cabinet(state.cache / _CABINET), emit)
-
-
-def _keep(found: "Found", folder: Path) -> None:
-    from studio.pipelines.evaluation_table import as_csv, report_of
-    from studio.ui.evaluate_page import write_page
-
-    keep_json(folder, "report", report_of(found))
-    text = as_csv(found)
-    write_atomic(folder / "pictures.csv", lambda file: file.write_text(text, encoding="utf-8"))
-    write_page(found, folder / "report.html")
+def _boxes(given: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
+    return {name: box.sides for name, box in map(parse_box, given)}
 
 
 def _told(mean: Mapping[str, float]) -> str:

@@ -1,13 +1,15 @@
 """`studio generate`: pictures from a prompt, with trained concepts by name."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from studio.bases import BaseSource
-from studio.events import Phase
+from studio.events import Emit, Phase
 from studio.home import Home
 from studio.library import Library
 from studio.pipelines.outputs import describe, output_folder, save_pictures
@@ -34,6 +36,8 @@ from studio.ui.asking import (
     find_concepts,
     make_settings,
 )
+from studio.ui.drawing import Load
+from studio.ui.loading import load
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
@@ -61,39 +65,55 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures from a prompt, with any number of trained concepts, and save them as PNG files."""
+    from studio.ui.asks import GenerateAsk
+    from studio.ui.recording import recorded
+
     state = Home.resolve(home)
-    concepts = find_concepts(Library(state), concept or [], prompt)
-    source = choose_base(base, [one for one, _ in concepts])
-    settings = make_settings(
-        {
-            "prompt": prompt, "negative_prompt": negative, "width": width, "height": height, "steps": steps,
-            "guidance": guidance, "scheduler": scheduler, "seed": seed, "count": count, "vae_tiling": vae_tiling,
-            "offload": offload, "attention": attention,
-        },
-        source,
-    )  # fmt: skip
-    check_drawable(settings, source, concepts)
-    folder = output_folder(state, out, prompt)
-    _run(settings, source, concepts, folder, device, as_json)
-
-
-def _run(
-    settings: GenerateSettings, source: BaseSource, concepts: Strengths, folder: Path, device: str | None, as_json: bool
-) -> None:
-    began = time.monotonic()
-    with progress() as emit:
-        emit(Phase("Loading the base model"))
-        from studio.models import load_base
-        from studio.pipelines.generate import generate as draw
-
-        model = load_base(source, device, offload=settings.offload)
-        pictures = draw(model, settings, concepts, emit)
-    description = describe(settings, source, concepts)
-    paths = save_pictures(pictures, folder, description)
+    options = {
+        "prompt": prompt, "negative_prompt": negative, "width": width, "height": height, "steps": steps,
+        "guidance": guidance, "scheduler": scheduler, "seed": seed, "count": count, "vae_tiling": vae_tiling,
+        "offload": offload, "attention": attention,
+    }  # fmt: skip
+    plan = plan_of(state, options, concept or [], base, out)
+    order = GenerateAsk.of(plan.settings, plan.source, plan.concepts).order(device)
+    with progress() as shown, recorded(state, order, shown) as job:
+        job.result = draw(plan, load, device, job)
     if as_json:
-        made = [{"path": path, "seed": settings.seed + n} for n, path in enumerate(paths)]
-        size = {"width": pictures[0].width, "height": pictures[0].height}
-        print_json({"pictures": made, "seconds": round(time.monotonic() - began, 2)} | description | size)
+        print_json(job.result)
         return
-    for path in paths:
-        typer.echo(path)
+    for one in job.result["pictures"]:
+        typer.echo(one["path"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be drawn, all of it checked."""
+
+    settings: GenerateSettings
+    source: BaseSource
+    concepts: Strengths
+    folder: Path
+
+
+def plan_of(state: Home, options: dict[str, Any], given: Sequence[str], base: str | None, out: Path | None) -> Plan:
+    """Everything checked that can be before the base is loaded; raises UsageError."""
+    concepts = find_concepts(Library(state), given, options["prompt"])
+    source = choose_base(base, [one for one, _ in concepts])
+    settings = make_settings(options, source)
+    check_drawable(settings, source, concepts)
+    return Plan(settings, source, concepts, output_folder(state, out, settings.prompt))
+
+
+def draw(plan: Plan, load: Load, device: str | None, emit: Emit) -> dict[str, Any]:
+    """Draw and save; returns a report of it."""
+    began, settings = time.monotonic(), plan.settings
+    emit(Phase("Loading the base model"))
+    model = load(plan.source, device, settings.offload)
+    from studio.pipelines.generate import generate as merged
+
+    pictures = merged(model, settings, plan.concepts, emit)
+    description = describe(settings, plan.source, plan.concepts)
+    paths = save_pictures(pictures, plan.folder, description)
+    made = [{"path": path, "seed": settings.seed + n} for n, path in enumerate(paths)]
+    size = {"width": pictures[0].width, "height": pictures[0].height}
+    return {"pictures": made, "seconds": round(time.monotonic() - began, 2)} | description | size

@@ -12,7 +12,7 @@ import typer
 from studio.bases import BaseSource
 from studio.concepts import Concept
 from studio.errors import UsageError
-from studio.events import Phase
+from studio.events import Emit, Phase
 from studio.home import Home
 from studio.library import Library
 from studio.pipelines.outputs import STYLIZE, describe, output_folder, save_pictures
@@ -38,22 +38,37 @@ from studio.ui.asking import (
     choose_base,
     make_settings,
 )
+from studio.ui.drawing import Load
+from studio.ui.loading import load
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from studio.ui.asks import StylizeAsk
+
 Chosen = tuple[Concept, float] | None
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
+    """What is to be drawn, all of it checked."""
+
     settings: GenerateSettings
     source: BaseSource
     content: Chosen
     style: Chosen
     folder: Path
+
+    def ask(self) -> "StylizeAsk":
+        """What it would be asked for by."""
+        from studio.ui.asks import StylizeAsk, drawn_settings
+
+        halves = {"content": self.content, "style": self.style}
+        names = {role: chosen[0].name for role, chosen in halves.items() if chosen}
+        strengths = {f"{role}_strength": chosen[1] for role, chosen in halves.items() if chosen}
+        return StylizeAsk.model_construct(**drawn_settings(self.settings, self.source), **names, **strengths)
 
 
 def stylize(
@@ -97,17 +112,26 @@ def stylize(
     wanted = {"content": (content, content_strength), "style": (style, style_strength)}
     if blora_compat:
         wanted = {role: (name, None if s is None else s * s) for role, (name, s) in wanted.items()}
-    _run(_plan(state, options, wanted, base, out, from_picture), device, as_json)
+    plan = plan_of(state, options, wanted, base, out, from_picture)
+    from studio.ui.recording import recorded
+
+    with progress() as shown, recorded(state, plan.ask().order(device), shown) as job:
+        job.result = draw(plan, load, device, job)
+    if as_json:
+        print_json(job.result)
+        return
+    for one in job.result["pictures"]:
+        typer.echo(one["path"])
 
 
-def _plan(
+def plan_of(
     state: Home,
     options: dict[str, Any],
     wanted: dict[str, tuple[str | None, float | None]],
     base: str | None,
     out: Path | None,
     picture: Path | None,
-) -> _Plan:
+) -> Plan:
     """Everything checked that can be before the base is loaded; raises UsageError."""
     recalled: dict[str, RecalledConcept] = {}
     if picture is not None:
@@ -130,7 +154,7 @@ def _plan(
     halves_of(source, content, style, partial(load_concept, values=False))
     check_request(settings, concepts, None, [one for one in styles if not content or one[0].name != content[0].name])
     check_drawable(settings, source, [*concepts, *styles])
-    return _Plan(settings, source, content, style, output_folder(state, out, settings.prompt))
+    return Plan(settings, source, content, style, output_folder(state, out, settings.prompt))
 
 
 def _choose(
@@ -151,22 +175,17 @@ def _choose(
     return concept, usual if strength is None else strength
 
 
-def _run(plan: _Plan, device: str | None, as_json: bool) -> None:
+def draw(plan: Plan, load: Load, device: str | None, emit: Emit) -> dict[str, Any]:
+    """Draw and save; returns a report of it."""
     began, settings = time.monotonic(), plan.settings
-    with progress() as emit:
-        emit(Phase("Loading the base model"))
-        from studio.models import load_base
-        from studio.pipelines.stylize import stylize as draw
+    emit(Phase("Loading the base model"))
+    model = load(plan.source, device, settings.offload)
+    from studio.pipelines.stylize import stylize as halves
 
-        model = load_base(plan.source, device, offload=settings.offload)
-        pictures: list[Image] = draw(model, settings, emit, plan.content, plan.style)
+    pictures: list[Image] = halves(model, settings, emit, plan.content, plan.style)
     content, style = ([one] if one else [] for one in (plan.content, plan.style))
     description = describe(settings, plan.source, content, STYLIZE, styles=style)
     paths = save_pictures(pictures, plan.folder, description)
-    if as_json:
-        made = [{"path": path, "seed": settings.seed + n} for n, path in enumerate(paths)]
-        size = {"width": pictures[0].width, "height": pictures[0].height}
-        print_json({"pictures": made, "seconds": round(time.monotonic() - began, 2)} | description | size)
-        return
-    for path in paths:
-        typer.echo(path)
+    made = [{"path": path, "seed": settings.seed + n} for n, path in enumerate(paths)]
+    size = {"width": pictures[0].width, "height": pictures[0].height}
+    return {"pictures": made, "seconds": round(time.monotonic() - began, 2)} | description | size

@@ -149,11 +149,14 @@ def _train(
 ) -> None:
     from studio.images import find_pictures
     from studio.trainers.workplace import check_start
+    from studio.ui.asks import train_order
     from studio.ui.progress import progress
+    from studio.ui.recording import recorded
 
     check_start(home, recipe.name, resume, overwrite)
     _show(recipe, find_pictures(recipe.pictures))
-    with progress() as emit:
+    order = train_order(recipe, overwrite=overwrite, clip=clip, **how)
+    with progress() as shown, recorded(home, order, shown) as job:
         from studio.trainers.dreambooth import train_concept as train  # torch: only now that the request is sound
 
         if clip is not None:
@@ -161,7 +164,8 @@ def _train(
             from studio.trainers.scoring import ByClip
 
             how["scorer"] = ByClip(load_clip(clip), recipe.trigger)
-        concept = train(recipe, home, emit, resume=resume, overwrite=overwrite, **how)
+        concept = train(recipe, home, job, resume=resume, overwrite=overwrite, **how)
+        job.result = {"concept": concept.name, "folder": concept.folder}
     if as_json:
         print_json(asdict(concept) | {"phrase": concept.phrase, "recipe": recipe.model_dump(mode="json")})
     else:

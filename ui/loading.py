@@ -1,0 +1,42 @@
+"""The base that drawing works with: loaded, or kept from the last time."""
+
+from typing import TYPE_CHECKING
+
+from studio.bases import BaseSource
+
+if TYPE_CHECKING:
+    from studio.job_worker import Bench
+    from studio.models import BaseModel
+
+
+def load(source: BaseSource, device: str | None, offload: bool) -> "BaseModel":
+    """`source` on `device`, loaded now."""
+    from studio.models import load_base
+
+    return load_base(source, device, offload=offload)
+
+
+class Warm:
+    """Loads as `load` does, and keeps the last base of a process, for as long as its files stay what they are."""
+
+    def __init__(self, bench: "Bench") -> None:
+        self._kept = bench.kept
+
+    def __call__(self, source: BaseSource, device: str | None, offload: bool) -> "BaseModel":
+        """The kept base where it is the same, else one that takes its place."""
+        key = (source, device, offload, _state_of(source))
+        if self._kept.get("base", (None,))[0] != key:
+            self._kept.pop("base", None)  # its memory first
+            self._kept["base"] = (key, load(source, device, offload))
+        return self._kept["base"][1]
+
+
+def _state_of(source: BaseSource) -> float:
+    """When the newest of a local base's files was changed; of the hub's the name says enough."""
+    from pathlib import Path
+
+    place = Path(source.location)
+    if not place.exists():
+        return 0.0
+    files = place.rglob("*") if place.is_dir() else [place]
+    return max((one.stat().st_mtime for one in files if one.is_file()), default=0.0)
