@@ -43,9 +43,9 @@ def render_report(story: Story) -> str:
     return template_of("demo.html", filters).render(story=story, chart_width=CHART_WIDTH, chart_height=CHART_HEIGHT)
 
 
-def template_of(name: str, filters: Mapping[str, Callable[..., object]]) -> Template:
+def template_of(name: str, filters: Mapping[str, Callable[..., object]], folder: str = "report") -> Template:
     """The page `name` of the assets, in which every text is escaped and a name that is missing is an error."""
-    text = (files("studio.assets") / "report" / name).read_text(encoding="utf-8")
+    text = (files("studio.assets") / folder / name).read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= filters
     return page.from_string(text)

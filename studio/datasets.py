@@ -1,0 +1,164 @@
+"""Pictures that were handed to the studio to learn from: sets with names of the studio's own, checked before they are
+kept."""
+
+import re
+import shutil
+import stat
+import unicodedata
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from studio.errors import UsageError
+from studio.folders import SUFFIXES
+from studio.home import Home, ensure_free, ensure_writable, resolve_inside
+from studio.images import MAX_PIXELS
+
+MOST_FILES = 500
+MOST_BYTES = 2**30  # of a set
+MOST_SQUEEZED = 200  # how much larger than in its archive a file may be
+CAPTION = ".txt"
+_ID = re.compile(r"[0-9a-f]{12}")
+_CHUNK = 2**20
+
+
+class Datasets:
+    """The sets kept in a home's `datasets/` folder."""
+
+    def __init__(self, home: Home) -> None:
+        self.root = home.root / "datasets"
+
+    def folder(self, name: str) -> Path:
+        """Where set `name` lies; raises UsageError where there is none."""
+        found = resolve_inside(self.root, name) if _ID.fullmatch(name) else None
+        if found is None or not found.is_dir():
+            raise UsageError(f"There is no set of pictures {name[:40]!r}.", "Upload the pictures again.")
+        return found
+
+    def add(self, files: Sequence[Path]) -> str:
+        """Keep pictures, captions and archives of them as one set; returns its name.
+
+        Nothing is kept of a set that has a file which is no picture or caption. Raises UsageError that names it.
+        """
+        if not files:
+            raise UsageError("There are no files.", "Give 4 to 10 pictures of one thing.")
+        ensure_writable(self.root)
+        ensure_free(self.root, MOST_BYTES)
+        name = uuid.uuid4().hex[:12]
+        arriving = self.root / f".{name}.tmp"
+        arriving.mkdir()
+        try:
+            kept = _Keeper(arriving)
+            for file in files:
+                if zipfile.is_zipfile(file):
+                    kept.archive(file)
+                else:
+                    kept.file(file.name, _parts(file), file.stat().st_size)
+            if not kept.pictures:
+                raise UsageError("There is no picture among the files.", f"Give {', '.join(sorted(SUFFIXES))}.")
+            arriving.rename(self.root / name)
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+        return name
+
+
+class _Keeper:
+    """Writes files into `folder`, under names that are safe everywhere."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = self.bytes = self.pictures = 0
+
+    def archive(self, path: Path) -> None:
+        """What a zip holds, folders and hidden files left out; raises UsageError for what a zip should not hold."""
+        with zipfile.ZipFile(path) as archive:
+            entries = [one for one in archive.infolist() if not one.is_dir() and not _hidden(one.filename)]
+            for one in entries:
+                if stat.S_ISLNK(one.external_attr >> 16):
+                    raise UsageError(f"{path.name} holds a link, {one.filename[:60]!r}.", "Put the files into it.")
+                if one.file_size > MOST_SQUEEZED * max(one.compress_size, 1):
+                    raise UsageError(
+                        f"{one.filename[:60]!r} in {path.name} grows {MOST_SQUEEZED} times or more when unpacked.",
+                        "Pictures do not; give them as they are.",
+                    )
+                self._room(one.file_size)
+            for one in entries:
+                with archive.open(one) as stream:
+                    self.file(Path(one.filename).name, iter(lambda stream=stream: stream.read(_CHUNK), b""), 0)
+
+    def file(self, name: str, parts: Iterable[bytes], size: int) -> None:
+        """One file; a picture's header is read, a caption has to be text."""
+        suffix = Path(name).suffix.lower()
+        if suffix not in SUFFIXES and suffix != CAPTION:
+            raise UsageError(f"{name[:60]!r} is no picture and no caption.", f"Give {', '.join(sorted(SUFFIXES))}.")
+        self._room(size)
+        to, written = self._unused(name, suffix), 0
+        with to.open("wb") as file:
+            for part in parts:
+                written += len(part)
+                if self.bytes + written > MOST_BYTES:
+                    raise _too_much()
+                file.write(part)
+        self.bytes += written
+        self.count += 1
+        if suffix == CAPTION:
+            _check_caption(to, name)
+        else:
+            _check_picture(to, name)
+            self.pictures += 1
+
+    def _room(self, size: int) -> None:
+        if self.count >= MOST_FILES or self.bytes + size > MOST_BYTES:
+            raise _too_much()
+
+    def _unused(self, name: str, suffix: str) -> Path:
+        """A caption keeps the stem of its picture, so that the two stay together."""
+        plain = unicodedata.normalize("NFKD", Path(name).stem).encode("ascii", "ignore").decode()
+        mask = ".mask" if plain.endswith(".mask") else ""
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", plain.removesuffix(".mask")).strip("-")[:48] or "picture"
+        path, n = self.folder / f"{stem}{mask}{suffix}", 1
+        while path.exists():
+            n += 1
+            path = self.folder / f"{stem}-{n}{mask}{suffix}"
+        return path
+
+
+def _too_much() -> UsageError:
+    return UsageError(
+        f"That is more than {MOST_FILES} files or {MOST_BYTES // 2**20} MiB.", "Give 4 to 30 pictures of one thing."
+    )
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in Path(name).parts)
+
+
+def _parts(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while part := stream.read(_CHUNK):
+            yield part
+
+
+def _check_caption(file: Path, name: str) -> None:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name[:60]!r} is no text in UTF-8.", "Save it as plain text.") from error
+    if len(text) > 5000:
+        raise UsageError(f"{name[:60]!r} has {len(text)} characters.", "A caption is a sentence or two.")
+
+
+def _check_picture(file: Path, name: str) -> None:
+    """Only the header is read: what claims to be huge is refused before anything is decoded."""
+    try:
+        with Image.open(file) as picture:
+            width, height = picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{name[:60]!r} is no picture that can be read.", "Leave it out.") from error
+    if width * height > MAX_PIXELS:
+        raise UsageError(
+            f"{name[:60]!r} says that it has {width} x {height} pixels.", f"At most {MAX_PIXELS // 10**6} million."
+        )

@@ -1,0 +1,162 @@
+"""The web studio: one page with tabs, its API, and the server that keeps both to itself."""
+
+import os
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from studio.errors import StudioError
+from studio.home import Home, ensure_writable
+from studio.ui import api, fragments, page_jobs
+from studio.ui.frame import Frame
+from studio.ui.guard import LOOPBACK, Guard
+from studio.ui.page_parts import chosen_number
+from studio.ui.service import Service
+from studio.ui.theme import StudioTheme
+from studio.ui.thumbs import ROUTE, Thumbs
+
+PAGES = ("compose", "train", "stylize", "library", "evaluate", "jobs")
+MOST_WAITING = 256
+_MASTHEAD = """<header class="masthead"><h1 class="product">concept <em>studio</em></h1>
+<p class="tagline">Your concepts in one picture, each itself.</p></header>"""
+# The address keeps page and job, so that a reload or a second tab lands where the first was. ("page" is Gradio's own.)
+_REMEMBER = """(page, job) => {
+  const query = new URLSearchParams(window.location.search);
+  query.set('view', page);
+  job ? query.set('job', job) : query.delete('job');
+  window.history.replaceState(null, '', '?' + query);
+  return [page, job];
+}"""
+
+
+def build(service: Service) -> gr.Blocks:
+    """The pages and the API of `service`."""
+    with gr.Blocks(title="concept studio", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
+        gr.HTML(_MASTHEAD)
+        strip = gr.HTML(elem_id="strip")
+        job, page = gr.Textbox(visible=False), gr.Textbox("compose", visible=False)
+        with gr.Tabs(elem_id="pages") as tabs:
+            frame = Frame(service, tabs, job)
+            frame.watch(strip, lambda: fragments.strip(service))
+            with gr.Tab("Jobs", id="jobs") as jobs_tab:
+                page_jobs.build(frame)
+        for one in (jobs_tab,):
+            one.select(
+                lambda name=one.id: name, None, page, queue=False, show_progress="hidden", api_visibility="private"
+            )
+        gr.on([page.change, job.change], None, [page, job], [page, job], js=_REMEMBER)
+        demo.load(_arrive, None, [tabs, page, job], queue=False, show_progress="hidden", api_visibility="private")
+        frame.run_clock(demo.load)
+        api.offer(service)
+    return demo
+
+
+def _arrive(request: gr.Request) -> tuple[Any, str, str]:
+    """The page and the job that the address names."""
+    page = request.query_params.get("view", "")
+    page = page if page in PAGES else PAGES[0]
+    number = chosen_number(request.query_params.get("job"))
+    return gr.Tabs(selected=page), page, "" if number is None else str(number)
+
+
+def serve(
+    home: Home,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    password: str | None = None,
+    allow_hosts: tuple[str, ...] = (),
+    *,
+    wait: bool = True,
+    open_browser: bool = False,
+) -> str:
+    """Serve the pages of `home`; returns the address, after the server ended if `wait`.
+
+    Raises UsageError for a host that others reach without a password, StudioError where the port is taken.
+    """
+    run = home.root / "run"  # Gradio hands out what lies in the working directory: it is to be empty
+    ensure_writable(run)
+    _settle_environment(home)
+    os.chdir(run)
+    service = Service(home)
+    service.wake()
+    demo = build(service)
+    demo.queue(max_size=MOST_WAITING, default_concurrency_limit=8)
+    guard = Middleware(_Guarded, hosts=(*LOOPBACK, host.strip("[]"), *allow_hosts), password=password)
+    try:
+        _, address, _ = demo.launch(
+            server_name=host, server_port=port, share=False, quiet=True, inbrowser=open_browser,
+            prevent_thread_lock=True, show_error=False, allowed_paths=[], blocked_paths=[str(home.root)],
+            max_file_size="50mb", strict_cors=True, ssr_mode=False, run_history=False, enable_monitoring=False,
+            footer_links=["settings"], mcp_server=False, pwa=False, theme=StudioTheme(), css=_style(),
+            favicon_path=str(_asset("favicon.png")) if _asset("favicon.png").is_file() else None,
+            app_kwargs={"middleware": [guard], "routes": _routes(service), "docs_url": None, "redoc_url": None,
+                        "openapi_url": None},
+        )  # fmt: skip
+    except OSError as error:
+        raise StudioError(f"The pages cannot be served: {error}.", "Choose another port with --port.") from error
+    while wait:
+        time.sleep(5)
+        service.wake()
+    return address
+
+
+class _Guarded:
+    """Guard as starlette's middleware is made: the application first, then settings by name."""
+
+    def __init__(self, app: Any, hosts: tuple[str, ...], password: str | None) -> None:
+        self._guard = Guard(app, hosts, password)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._guard(scope, receive, send)
+
+
+def _settle_environment(home: Home) -> None:
+    """Gradio reads its settings from the environment too: what would share or open more is taken out of it."""
+    for name in ("GRADIO_SHARE", "GRADIO_ALLOWED_PATHS", "GRADIO_MCP_SERVER", "GRADIO_ROOT_PATH", "GRADIO_SSR_MODE"):
+        os.environ.pop(name, None)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(home.root / "gradio-cache")
+
+
+def _style() -> str:
+    return _asset("studio.css").read_text(encoding="utf-8") + _asset("pages.css").read_text(encoding="utf-8")
+
+
+def _asset(name: str) -> Path:
+    return Path(str(files("studio.assets"))) / "web" / name
+
+
+def _routes(service: Service) -> list[Route]:
+    """Pictures, by the number of their job; thumbnails, by names that tell nothing."""
+    thumbs = Thumbs(service.home)
+
+    def thumb(request: Request) -> Response:
+        file = thumbs.file(request.path_params["name"])
+        headers = {"cache-control": "private, max-age=86400, immutable"}
+        return _missing() if file is None else FileResponse(file, media_type="image/webp", headers=headers)
+
+    def picture(request: Request) -> Response:
+        job, number = chosen_number(request.path_params["job"]), chosen_number(request.path_params["number"])
+        if job is None or number is None:
+            return _missing()
+        try:
+            file = Path(service.store.job(job).result["pictures"][number]["path"])
+        except (StudioError, LookupError, TypeError):
+            return _missing()
+        if file.suffix.lower() != ".png" or not file.is_file():
+            return _missing()
+        saved = file.name if "download" in request.query_params else None
+        return FileResponse(file, media_type="image/png", filename=saved)
+
+    return [Route(f"{ROUTE}{{name}}", thumb), Route("/studio/pictures/{job}/{number}", picture)]
+
+
+def _missing() -> Response:
+    return PlainTextResponse("There is no such picture.", 404)

@@ -1,0 +1,86 @@
+"""What all pages share: the strip, the tabs, the job that is looked at, and one clock for everything that changes."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import gradio as gr
+
+from studio.errors import StudioError
+from studio.ui.service import Service
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Render = Callable[..., Any]
+TICK_SECONDS = 1.0
+
+
+def speaking(handler: Callable[P, R]) -> Callable[P, R]:
+    """A handler whose refusals are shown as a message with problem and remedy."""
+
+    @functools.wraps(handler)
+    def shown(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return handler(*arguments, **named)
+        except StudioError as error:
+            text = f"{escape(error.problem)} {escape(error.remedy)}".strip()
+            raise gr.Error(text, duration=12, title="This cannot be done", print_exception=False) from None
+
+    return shown
+
+
+@dataclass
+class _Watcher:
+    component: Any
+    inputs: Sequence[Any]
+    render: Render
+
+
+@dataclass
+class Frame:
+    """The pages' common ground. `job` holds the number of the job that the page Jobs shows, "" for none."""
+
+    service: Service
+    tabs: gr.Tabs
+    job: gr.Textbox
+    _watchers: list[_Watcher] = field(default_factory=list)
+
+    def watch(self, component: Any, render: Render, *inputs: Any) -> None:
+        """Let `component` show `render(*values of inputs)`, looked at anew whenever jobs or inputs change."""
+        self._watchers.append(_Watcher(component, inputs, render))
+
+    def run_clock(self, arrival: Any) -> gr.Timer:
+        """Start the clock that keeps everything watched up to date, from `arrival` on; what has not changed costs
+        nothing."""
+        inputs = [one for watcher in self._watchers for one in watcher.inputs]
+        outputs = [watcher.component for watcher in self._watchers]
+        seen, timer = gr.State({}), gr.Timer(TICK_SECONDS)
+        gr.on(
+            [timer.tick, arrival], self._tick, [seen, *inputs], [seen, *outputs],
+            queue=False, show_progress="hidden", api_visibility="private", trigger_mode="always_last",
+        )  # fmt: skip
+        return timer
+
+    def _tick(self, seen: dict[str, Any], *values: Any) -> list[Any]:
+        version = (self._version(), values)
+        if seen.get("version") == version:
+            return [gr.skip()] * (1 + len(self._watchers))
+        shown, found, at = dict(seen.get("shown", {})), [], 0
+        for n, watcher in enumerate(self._watchers):
+            given = values[at : at + len(watcher.inputs)]
+            at += len(watcher.inputs)
+            value = watcher.render(*given)
+            found.append(gr.skip() if n in shown and shown[n] == value else value)
+            shown[n] = value
+        return [{"version": version, "shown": shown}, *found]
+
+    def _version(self) -> tuple[int, int]:
+        """Changes with every write to the jobs, whoever writes."""
+        try:
+            about = Path(f"{self.service.store.file}-wal").stat()
+        except OSError:
+            return 0, 0
+        return about.st_mtime_ns, about.st_size

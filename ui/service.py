@@ -1,0 +1,137 @@
+"""What the pages, the API and the command line ask of the studio: checked at once, done by the queue."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from studio.datasets import Datasets
+from studio.errors import UsageError
+from studio.home import Home, safe_name
+from studio.job_records import Order
+from studio.job_runner import ensure_runner
+from studio.jobs import Job, JobStore
+from studio.library import Library
+from studio.ui.asks import Ask, ComposeAsk, EvaluateAsk, Name, StylizeAsk, Text, train_order
+
+SAMPLE = "sample:"
+
+
+class TrainAsk(Ask):
+    """A training as a page asks for it; `dataset` is the name of an uploaded set, or `sample:NAME`. `settings` are any
+    others of a recipe, by name."""
+
+    dataset: Name
+    name: Name
+    class_word: Annotated[str, Field(min_length=1, max_length=64)]
+    method: Name = "lora"
+    preset: Name = "normal"
+    base: Text | None = None
+    trigger: Text | None = None
+    settings: Annotated[dict[str, Any], Field(max_length=80, default_factory=dict)]
+    overwrite: bool = False
+
+
+class Service:
+    """The studio of one home."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.store = JobStore(home)
+        self.library = Library(home)
+        self.datasets = Datasets(home)
+
+    def compose(self, ask: ComposeAsk) -> Job:
+        """Queue a composition; raises UsageError for what cannot be drawn."""
+        plan = ask.plan(self.home)
+        return self.submit(ask.model_copy(update={"seed": plan.settings.seed}).order())
+
+    def stylize(self, ask: StylizeAsk) -> Job:
+        """Queue a picture of a content in a style; raises UsageError for what cannot be drawn."""
+        from studio.ui.cmd_stylize import plan_of
+
+        wanted = {"content": (ask.content, ask.content_strength), "style": (ask.style, ask.style_strength)}
+        plan = plan_of(self.home, ask.options(), wanted, ask.base, None, None)
+        return self.submit(ask.model_copy(update={"seed": plan.settings.seed}).order())
+
+    def evaluate(self, ask: EvaluateAsk) -> Job:
+        """Queue an evaluation; raises UsageError for what cannot be scored."""
+        from studio.ui.evaluating import plan_evaluation
+        from studio.ui.judging import Eyes
+
+        plan_evaluation(self.home, ask, {}, Eyes())
+        return self.submit(ask.order())
+
+    def recipe(self, ask: TrainAsk) -> Any:
+        """The complete recipe of a training; raises UsageError for what is missing or cannot be."""
+        from studio.trainers.planning import plan_recipe
+
+        given = {name: getattr(ask, name) for name in ("name", "class_word", "method", "preset", "base", "trigger")}
+        given |= {"pictures": self.pictures(ask.dataset)} | ask.settings
+        return plan_recipe({key: value for key, value in given.items() if value is not None}, None, self.home)
+
+    def train(self, ask: TrainAsk) -> Job:
+        """Queue a training; raises UsageError for what cannot be trained."""
+        from studio.images import find_pictures
+        from studio.trainers.workplace import check_start
+
+        recipe = self.recipe(ask)
+        find_pictures(recipe.pictures)
+        self._check_alone(recipe.name)
+        check_start(self.home, recipe.name, False, ask.overwrite)
+        return self.submit(train_order(recipe, overwrite=ask.overwrite))
+
+    def _check_alone(self, name: str) -> None:
+        for job in self.store.jobs(("waiting", "running", "paused")):
+            if job.kind == "train" and job.arguments["recipe"]["name"] == name:
+                raise UsageError(f"Job {job.id} trains {name!r} already.", "Wait for it, cancel it, or choose a name.")
+
+    def pictures(self, dataset: str) -> Path:
+        """The folder of a set; raises UsageError where there is none."""
+        if dataset.startswith(SAMPLE):
+            name = dataset.removeprefix(SAMPLE)
+            if name not in samples():
+                raise UsageError(f"There is no sample {name[:40]!r}.", f"There are: {', '.join(samples())}.")
+            return _shipped() / name
+        return self.datasets.folder(dataset)
+
+    def submit(self, order: Order) -> Job:
+        """Put `order` into the queue, and see to it that somebody works at it."""
+        job = self.store.submit(order)
+        ensure_runner(self.home, job.device)
+        return job
+
+    def again(self, number: int) -> Job:
+        """Retry a job, or let a paused one go on."""
+        job = self.store.job(number)
+        job = self.store.resume(number) if job.state == "paused" else self.store.retry(number)
+        ensure_runner(self.home, job.device)
+        return job
+
+    def clone(self, number: int) -> Job:
+        """Do the same once more, as a new job."""
+        job = self.store.clone(number)
+        ensure_runner(self.home, job.device)
+        return job
+
+    def wake(self) -> None:
+        """See to it that somebody works where jobs wait, and that what died is known to be dead."""
+        self.store.reconcile()
+        for device in {job.device for job in self.store.jobs(("waiting",)) if not job.terminal}:
+            ensure_runner(self.home, device)
+
+
+def samples() -> list[str]:
+    """The sets of pictures that the studio ships."""
+    return sorted(one.name for one in _shipped().iterdir() if one.is_dir())
+
+
+def _shipped() -> Path:
+    return Path(str(files("studio.assets"))) / "samples"
+
+
+def checked_names(names: Sequence[str]) -> list[str]:
+    """Names of concepts as a stranger gave them; raises UsageError for what is no name."""
+    return [safe_name(name, "concept name") for name in names]
