@@ -6,13 +6,19 @@ PYTHON ?= $(shell for name in python3 python python3.13 python3.12 python3.11; d
 BIN := .venv/bin
 MAPPED := pipelines trainers kernels ui assets
 
-.PHONY: demo test lint gpu soak base tables formats memory picture clean
+.PHONY: demo test test-ui lint gpu soak base tables formats memory picture clean
 
 demo: .venv/installed
 	$(BIN)/studio demo
 
 test: .venv/installed-test
-	$(BIN)/pytest -n logical --dist worksteal
+	$(BIN)/pytest -n logical --dist worksteal --ignore tests/browser
+
+# The web studio in a real browser; CHROMIUM=... names one that lies elsewhere.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+test-ui: .venv/installed-browser
+	@[ -x "$(CHROMIUM)" ] || { echo "No Chromium was found. Install one (apt-get install chromium), or name it: make test-ui CHROMIUM=/path/to/chrome"; exit 2; }
+	STUDIO_CHROMIUM=$(CHROMIUM) $(BIN)/pytest tests/browser
 
 lint: .venv/installed-dev
 	@mkdir -p build/typing/studio
@@ -30,7 +36,7 @@ gpu:
 # Everything again and again, random tests at length and anew each time; ROUNDS=20 chooses how often.
 soak: ROUNDS ?= 5
 soak: .venv/installed-test
-	for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; STUDIO_SOAK=1 $(BIN)/pytest -q -n logical --dist worksteal || exit 1; done
+	for round in $$(seq $(ROUNDS)); do echo "round $$round of $(ROUNDS)"; STUDIO_SOAK=1 $(BIN)/pytest -q -n logical --dist worksteal --ignore tests/browser || exit 1; done
 
 # Train the embedded base anew (hours on two CPU cores).
 base: .venv/installed
@@ -69,6 +75,10 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@
 
-.venv/installed-dev: .venv/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+.venv/installed-browser: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,browser]'
+	@touch $@
+
+.venv/installed-dev: .venv/installed-browser
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,browser,dev]'
 	@touch $@

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Method:
     """One way to compose: `place` is "module:Class" below studio.pipelines, `boxes` whether it looks at a layout,
-    `period` the steps after which it goes on to the next concept, None where all act in every step."""
+    `period` the steps after which it goes on to the next concept, None where all act in every step. `passes` through the
+    UNet are those of a step with k concepts, in words."""
 
     name: str
     does: str
     place: str
     boxes: Literal["ignores", "uses", "needs"] = "ignores"
     period: int | None = None
+    passes: str = "1"
 
     def make(self) -> "Composer":
         """A composer with the settings that we recommend."""
@@ -56,22 +58,36 @@ METHODS = {
         ),
         Method("merge", "adds all adapters to the weights; the usual way, and the one that blends", "baselines:Merge"),
         Method("switch", "one adapter at a time, for five steps each in turn", "baselines:Switch", period=PERIOD),
-        Method("composite", "the mean of what every adapter alone predicts", "baselines:Composite"),
-        Method("recentred", "the base, moved by what every adapter alone changes", "baselines:Recentred"),
-        Method("cmlora", "composite with one adapter in the lead, the others mostly from a cache", "cmlora:CmLora"),
+        Method("composite", "the mean of what every adapter alone predicts", "baselines:Composite", passes="k"),
+        Method(
+            "recentred", "the base, moved by what every adapter alone changes", "baselines:Recentred", passes="k + 1"
+        ),
+        Method(
+            "cmlora",
+            "composite with one adapter in the lead, the others mostly from a cache",
+            "cmlora:CmLora",
+            passes="k, most of them short",
+        ),
         Method("clora", "one branch a concept, each giving the pixels that its own words look at", "clora:Clora"),
         Method(
             "lora-composer",
             "every box reads its own text by its own adapter; losses bring concepts there",
             "lora_composer:LoraComposer",
             "needs",
+            passes="1, and 1 with gradients in up to half of the steps",
         ),
         Method(
             "freefuse",
             "the base shows where each thing will be; then every adapter there and on its own words",
             "freefuse:FreeFuse",
         ),
-        Method("masked", "what every adapter alone predicts, inside its box", "regional:Masked", "needs"),
+        Method(
+            "masked",
+            "what every adapter alone predicts, inside its box",
+            "regional:Masked",
+            "needs",
+            passes="k + 1, at first 1",
+        ),
         Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),
     )
 }

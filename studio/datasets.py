@@ -133,7 +133,8 @@ def _too_much() -> UsageError:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in Path(name).parts)
+    parts = [part for part in Path(name).parts if part not in (".", "..")]
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _parts(file: Path) -> Iterator[bytes]:

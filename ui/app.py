@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ from starlette.routing import Route
 
 from studio.errors import StudioError
 from studio.home import Home, ensure_writable
-from studio.ui import api, fragments, page_jobs
+from studio.ui import api, fragments, page_compose, page_jobs, page_train
 from studio.ui.frame import Frame
 from studio.ui.guard import LOOPBACK, Guard
-from studio.ui.page_parts import chosen_number
+from studio.ui.page_parts import chosen_number, private
 from studio.ui.service import Service
 from studio.ui.theme import StudioTheme
 from studio.ui.thumbs import ROUTE, Thumbs
 
-PAGES = ("compose", "train", "stylize", "library", "evaluate", "jobs")
+PAGES: dict[str, Callable[[Frame], Any]] = {
+    "compose": page_compose.build,
+    "train": page_train.build,
+    "jobs": page_jobs.build,
+}
 MOST_WAITING = 256
+WAKE_SECONDS = 5.0  # between two looks whether jobs wait and nobody works
 _MASTHEAD = """<header class="masthead"><h1 class="product">concept <em>studio</em></h1>
 <p class="tagline">Your concepts in one picture, each itself.</p></header>"""
 # The address keeps page and job, so that a reload or a second tab lands where the first was. ("page" is Gradio's own.)
@@ -32,7 +38,6 @@ _REMEMBER = """(page, job) => {
   query.set('view', page);
   job ? query.set('job', job) : query.delete('job');
   window.history.replaceState(null, '', '?' + query);
-  return [page, job];
 }"""
 
 
@@ -42,17 +47,20 @@ def build(service: Service) -> gr.Blocks:
         gr.HTML(_MASTHEAD)
         strip = gr.HTML(elem_id="strip")
         job, page = gr.Textbox(visible=False), gr.Textbox("compose", visible=False)
+        frame = Frame(service, page, job)
+        frame.watch(strip, lambda: fragments.strip(service))
         with gr.Tabs(elem_id="pages") as tabs:
-            frame = Frame(service, tabs, job)
-            frame.watch(strip, lambda: fragments.strip(service))
-            with gr.Tab("Jobs", id="jobs") as jobs_tab:
-                page_jobs.build(frame)
-        for one in (jobs_tab,):
-            one.select(
-                lambda name=one.id: name, None, page, queue=False, show_progress="hidden", api_visibility="private"
-            )
-        gr.on([page.change, job.change], None, [page, job], [page, job], js=_REMEMBER)
-        demo.load(_arrive, None, [tabs, page, job], queue=False, show_progress="hidden", api_visibility="private")
+            shown: dict[str, gr.Tab] = {}
+            for name, build_page in PAGES.items():
+                with gr.Tab(name.capitalize(), id=name) as shown[name]:
+                    build_page(frame)
+        for name, tab in shown.items():
+            tab.select(lambda name=name: name, None, page, **private())
+        for name, fill, outputs in frame.shows:
+            gr.on([shown[name].select, demo.load], fill, None, list(outputs), **private())
+        page.change(lambda name: gr.Tabs(selected=name) if name in PAGES else gr.skip(), page, tabs, **private())
+        gr.on([page.change, job.change], None, [page, job], None, js=_REMEMBER)
+        demo.load(_arrive, None, [tabs, page, job], **private())
         frame.run_clock(demo.load)
         api.offer(service)
     return demo
@@ -61,7 +69,7 @@ def build(service: Service) -> gr.Blocks:
 def _arrive(request: gr.Request) -> tuple[Any, str, str]:
     """The page and the job that the address names."""
     page = request.query_params.get("view", "")
-    page = page if page in PAGES else PAGES[0]
+    page = page if page in PAGES else "compose"
     number = chosen_number(request.query_params.get("job"))
     return gr.Tabs(selected=page), page, "" if number is None else str(number)
 
@@ -73,10 +81,10 @@ def serve(
     password: str | None = None,
     allow_hosts: tuple[str, ...] = (),
     *,
-    wait: bool = True,
+    tell: Callable[[str], None],
     open_browser: bool = False,
-) -> str:
-    """Serve the pages of `home`; returns the address, after the server ended if `wait`.
+) -> None:
+    """Serve the pages of `home` for as long as this process lives, and `tell` their address.
 
     Raises UsageError for a host that others reach without a password, StudioError where the port is taken.
     """
@@ -101,10 +109,10 @@ def serve(
         )  # fmt: skip
     except OSError as error:
         raise StudioError(f"The pages cannot be served: {error}.", "Choose another port with --port.") from error
-    while wait:
-        time.sleep(5)
+    tell(address)
+    while True:
+        time.sleep(WAKE_SECONDS)
         service.wake()
-    return address
 
 
 class _Guarded:

@@ -25,9 +25,11 @@ from studio.ui import (
     cmd_evaluate,
     cmd_generate,
     cmd_inspect,
+    cmd_jobs,
     cmd_library,
     cmd_stylize,
     cmd_train,
+    cmd_ui,
 )
 
 app = typer.Typer(
@@ -50,6 +52,8 @@ app.command("merge-adapters")(cmd_combine.merge_adapters)
 app.command("resize")(cmd_combine.resize)
 app.command("split")(cmd_combine.split)
 app.command("inspect")(cmd_inspect.inspect)
+app.add_typer(cmd_jobs.app, name="jobs")
+app.command("ui")(cmd_ui.ui)
 app.command("doctor")(cmd_doctor.doctor)
 
 

@@ -31,7 +31,7 @@ def strip(service: Service) -> str:
     running = service.store.jobs(("running",))
     waiting = [one for one in service.store.jobs(("waiting",)) if not one.terminal]
     ended = [] if running else service.store.jobs(("done", "failed", "cancelled", "interrupted"), limit=1)
-    return _render(
+    return render(
         "strip.html", job=running[0] if running else None, waiting=len(waiting), last=ended[0] if ended else None
     )
 
@@ -43,7 +43,7 @@ def queue(service: Service, chosen: int | None, shown: str = "all") -> str:
         jobs = [one for one in jobs if not one.final]
     elif shown != "all":
         jobs = [one for one in jobs if one.kind == shown]
-    return _render("queue.html", jobs=jobs, chosen=chosen)
+    return render("queue.html", jobs=jobs, chosen=chosen)
 
 
 def job_view(service: Service, number: int, smoothing: float = 0.9) -> str:
@@ -52,9 +52,8 @@ def job_view(service: Service, number: int, smoothing: float = 0.9) -> str:
     told = [data for _, _, data in service.store.events(number)]
     losses = [(one["step"], one["loss"]) for one in told if one["kind"] == "loss"]
     measured = [one for one in told if one["kind"] == "validation"]
-    notices = [one["message"] for one in told if one["kind"] == "notice"]
-    return _render(
-        "job.html", job=job, notices=list(dict.fromkeys(notices))[-_MOST_NOTICES:],
+    return render(
+        "job.html", job=job, notices=notices_of(service, job),
         chart=chart_of(losses, [(one["step"], one["loss"]) for one in measured], smoothing) if losses else None,
         checkpoints=_checkpoints(measured), previews=_previews(service, job, told), pictures=pictures(service, job),
         report=None, arguments=json.dumps(job.arguments, indent=2, ensure_ascii=False), log=_log(service, job),
@@ -76,7 +75,7 @@ def pictures(service: Service, job: Job) -> Markup | None:
         }
         for n, one in enumerate(made)
     ]
-    return Markup(_render("pictures.html", pictures=shown))  # rendered with escaping just above
+    return Markup(render("pictures.html", pictures=shown))  # rendered with escaping just above
 
 
 def message(text: str, remedy: str = "", kind: str = "") -> str:
@@ -161,7 +160,14 @@ def _log(service: Service, job: Job) -> str:
     return file.read_text(encoding="utf-8", errors="replace")[-_LOG_LIMIT:] if file.is_file() else ""
 
 
-def _render(name: str, **values: Any) -> str:
+def notices_of(service: Service, job: Job) -> list[str]:
+    """What the user should know of a job, each sentence once."""
+    told = [data["message"] for _, _, data in service.store.events(job.id, kinds=("notice",))]
+    return list(dict.fromkeys(told))[-_MOST_NOTICES:]
+
+
+def render(name: str, **values: Any) -> str:
+    """The template `name` with `values`, every text escaped."""
     return _template(name).render(looks=LOOKS, **values)
 
 

@@ -1,6 +1,7 @@
 """What all pages share: the strip, the tabs, the job that is looked at, and one clock for everything that changes."""
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -9,9 +10,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 
-from studio.errors import StudioError
+from studio.errors import StudioError, named
+from studio.ui.fragments import message
 from studio.ui.service import Service
 
+log = logging.getLogger("studio.server")
 P = ParamSpec("P")
 R = TypeVar("R")
 Render = Callable[..., Any]
@@ -32,6 +35,15 @@ def speaking(handler: Callable[P, R]) -> Callable[P, R]:
     return shown
 
 
+def _rendered(render: Render, given: Sequence[Any]) -> Any:
+    """What `render` makes of `given`; one that fails takes only its own part of the page with it."""
+    try:
+        return render(*given)
+    except Exception as error:
+        log.exception("A part of the page failed")
+        return message(named(error), "This is a fault of the studio; the server's log has more.", "bad")
+
+
 @dataclass
 class _Watcher:
     component: Any
@@ -41,16 +53,22 @@ class _Watcher:
 
 @dataclass
 class Frame:
-    """The pages' common ground. `job` holds the number of the job that the page Jobs shows, "" for none."""
+    """The pages' common ground. `job` holds the number of the job that the page Jobs shows, "" for none; `page` the
+    name of the page that is to be shown, which handlers may set."""
 
     service: Service
-    tabs: gr.Tabs
+    page: gr.Textbox
     job: gr.Textbox
+    shows: list[tuple[str, Callable[[], Any], Sequence[Any]]] = field(default_factory=list)
     _watchers: list[_Watcher] = field(default_factory=list)
 
     def watch(self, component: Any, render: Render, *inputs: Any) -> None:
         """Let `component` show `render(*values of inputs)`, looked at anew whenever jobs or inputs change."""
         self._watchers.append(_Watcher(component, inputs, render))
+
+    def on_show(self, page: str, fill: Callable[[], Any], outputs: Sequence[Any]) -> None:
+        """Let `fill` set `outputs` whenever `page` comes into sight."""
+        self.shows.append((page, fill, outputs))
 
     def run_clock(self, arrival: Any) -> gr.Timer:
         """Start the clock that keeps everything watched up to date, from `arrival` on; what has not changed costs
@@ -72,7 +90,7 @@ class Frame:
         for n, watcher in enumerate(self._watchers):
             given = values[at : at + len(watcher.inputs)]
             at += len(watcher.inputs)
-            value = watcher.render(*given)
+            value = _rendered(watcher.render, given)
             found.append(gr.skip() if n in shown and shown[n] == value else value)
             shown[n] = value
         return [{"version": version, "shown": shown}, *found]

@@ -24,6 +24,16 @@ def pick_job(event: gr.EventData) -> str:
     return "" if number is None else str(number)
 
 
+def name_picker(elem_id: str, value: str = "") -> gr.HTML:
+    """A piece of HTML whose parts with `data-name` can be chosen; see `named`."""
+    return gr.HTML(value, elem_id=elem_id, js_on_load=_PICK.replace("job", "name"))
+
+
+def named(event: gr.EventData) -> str:
+    """The name that was chosen, as the browser says."""
+    return str(event._data.get("name", ""))[:64]
+
+
 def chosen_number(text: str | None) -> int | None:
     """A job's number as the browser keeps it; None for anything else."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 16 else None

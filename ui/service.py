@@ -1,20 +1,22 @@
 """What the pages, the API and the command line ask of the studio: checked at once, done by the queue."""
 
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from studio.datasets import Datasets
 from studio.errors import UsageError
-from studio.home import Home, safe_name
+from studio.home import Home
 from studio.job_records import Order
 from studio.job_runner import ensure_runner
 from studio.jobs import Job, JobStore
 from studio.library import Library
 from studio.ui.asks import Ask, ComposeAsk, EvaluateAsk, Name, StylizeAsk, Text, train_order
+
+if TYPE_CHECKING:
+    from studio.trainers.recipe import Recipe
 
 SAMPLE = "sample:"
 
@@ -64,7 +66,7 @@ class Service:
         plan_evaluation(self.home, ask, {}, Eyes())
         return self.submit(ask.order())
 
-    def recipe(self, ask: TrainAsk) -> Any:
+    def recipe(self, ask: TrainAsk) -> "Recipe":
         """The complete recipe of a training; raises UsageError for what is missing or cannot be."""
         from studio.trainers.planning import plan_recipe
 
@@ -74,19 +76,27 @@ class Service:
 
     def train(self, ask: TrainAsk) -> Job:
         """Queue a training; raises UsageError for what cannot be trained."""
+        recipe = self.recipe(ask)
+        self.check_start(recipe, ask.overwrite)
+        return self.submit(train_order(recipe, overwrite=ask.overwrite))
+
+    def check_start(self, recipe: "Recipe", overwrite: bool) -> None:
+        """Raise UsageError where `recipe` must not be trained now: its name is taken, or its pictures are unusable."""
         from studio.images import find_pictures
         from studio.trainers.workplace import check_start
 
-        recipe = self.recipe(ask)
         find_pictures(recipe.pictures)
-        self._check_alone(recipe.name)
-        check_start(self.home, recipe.name, False, ask.overwrite)
-        return self.submit(train_order(recipe, overwrite=ask.overwrite))
-
-    def _check_alone(self, name: str) -> None:
         for job in self.store.jobs(("waiting", "running", "paused")):
-            if job.kind == "train" and job.arguments["recipe"]["name"] == name:
-                raise UsageError(f"Job {job.id} trains {name!r} already.", "Wait for it, cancel it, or choose a name.")
+            if job.kind == "train" and job.arguments["recipe"]["name"] == recipe.name:
+                problem = f"Job {job.id} trains {recipe.name!r} already."
+                raise UsageError(problem, "Wait for it, cancel it, or choose another name.")
+        check_start(self.home, recipe.name, False, overwrite)
+
+    def add_samples(self) -> list[str]:
+        """Bring the shipped sample concepts into the library; returns the names of all of them."""
+        from studio.trainers.shipped_concepts import add_shipped
+
+        return add_shipped(self.home)
 
     def pictures(self, dataset: str) -> Path:
         """The folder of a set; raises UsageError where there is none."""
@@ -130,8 +140,3 @@ def samples() -> list[str]:
 
 def _shipped() -> Path:
     return Path(str(files("studio.assets"))) / "samples"
-
-
-def checked_names(names: Sequence[str]) -> list[str]:
-    """Names of concepts as a stranger gave them; raises UsageError for what is no name."""
-    return [safe_name(name, "concept name") for name in names]

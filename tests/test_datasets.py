@@ -1,0 +1,137 @@
+import stat
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from studio.datasets import MOST_FILES, Datasets
+from studio.errors import UsageError
+from studio.home import Home
+from studio.images import find_pictures
+
+
+@pytest.fixture
+def sets(tmp_path):
+    return Datasets(Home(tmp_path / "home"))
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Files as a browser uploads them."""
+    place = tmp_path / "upload"
+    place.mkdir()
+
+    def make(name, content=None):
+        path = place / name
+        if content is None:
+            Image.new("RGB", (64, 48), "red").save(path)
+        else:
+            path.write_bytes(content)
+        return path
+
+    return make
+
+
+def archive(path, **entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in entries.items():
+            made.writestr(name, content)
+    return path
+
+
+def png():
+    from io import BytesIO
+
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bomb(width, height):
+    """A PNG of a few bytes that says it is huge."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
+
+
+def left_behind(sets):
+    return [one.name for one in sets.root.iterdir()] if sets.root.is_dir() else []
+
+
+def test_pictures_keep_their_captions_under_safe_names(sets, given):
+    name = sets.add([given("Mein Kätzchen.png"), given("Mein Kätzchen.txt", "a cat on grass".encode())])
+    (picture,) = find_pictures(sets.folder(name))
+    assert picture.caption == "a cat on grass"
+    assert picture.path.name == "Mein-Katzchen.png"
+
+
+def test_names_that_would_collide_or_lead_elsewhere_do_not(sets, given, tmp_path):
+    inside = archive(tmp_path / "x.zip", **{"../../evil.png": png(), "/etc/evil.png": png(), "a/evil.png": png()})
+    folder = sets.folder(sets.add([inside]))
+    assert sorted(one.name for one in folder.iterdir()) == ["evil-2.png", "evil-3.png", "evil.png"]
+    assert not list(tmp_path.rglob("etc"))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["home", "upload", "x.zip"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [("run.py", b"print()", "no picture"), ("cat.png", b"", "no picture that can be read"),
+     ("cat.png", b"GIF89a junk", "no picture that can be read"), ("cat.png", bomb(40_000, 40_000), "40000|be read"),
+     ("cat.png", bomb(9_000, 9_000), "9000 x 9000"), ("cat.txt", b"\xff\xfe\x00", "no text"),
+     ("cat.txt", b"a" * 6000, "6000 characters"), ("only.txt", b"a cat", "no picture among")],
+)  # fmt: skip
+def test_one_bad_file_is_named_and_nothing_is_kept(sets, given, name, content, says):
+    files = [given(name, content)] + ([given("good.png")] if "among" not in says else [])
+    with pytest.raises(UsageError, match=says):
+        sets.add(files)
+    assert left_behind(sets) == []
+
+
+def test_a_link_in_an_archive_is_refused(sets, tmp_path):
+    path = tmp_path / "links.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        entry = zipfile.ZipInfo("cat.png")
+        entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+        made.writestr(entry, "/etc/passwd")
+    with pytest.raises(UsageError, match="link"):
+        sets.add([path])
+    assert left_behind(sets) == []
+
+
+def test_an_archive_that_grows_beyond_measure_is_refused_before_it_is_unpacked(sets, tmp_path):
+    with pytest.raises(UsageError, match="grows"):
+        sets.add([archive(tmp_path / "bomb.zip", **{"cat.png": b"\0" * 50_000_000})])
+    assert left_behind(sets) == []
+
+
+def test_an_archive_of_too_many_files_is_refused(sets, tmp_path):
+    many = {f"{n}.txt": b"x" for n in range(MOST_FILES + 1)}
+    with pytest.raises(UsageError, match=str(MOST_FILES)):
+        sets.add([archive(tmp_path / "many.zip", **many)])
+
+
+@pytest.mark.parametrize("name", ["", "..", "../library", "0123456789ab/..", "/etc", "a" * 300, "0123456789aB", "x\0"])
+def test_only_names_that_the_studio_made_lead_anywhere(sets, name):
+    with pytest.raises(UsageError, match="no set"):
+        sets.folder(name)
+
+
+def test_hidden_files_of_an_archive_are_left_out(sets, tmp_path):
+    entries = {"__MACOSX/._cat.png": b"junk", ".DS_Store": b"junk", "cat.png": png()}
+    assert [one.name for one in sets.folder(sets.add([archive(tmp_path / "m.zip", **entries)])).iterdir()] == [
+        "cat.png"
+    ]
+
+
+def test_no_files_are_no_set(sets):
+    with pytest.raises(UsageError, match="no files"):
+        sets.add([])
+    assert isinstance(sets.root, Path)

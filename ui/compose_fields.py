@@ -1,0 +1,149 @@
+"""What the page Compose makes of its fields: layouts, tables, requests, and all of them back from a picture."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.bases import source_sizes
+from studio.concepts import placeholders
+from studio.errors import UsageError
+from studio.library import Library
+from studio.pipelines.methods import DEFAULT_METHOD, METHODS
+from studio.pipelines.outputs import STYLIZE
+from studio.pipelines.recall import Recalled, recall
+from studio.ui.asking import choose_base
+from studio.ui.asks import ComposeAsk
+from studio.ui.canvas import LayoutValue, from_layout, read_layout_value, to_layout
+from studio.ui.marks import marks
+from studio.ui.page_parts import named
+
+FIELDS = 13  # that a picture fills
+
+
+def library_names(library: Library) -> list[str]:
+    """The concepts there are."""
+    return [one.name for one in library.concepts()]
+
+
+def sentence(names: list[str]) -> str:
+    """A prompt that names all."""
+    return " and ".join(f"a <{name}>" for name in names)
+
+
+def canvas_size(library: Library, names: list[str], shape: str) -> tuple[int, int]:
+    """Width and height in pixels: of the concepts' base, and half as wide or high again where it is no square."""
+    concepts = [library.find(name) for name in names]
+    sizes = source_sizes(choose_base(None, concepts))
+    width, height = sizes.native
+    longer = width * 3 // 2 // sizes.step * sizes.step
+    return {"wide": (longer, height), "tall": (width, longer)}.get(shape, (width, height))
+
+
+def canvas_for(library: Library, names: list[str], shape: str, value: LayoutValue | None = None) -> LayoutValue:
+    """A canvas for `names`, with what boxes there were for them."""
+    width, height = canvas_size(library, names, shape)
+    layout = (
+        to_layout(value.model_copy(update={"boxes": [b for b in value.boxes if b.concept in names]})) if value else None
+    )
+    return from_layout(layout, names, width=width, height=height)
+
+
+def rows_of(value: LayoutValue) -> list[list[Any]]:
+    """The boxes as the table shows them."""
+    return [[b.concept, *(round(100 * side, 1) for side in (b.x, b.y, b.x + b.w, b.y + b.h))] for b in value.boxes]
+
+
+def from_rows(rows: list[list[Any]], value: LayoutValue) -> LayoutValue:
+    """The canvas as the table says; raises UsageError for a row that is no box."""
+    boxes = []
+    for row in rows:
+        if not str(row[0] or "").strip():
+            continue
+        try:
+            left, top, right, bottom = (float(cell) / 100 for cell in row[1:5])
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"The box of {row[0]!s:.40} is not complete.", "Give four numbers from 0 to 100."
+            ) from error
+        boxes.append({"concept": str(row[0]), "x": left, "y": top, "w": right - left, "h": bottom - top})
+    return read_layout_value(value.model_dump() | {"boxes": boxes})
+
+
+def chips(names: list[str]) -> str:
+    """A button a concept, which puts it into the prompt."""
+    chip = (
+        '<li><button type="button" class="chip" data-name="{0}" style="--colour:{2};--ink:{3}"'
+        ' title="Put it into the prompt"><b>{1}</b>&lt;{0}&gt;</button></li>'
+    )
+    found = "".join(chip.format(escape(one.name), one.letter, one.colour, one.ink) for one in marks(names))
+    return f'<ul class="chips" aria-label="Concepts to put into the prompt">{found}</ul>' if names else ""
+
+
+def inserted(prompt: str, event: gr.EventData) -> str:
+    """The prompt with the concept whose chip was pressed."""
+    name = named(event)
+    return f"{prompt.rstrip()} <{name}>".strip() if f"<{name}>" not in prompt else prompt
+
+
+def cost(name: str) -> str:
+    """What a method does and takes."""
+    method = METHODS.get(name)
+    if method is None:
+        return ""
+    boxes = {"uses": "uses boxes where there are any", "needs": "needs a box for each", "ignores": "ignores boxes"}
+    passes = f"Passes a step for k concepts: {method.passes}; {boxes[method.boxes]}."
+    return f'<p class="note">{escape(method.does)}. {passes}</p>'
+
+
+def asked_for(
+    prompt: str, names: list[str], canvas: LayoutValue, method: str, count: int, seed: str, beside: bool,
+    styles: list[str], strengths: list[list[Any]], steps: float | None, guidance: float | None, negative: str,
+    best_of: float,
+) -> ComposeAsk:  # fmt: skip
+    """What the page asks for; raises UsageError for what it cannot be."""
+    layout = to_layout(canvas)
+    called = placeholders(prompt)
+    weights = {str(row[0]): row[1] for row in strengths or [] if row[0] and row[1] not in (None, "")}
+    given: dict[str, Any] = {
+        "prompt": prompt, "concepts": {name: weights.get(name, 1.0) for name in names or [] if name in called},
+        "styles": {name: weights.get(name, 1.0) for name in styles or []}, "method": method, "count": count,
+        "boxes": {} if layout is None else {n: b.sides for n, b in layout.boxes.items() if n in called},
+        "beside_merge": beside and len(called) > 1, "width": canvas.width, "height": canvas.height,
+        "best_of": int(best_of),
+    }  # fmt: skip
+    if missing := [name for name in names or [] if name not in called]:
+        raise UsageError(f"The prompt does not name <{missing[0]}>.", f"Write <{missing[0]}> where it belongs.")
+    if seed.strip():
+        if not seed.strip().isdigit():
+            raise UsageError(f"The seed is {seed.strip()[:24]!r}.", "Give a whole number, or leave it empty.")
+        given["seed"] = int(seed)
+    optional = {"steps": steps, "guidance": guidance, "negative_prompt": negative or None}
+    return ComposeAsk.read(given | {key: value for key, value in optional.items() if value is not None})
+
+
+def restored(library: Library, file: str | None) -> list[Any]:
+    """Every field as the dropped picture tells it; raises UsageError for one that tells nothing."""
+    if file is None:
+        return [gr.skip()] * FIELDS
+    told = recall(Path(file))
+    if told.method == STYLIZE:
+        raise UsageError("This picture was drawn on the page Stylize.", "Drop it there.")
+    names = [one.name for one in told.concepts]
+    for one in told.concepts:
+        one.check(library.find(one.name), one.name)
+    return filled(told, names)
+
+
+def filled(told: Recalled, names: list[str]) -> list[Any]:
+    """The fields of a picture that tells of `names`."""
+    width, height = told.settings["width"], told.settings["height"]
+    value = from_layout(told.layout, names, width=width, height=height)
+    shape = "square" if width == height else "wide" if width > height else "tall"
+    return [
+        names, value, rows_of(value), told.prompt, sentence(names),
+        told.method if told.method in METHODS else DEFAULT_METHOD, 1, str(told.settings["seed"]),
+        [[one.name, one.strength] for one in told.concepts], told.settings["steps"], told.settings["guidance"],
+        told.settings["negative_prompt"], shape,
+    ]  # fmt: skip
