@@ -67,7 +67,7 @@ def left_behind(sets):
 
 
 def test_pictures_keep_their_captions_under_safe_names(sets, given):
-    name = sets.add([given("Mein Kätzchen.png"), given("Mein Kätzchen.txt", "a cat on grass".encode())])
+    name = sets.add([given("Mein Kätzchen.png"), given("Mein Kätzchen.txt", b"a cat on grass")])
     (picture,) = find_pictures(sets.folder(name))
     assert picture.caption == "a cat on grass"
     assert picture.path.name == "Mein-Katzchen.png"
