@@ -1,6 +1,7 @@
 """The web studio: one page with tabs, its API, and the server that keeps both to itself."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -110,9 +111,16 @@ def serve(
     except OSError as error:
         raise StudioError(f"The pages cannot be served: {error}.", "Choose another port with --port.") from error
     tell(address)
+    threading.Thread(target=_get_ready, daemon=True).start()
     while True:
         time.sleep(WAKE_SECONDS)
         service.wake()
+
+
+def _get_ready() -> None:
+    """Import what the first request would otherwise wait for, once the first page is out."""
+    import studio.adapters
+    import studio.trainers.planning  # noqa: F401
 
 
 class _Guarded:

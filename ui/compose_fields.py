@@ -98,11 +98,12 @@ def cost(name: str) -> str:
 
 
 def asked_for(
-    prompt: str, names: list[str], canvas: LayoutValue, method: str, count: int, seed: str, beside: bool,
-    styles: list[str], strengths: list[list[Any]], steps: float | None, guidance: float | None, negative: str,
+    prompt: str | None, names: list[str], canvas: LayoutValue, method: str, count: int, seed: str | None, beside: bool,
+    styles: list[str], strengths: list[list[Any]], steps: float | None, guidance: float | None, negative: str | None,
     best_of: float,
 ) -> ComposeAsk:  # fmt: skip
     """What the page asks for; raises UsageError for what it cannot be."""
+    prompt = prompt or ""
     layout = to_layout(canvas)
     called = placeholders(prompt)
     weights = {str(row[0]): row[1] for row in strengths or [] if row[0] and row[1] not in (None, "")}
@@ -115,7 +116,7 @@ def asked_for(
     }  # fmt: skip
     if missing := [name for name in names or [] if name not in called]:
         raise UsageError(f"The prompt does not name <{missing[0]}>.", f"Write <{missing[0]}> where it belongs.")
-    if seed.strip():
+    if seed and seed.strip():
         if not seed.strip().isdigit():
             raise UsageError(f"The seed is {seed.strip()[:24]!r}.", "Give a whole number, or leave it empty.")
         given["seed"] = int(seed)

@@ -22,7 +22,7 @@ TICK_SECONDS = 1.0
 
 
 def speaking(handler: Callable[P, R]) -> Callable[P, R]:
-    """A handler whose refusals are shown as a message with problem and remedy."""
+    """A handler whose refusals are shown as a message with problem and remedy, and whose faults are not silent."""
 
     @functools.wraps(handler)
     def shown(*arguments: P.args, **named: P.kwargs) -> R:
@@ -31,6 +31,12 @@ def speaking(handler: Callable[P, R]) -> Callable[P, R]:
         except StudioError as error:
             text = f"{escape(error.problem)} {escape(error.remedy)}".strip()
             raise gr.Error(text, duration=12, title="This cannot be done", print_exception=False) from None
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.exception("A handler failed")
+            text = f"{escape(named(error))} This is a fault of the studio; the server's log has more."
+            raise gr.Error(text, duration=None, title="Something went wrong", print_exception=False) from None
 
     return shown
 

@@ -46,7 +46,9 @@ def build(frame: Frame) -> ComposePage:
             number = gr.Textbox(visible=False)
             stop = gr.Button("Cancel", size="sm", variant="stop", visible=False, elem_id="compose-cancel")
             with gr.Accordion("Draw again from a picture", open=False):
-                dropped = gr.File(label="A PNG that the studio composed", file_types=[".png"], height=110)
+                dropped = gr.File(
+                    label="A PNG that the studio composed", file_types=[".png"], height=110, elem_id="compose-restore"
+                )
     frame.watch(result, lambda job: composed(frame.service, chosen_number(job)), number)
     _bind(frame, asked, number, dropped)
     frame.watch(stop, lambda job: gr.update(visible=_open(frame, job)), number)
