@@ -73,6 +73,27 @@ def test_yes_does_not_ask(run_studio, milo: Path):
     assert not milo.exists()
 
 
+def test_what_is_removed_can_be_restored(run_studio, milo: Path):
+    entry = json.loads(run_studio("library", "remove", "milo", "--yes", "--json").out)["trash"]
+    assert [one["entry"] for one in json.loads(run_studio("library", "trash", "--json").out)["trash"]] == [entry]
+    assert "milo: " in run_studio("library", "trash").out
+    assert run_studio("library", "restore", "rex").code == 2
+    assert json.loads(run_studio("library", "restore", "milo", "--as", "cleo", "--json").out) == {"restored": "cleo"}
+    assert not milo.exists()
+    assert run_studio("library", "restore", "milo").code == 2
+
+
+def test_now_leaves_nothing_in_the_trash(run_studio, milo: Path):
+    assert run_studio("library", "remove", "milo", "--yes", "--now").code == 0
+    assert "empty" in run_studio("library", "trash").out
+
+
+def test_the_trash_is_emptied_when_it_is_said_so(run_studio, milo: Path, home: Home):
+    run_studio("library", "remove", "milo", "--yes")
+    assert run_studio("library", "trash", "--empty", "--yes").out.strip() == "milo: deleted"
+    assert list(home.library.iterdir()) == []
+
+
 def imported(run_studio, tmp_path: Path, *arguments: object, **given):
     file = write_kohya(tmp_path / "Cat.safetensors", **given)
     return run_studio("library", "import", file, "--name", "cleo", "--class", "cat", *arguments)

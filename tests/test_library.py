@@ -1,9 +1,10 @@
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from studio.concepts import Concept, write_concept
+from studio.concepts import Concept, read_concept, write_concept
 from studio.errors import StudioError, UsageError
 from studio.home import Home
 from studio.library import Library
@@ -154,3 +155,101 @@ def test_bad_and_absent_tags_are_refused(library: Library, tmp_path: Path, add: 
     with pytest.raises(UsageError):
         library.tag("milo", add, take)
     assert library.find("milo").tags == ("pets",)
+
+
+def test_what_was_thrown_away_comes_back_as_it_was(library: Library, tmp_path: Path):
+    added = library.add(finished(tmp_path / "work"), "milo")
+    before = {path.relative_to(added.folder): path.read_bytes() for path in added.folder.rglob("*") if path.is_file()}
+    thrown = library.trash("milo")
+    assert (thrown.name, thrown.bytes) == ("milo", sum(map(len, before.values())))
+    assert library.concepts() == []
+    assert library.trashed() == [thrown]
+    assert library.restore(thrown.entry) == "milo"
+    assert library.concepts() == [added]
+    assert {p.relative_to(added.folder): p.read_bytes() for p in added.folder.rglob("*") if p.is_file()} == before
+    assert library.trashed() == []
+
+
+def test_the_trash_keeps_several_of_a_name_the_latest_first(library: Library, tmp_path: Path):
+    for n in range(2):
+        folder = finished(tmp_path / str(n))
+        (folder / "adapter.safetensors").write_bytes(b"weights" * (n + 1))
+        library.add(folder, "milo")
+        library.trash("milo")
+    latest, first = library.trashed()
+    assert latest.bytes > first.bytes
+    assert latest.when >= first.when
+    library.restore(latest.entry)
+    with pytest.raises(UsageError, match="already"):
+        library.restore(first.entry)
+    assert library.restore(first.entry, "milo-1") == "milo-1"
+
+
+def test_a_damaged_concept_can_be_thrown_away(library: Library, tmp_path: Path):
+    library.add(finished(tmp_path / "work"), "milo")
+    (library.root / "milo/concept.json").write_text("{")
+    thrown = library.trash("milo")
+    assert not library.damaged()
+    assert library.restore(thrown.entry) == "milo"
+    assert list(library.damaged()) == ["milo"]
+
+
+@pytest.mark.parametrize("entry", ["", "..", "../milo", "20260101T000000000000-00000000", "x" * 300, "\0"])
+def test_only_what_is_in_the_trash_is_restored(library: Library, tmp_path: Path, entry: str):
+    library.add(finished(tmp_path / "work"), "milo")
+    library.trash("milo")
+    with pytest.raises(UsageError, match="not in the trash"):
+        library.restore(entry)
+    assert library.concepts() == []
+
+
+def test_what_else_lies_in_the_trash_is_not_taken_for_a_concept(library: Library):
+    for name in ("20260101T000000000000-00000000", "notes/milo", "20260101T000000000001-00000000/a"):
+        (library.root / ".trash" / name).mkdir(parents=True)
+    (library.root / ".trash/20260101T000000000001-00000000/b").mkdir()
+    assert library.trashed() == []
+    assert library.empty_trash() == 0
+    assert list(library.root.iterdir()) == []
+
+
+def test_an_emptied_trash_is_gone(library: Library, tmp_path: Path):
+    assert library.empty_trash() == 0
+    library.add(finished(tmp_path / "one"), "milo")
+    library.add(finished(tmp_path / "two"), "rex")
+    library.trash("milo")
+    assert library.empty_trash() == 1
+    assert [one.name for one in library.root.iterdir()] == ["rex"]
+
+
+def test_a_renamed_concept_keeps_all_but_its_name(library: Library, tmp_path: Path):
+    before = library.add(finished(tmp_path / "work"), "milo")
+    after = library.rename("milo", "cleo")
+    assert replace(after, name="milo", folder=before.folder) == before
+    assert [one.name for one in library.concepts()] == ["cleo"]
+    assert read_concept(after.folder).name == "cleo"
+    assert (after.folder / "samples/1.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["rex", "REX", "../x", "", "milo"])
+def test_a_name_that_cannot_be_leaves_the_old_one(library: Library, tmp_path: Path, name: str):
+    library.add(finished(tmp_path / "one"), "milo")
+    library.add(finished(tmp_path / "two", "rex"), "rex")
+    with pytest.raises(UsageError):
+        library.rename("milo", name)
+    assert [one.name for one in library.concepts()] == ["milo", "rex"]
+    assert read_concept(library.root / "milo").name == "milo"
+
+
+def test_a_disk_that_refuses_leaves_the_old_name(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    library.add(finished(tmp_path / "work"), "milo")
+
+    def refuse(path: Path, target: Path) -> Path:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    for action in (lambda: library.rename("milo", "cleo"), lambda: library.trash("milo")):
+        with pytest.raises(StudioError, match="Cannot"):
+            action()
+    monkeypatch.undo()
+    assert read_concept(library.root / "milo").name == library.find("milo").name == "milo"
+    assert library.trashed() == []

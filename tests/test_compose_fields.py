@@ -1,0 +1,134 @@
+import shutil
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from studio.concepts import Concept, write_concept
+from studio.errors import UsageError
+from studio.library import Library
+from studio.pipelines.outputs import save_pictures
+from studio.regions import Box, Layout
+from studio.ui import compose_fields
+from studio.ui.canvas import from_layout, to_layout
+from studio.ui.composed import leak_matrix
+
+BOXES = {"milo": Box(0.1, 0.2, 0.5, 1.0), "rex": Box(0.5, 0.0, 1.0, 0.9)}
+
+
+@pytest.fixture
+def library(home, tiny_sdxl, tiny_loras):
+    for name, file, trigger in (("milo", tiny_loras[0], "sks"), ("rex", tiny_loras[1], "ohwx")):
+        folder = home.library / name
+        folder.mkdir(parents=True)
+        shutil.copy(file, folder / "adapter.safetensors")
+        write_concept(Concept(name, trigger, "cat", str(tiny_sdxl), "sdxl", "lora", folder))
+    return Library(home)
+
+
+@pytest.fixture
+def canvas():
+    return from_layout(Layout(BOXES), ["milo", "rex"], width=64, height=32)
+
+
+def asked(canvas, **changes):
+    given = {
+        "prompt": "a <milo> and a <rex>", "names": ["milo", "rex"], "canvas": canvas, "method": "auto", "count": 1,
+        "seed": None, "beside": True, "styles": [], "strengths": [], "steps": None, "guidance": None, "negative": None,
+        "best_of": 1,
+    }  # fmt: skip
+    return compose_fields.asked_for(**(given | changes))
+
+
+def test_the_table_and_the_canvas_say_the_same(canvas):
+    rows = compose_fields.rows_of(canvas)
+    assert rows == [["milo", 10.0, 20.0, 50.0, 100.0], ["rex", 50.0, 0.0, 100.0, 90.0]]
+    again = to_layout(compose_fields.from_rows(rows, canvas))
+    assert list(again.boxes) == list(BOXES)
+    for name, box in BOXES.items():
+        assert again.boxes[name].sides == pytest.approx(box.sides)
+
+
+@pytest.mark.parametrize("row", [["milo", 0, 0, "", 100], ["milo", 90, 0, 10, 100], ["milo", 0, 0, 200, 100],
+                                 ["nobody", 0, 0, 50, 50], ["milo", float("nan"), 0, 50, 50]])  # fmt: skip
+def test_a_row_that_is_no_box_is_refused(canvas, row):
+    with pytest.raises(UsageError):
+        compose_fields.from_rows([row], canvas)
+
+
+def test_a_request_has_what_the_page_shows(canvas):
+    ask = asked(canvas, seed=" 7 ", steps=9, negative="night", strengths=[["rex", 0.5], ["", None]])
+    assert ask.boxes == {name: box.sides for name, box in BOXES.items()}
+    assert (ask.concepts, ask.seed, ask.steps, ask.negative_prompt) == ({"milo": 1.0, "rex": 0.5}, 7, 9, "night")
+    assert (ask.width, ask.height, ask.beside_merge) == (64, 32, True)
+
+
+def test_one_concept_has_nothing_to_be_compared_with(canvas):
+    assert not asked(canvas, prompt="a <milo>", names=["milo"]).beside_merge
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"seed": "x"}, "seed"), ({"seed": "-1"}, "seed"), ({"prompt": "a <milo>"}, "does not name <rex>"),
+     ({"count": 1000}, "count"), ({"steps": 0}, "steps"), ({"prompt": None}, "does not name"),
+     ({"strengths": [["milo", 99]]}, "concepts")],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_said(canvas, changes, says):
+    with pytest.raises(UsageError, match=says):
+        asked(canvas, **changes)
+
+
+def test_boxes_stay_with_their_concepts_when_others_are_chosen(library, canvas):
+    fresh = compose_fields.canvas_for(library, ["rex"], "wide", canvas)
+    assert [box.concept for box in fresh.boxes] == ["rex"]
+    assert fresh.width > fresh.height
+
+
+def test_names_are_written_as_text(library):
+    shown = compose_fields.chips(['<img src=x onerror="alert(1)">'])
+    assert "<img" not in shown
+    assert "&lt;img" in shown
+
+
+def test_a_picture_gives_all_of_it_back(library, canvas, tmp_path):
+    import json
+
+    from studio.bases import find_base
+    from studio.pipelines.outputs import describe
+    from studio.pipelines.settings import GenerateSettings
+
+    concepts = [(library.find(name), strength) for name, strength in (("milo", 0.8), ("rex", 1.0))]
+    settings = GenerateSettings("a <milo> and a <rex>", "night", 64, 32, 9, 3.0, "ddim", 7)
+    told = describe(settings, find_base(concepts[0][0].base), concepts, "regional", Layout(BOXES))
+    (path,) = save_pictures([Image.new("RGB", (64, 32))], tmp_path, told)
+    names, value, rows, prompt, _, method, _, seed, strengths, steps, guidance, negative, shape = (
+        compose_fields.restored(library, str(path))
+    )
+    assert (names, prompt, method, seed) == (["milo", "rex"], settings.prompt, "regional", "7")
+    assert {name: box.sides for name, box in to_layout(value).boxes.items()} == {n: b.sides for n, b in BOXES.items()}
+    assert (strengths, steps, guidance, negative, shape) == ([["milo", 0.8], ["rex", 1.0]], 9, 3.0, "night", "wide")
+    assert len(rows) == 2
+    assert json.dumps(value.model_dump())
+
+
+def test_a_picture_of_another_adapter_of_that_name_is_refused(library, tmp_path):
+    from studio.bases import find_base
+    from studio.pipelines.outputs import describe
+    from studio.pipelines.settings import GenerateSettings
+
+    told = describe(GenerateSettings("a <milo>"), find_base(library.find("milo").base), [(library.find("milo"), 1.0)])
+    (path,) = save_pictures([Image.new("RGB", (8, 8))], tmp_path, told)
+    shutil.copy(library.find("rex").adapter_file, library.find("milo").adapter_file)
+    with pytest.raises(UsageError, match="not the one of the picture"):
+        compose_fields.restored(library, str(path))
+
+
+def test_no_file_changes_nothing(library):
+    assert compose_fields.restored(library, None) == [gr.skip()] * compose_fields.FIELDS
+
+
+def test_a_place_that_is_more_like_another_than_itself_is_marked():
+    shown = leak_matrix(["milo", "rex"], [[0.9, 0.2], [0.7, 0.4]])
+    assert shown.count('class="own"') == 1
+    assert shown.count('class="leaks"') == 1
+    assert leak_matrix(["a", "b"], [[0.9, 0.1], [0.1, 0.9]]).count('class="leaks"') == 0
