@@ -154,7 +154,7 @@ def test_with_a_password_every_route_asks_for_it(place):
     with served(place.root, STUDIO_PASSWORD="correct horse") as address:
         for path in (
             "/", "/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=x", "/login",
-            "/gradio_api/startup-events", "/theme.css", "/studio/thumbs/x.webp", "/studio/pictures/1/0", "/monitoring",
+            "/theme.css", "/studio/thumbs/x.webp", "/studio/pictures/1/0", "/monitoring",
             "/gradio_api/heartbeat/x", "/robots.txt", "/manifest.json", "/static/x", "/assets/x", "/docs", "/nowhere",
         ):  # fmt: skip
             assert get(address, path).status_code == 401, path

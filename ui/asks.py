@@ -1,6 +1,7 @@
 """What can be asked of the studio from a page, a program or a terminal, as plain values: checked, and made a job."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -120,7 +121,10 @@ class ComposeAsk(DrawAsk):
         if self.beside_merge and self.method != "merge" and not self.compare:
             methods.append(METHODS["merge"])
         chosen, riding = _with_strengths(self.concepts), _with_strengths(self.styles)
-        return make_plan(home, self.options(), chosen, riding, self.base, methods, layout, None, None)
+        plan = make_plan(home, self.options(), chosen, riding, self.base, methods, layout, None, None)
+        known = METHODS["merge"].notice(layout)  # which is beside the point where merging only stands by
+        beside = self.beside_merge and self.method != "merge"
+        return replace(plan, notices=[one for one in plan.notices if one != known]) if beside else plan
 
     def order(self, device: str | None = None) -> Order:
         """The job that does this."""

@@ -1,4 +1,4 @@
-"""What all pages share: the strip, the tabs, the job that is looked at, and one clock for everything that changes."""
+"""What all pages share: the job that is looked at, and how what they show follows what happens."""
 
 import functools
 import logging
@@ -18,7 +18,6 @@ log = logging.getLogger("studio.server")
 P = ParamSpec("P")
 R = TypeVar("R")
 Render = Callable[..., Any]
-TICK_SECONDS = 1.0
 
 
 def speaking(handler: Callable[P, R]) -> Callable[P, R]:
@@ -76,20 +75,19 @@ class Frame:
         """Let `fill` set `outputs` whenever `page` comes into sight."""
         self.shows.append((page, fill, outputs))
 
-    def run_clock(self, arrival: Any) -> gr.Timer:
-        """Start the clock that keeps everything watched up to date, from `arrival` on; what has not changed costs
-        nothing."""
+    def follow(self, arrival: Any) -> None:
+        """Keep everything watched up to date, from `arrival` on: the server tells the page when jobs changed, and the
+        page asks what it shows. Nothing is asked while nothing changes."""
         inputs = [one for watcher in self._watchers for one in watcher.inputs]
         outputs = [watcher.component for watcher in self._watchers]
-        seen, timer = gr.State({}), gr.Timer(TICK_SECONDS)
+        seen, asking = gr.State({}), gr.Button("Refresh", visible="hidden", elem_id="refresh")
         gr.on(
-            [timer.tick, arrival], self._tick, [seen, *inputs], [seen, *outputs],
+            [asking.click, arrival, *(one.change for one in inputs)], self._tick, [seen, *inputs], [seen, *outputs],
             queue=False, show_progress="hidden", api_visibility="private", trigger_mode="always_last",
         )  # fmt: skip
-        return timer
 
     def _tick(self, seen: dict[str, Any], *values: Any) -> list[Any]:
-        version = (self._version(), values)
+        version = (changes(self.service), values)
         if seen.get("version") == version:
             return [gr.skip()] * (1 + len(self._watchers))
         shown, found, at = dict(seen.get("shown", {})), [], 0
@@ -101,10 +99,11 @@ class Frame:
             shown[n] = value
         return [{"version": version, "shown": shown}, *found]
 
-    def _version(self) -> tuple[int, int]:
-        """Changes with every write to the jobs, whoever writes."""
-        try:
-            about = Path(f"{self.service.store.file}-wal").stat()
-        except OSError:
-            return 0, 0
-        return about.st_mtime_ns, about.st_size
+
+def changes(service: Service) -> tuple[int, int]:
+    """What is another value after every write to the jobs, whoever wrote."""
+    try:
+        about = Path(f"{service.store.file}-wal").stat()
+    except OSError:
+        return 0, 0
+    return about.st_mtime_ns, about.st_size

@@ -25,6 +25,7 @@ _POLICY = (
     " style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:;"
     " connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+_START = "/gradio_api/startup-events"  # which Gradio calls on itself as it starts; it says true or false, once
 _HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -52,7 +53,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        refusal = self.refusal(headers)
+        refusal = self.refusal(headers, scope["path"])
         if refusal is None:
             await self.app(scope, receive, _signed(send))
             return
@@ -61,8 +62,8 @@ class Guard:
         log.warning("refused %s: %s %r: %s", client, scope.get("method", "WS"), scope["path"][:200], why)
         await _answer(send, scope["type"], status, why)
 
-    def refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
-        """(status, reason) where a request with such headers is not let through."""
+    def refusal(self, headers: dict[str, str], path: str) -> tuple[int, str] | None:
+        """(status, reason) where a request for `path` with such headers is not let through."""
         host = headers.get("host", "")
         if _name_of(f"//{host}") not in self.hosts:
             return 421, "This server is not called so. Add the name with --allow-host."
@@ -75,7 +76,7 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > MOST_BODY:
             return 413, f"At most {MOST_BODY // 2**20} MiB at once."
-        if self.password is not None and not self._knows(headers.get("authorization", "")):
+        if self.password is not None and path != _START and not self._knows(headers.get("authorization", "")):
             return 401, "The password is missing or wrong."
         return None
 

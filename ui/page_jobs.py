@@ -1,8 +1,11 @@
 """The page Jobs: what waits, runs and has ended, and everything about the one that is chosen."""
 
+from typing import Any
+
 import gradio as gr
 
 from studio.errors import UsageError
+from studio.job_records import ENDED, STATES
 from studio.ui import fragments
 from studio.ui.frame import Frame, speaking
 from studio.ui.page_parts import chosen_number, pick_job, picker
@@ -39,6 +42,24 @@ def build(frame: Frame) -> None:
         except UsageError as error:
             return fragments.message(error.problem, error.remedy, "warn")
 
+    def follow(button: gr.Button, *states: str) -> None:
+        """Let a button be of use while the job is in one of `states`."""
+
+        def able(job: str) -> Any:
+            number = chosen_number(job) or _latest(frame)
+            found = service.store.jobs() if number is None else [service.store.job(number)]
+            return gr.update(interactive=any(one.state in states for one in found[:1]))
+
+        frame.watch(button, able, frame.job)
+
+    follow(cancel, "waiting", "running", "paused")
+    follow(pause, "waiting", "running")
+    follow(again, "paused", "failed", "cancelled", "interrupted")
+    follow(clone, *STATES)
+    follow(earlier, "waiting")
+    follow(later, "waiting")
+    follow(forget, *ENDED)
+    frame.watch(smoothing, lambda job: gr.update(visible=_is_training(frame, job)), frame.job)
     frame.watch(listed, lambda job, kind: fragments.queue(service, chosen_number(job), kind), frame.job, shown)
     frame.watch(view, render, frame.job, smoothing)
     listed.select(pick_job, None, frame.job, queue=False, show_progress="hidden", api_visibility="private")
@@ -57,6 +78,11 @@ def build(frame: Frame) -> None:
     act(earlier, lambda number: str(store.move(number, -_STEP).id))
     act(later, lambda number: str(store.move(number, _STEP).id))
     act(forget, lambda number: store.forget(number) or "")
+
+
+def _is_training(frame: Frame, job: str) -> bool:
+    number = chosen_number(job) or _latest(frame)
+    return number is not None and frame.service.store.job(number).kind == "train"
 
 
 def _latest(frame: Frame) -> int | None:
