@@ -1,0 +1,70 @@
+import signal
+
+import pytest
+
+from studio.errors import Cancelled, StudioError
+from studio.events import Loss, Step
+from studio.jobs import JobStore, Order
+from studio.process_identity import Identity
+from studio.ui.recording import recorded
+
+ORDER = Order("train", "milo", "x:y", {"recipe": {}}, device="cpu", pausable=True)
+
+
+def test_what_a_terminal_does_is_a_job_with_events_and_result(home):
+    seen = []
+    with recorded(home, ORDER, seen.append) as job:
+        job(Loss(1, 0.5, 0.1))
+        running = JobStore(home).jobs()[0]
+        assert (running.state, running.terminal, running.identity) == ("running", True, Identity.of())
+        job.result = {"made": 1}
+    done = JobStore(home).jobs()[0]
+    assert (done.state, done.result, done.loss) == ("done", {"made": 1}, 0.5)
+    assert seen == [Loss(1, 0.5, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "problem"),
+    [(StudioError("No.", "Do."), "failed", "No."),
+     (ZeroDivisionError("by zero"), "failed", "ZeroDivisionError: by zero"),
+     (KeyboardInterrupt(), "cancelled", ""), (Cancelled("Cancelled."), "cancelled", "")],
+)  # fmt: skip
+def test_errors_go_on_to_the_caller_and_into_the_row(home, error, state, problem):
+    with pytest.raises(type(error)), recorded(home, ORDER, lambda event: None):
+        raise error
+    (job,) = JobStore(home).jobs()
+    assert (job.state, job.problem) == (state, problem)
+
+
+def test_a_page_can_cancel_what_a_terminal_does(home):
+    def work():
+        with recorded(home, ORDER, lambda event: None) as job:
+            JobStore(home).cancel(1)
+            job(Step(1, 10))
+
+    with pytest.raises(Cancelled):
+        work()
+    assert JobStore(home).job(1).state == "cancelled"
+
+
+def test_a_page_can_pause_what_a_terminal_trains(home):
+    asked = []
+    before = signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    try:
+        with recorded(home, ORDER, lambda event: None) as job:
+            JobStore(home).pause(1)
+            job(Step(1, 10))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert asked == [1]
+
+
+def test_a_home_that_cannot_be_written_costs_the_record_and_not_the_work(tmp_path):
+    from studio.home import Home
+
+    (tmp_path / "home").write_text("a file")
+    seen = []
+    with recorded(Home(tmp_path / "home"), ORDER, seen.append) as job:
+        job(Step(1, 1))
+    assert "not written down" in seen[0].message
+    assert seen[1:] == [Step(1, 1)]
