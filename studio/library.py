@@ -1,16 +1,33 @@
 """The library: one folder a concept, moved in whole and taken out whole."""
 
 import errno
+import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
 from studio.concepts import CONCEPT_FILE, Concept, read_concept, write_concept
 from studio.errors import StudioError, UsageError
 from studio.home import Home, resolve_inside, safe_name
+
+TRASH = ".trash"  # in the library's folder
+_STAMP = "%Y%m%dT%H%M%S%f"
+_ENTRY = re.compile(r"(\d{8}T\d{12})-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Trashed:
+    """A concept in the trash: its entry there, its name, when it went in (seconds since 1970) and its bytes."""
+
+    entry: str
+    name: str
+    when: float
+    bytes: int
 
 
 class Library:
@@ -72,8 +89,77 @@ class Library:
         write_concept(replace(concept, tags=tuple(tags)))
         return self.find(name)
 
+    def rename(self, name: str, new: str) -> Concept:
+        """Call the concept `name` from now on `new`; raises UsageError for a bad or taken name.
+
+        The folder gives the name: moving it is the whole change, and its record has the new name before.
+        """
+        concept, target = self.find(name), self.check_free(new)
+        write_concept(replace(concept, name=new))
+        try:
+            concept.folder.rename(target)
+        except OSError as error:
+            with suppress(StudioError):
+                write_concept(concept)
+            raise StudioError(f"Cannot rename {name!r}: {error}.", "Mend the folder's permissions.") from error
+        return self.find(new)
+
+    def trash(self, name: str) -> Trashed:
+        """Move the concept called `name`, damaged or not, into the trash; raises UsageError where there is none."""
+        folder = self.folder(name)
+        entry = self.root / TRASH / f"{datetime.now(UTC):{_STAMP}}-{uuid.uuid4().hex[:8]}"
+        try:
+            entry.mkdir(parents=True)
+            folder.rename(entry / name)
+        except OSError as error:
+            with suppress(OSError):
+                entry.rmdir()
+            raise StudioError(f"Cannot move {name!r} to the trash: {error}.", "Mend its permissions.") from error
+        return next(one for one in self.trashed() if one.entry == entry.name)
+
+    def trashed(self) -> list[Trashed]:
+        """What is in the trash, the latest first."""
+        found = []
+        for entry in sorted((self.root / TRASH).glob("*"), reverse=True):
+            inside = [one for one in entry.glob("*") if one.is_dir()]
+            if (stamp := _ENTRY.fullmatch(entry.name)) and len(inside) == 1:
+                when = datetime.strptime(stamp[1], _STAMP).replace(tzinfo=UTC).timestamp()
+                size = sum(one.stat().st_size for one in inside[0].rglob("*") if one.is_file())
+                found.append(Trashed(entry.name, inside[0].name, when, size))
+        return found
+
+    def restore(self, entry: str, name: str | None = None) -> str:
+        """Bring what `entry` of the trash holds back, damaged or not, as `name` or as it was called; returns the name.
+
+        Raises UsageError for an entry that is not there and for a name that is taken.
+        """
+        found = next((one for one in self.trashed() if one.entry == entry), None)
+        if found is None:
+            raise UsageError("That is not in the trash any more.", "Look at what is: studio library trash")
+        target = self.check_free(name or found.name)
+        place = self.root / TRASH / found.entry
+        try:
+            (place / found.name).rename(target)
+        except OSError as error:
+            raise StudioError(f"Cannot restore {found.name!r}: {error}.", "Mend the folder's permissions.") from error
+        with suppress(OSError):
+            place.rmdir()
+        return target.name
+
+    def empty_trash(self) -> int:
+        """Delete for good what is in the trash; returns how many concepts that were."""
+        count, trash = len(self.trashed()), self.root / TRASH
+        if trash.exists():
+            leaving = _hidden(trash)
+            try:
+                trash.rename(leaving)
+                shutil.rmtree(leaving)
+            except OSError as error:
+                raise StudioError(f"Cannot empty the trash: {error}.", "Mend the folder's permissions.") from error
+        return count
+
     def remove(self, name: str) -> None:
-        """Delete the concept called `name`, damaged or not; raises UsageError where there is none."""
+        """Delete the concept called `name` for good, damaged or not; raises UsageError where there is none."""
         folder = self.folder(name)
         leaving = _hidden(folder)
         try:

@@ -57,7 +57,7 @@ def test_a_row_that_is_no_box_is_refused(canvas, row):
 
 
 def test_a_request_has_what_the_page_shows(canvas):
-    ask = asked(canvas, seed=" 7 ", steps=9, negative="night", strengths=[["rex", 0.5], ["", None]])
+    ask = asked(canvas, seed=" 7 ", steps="9", negative="night", strengths=[["rex", 0.5], ["", None]])
     assert ask.boxes == {name: box.sides for name, box in BOXES.items()}
     assert (ask.concepts, ask.seed, ask.steps, ask.negative_prompt) == ({"milo": 1.0, "rex": 0.5}, 7, 9, "night")
     assert (ask.width, ask.height, ask.beside_merge) == (64, 32, True)
@@ -69,8 +69,9 @@ def test_one_concept_has_nothing_to_be_compared_with(canvas):
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"seed": "x"}, "seed"), ({"seed": "-1"}, "seed"), ({"prompt": "a <milo>"}, "does not name <rex>"),
-     ({"count": 1000}, "count"), ({"steps": 0}, "steps"), ({"prompt": None}, "does not name"),
+    [({"seed": "x"}, "The seed"), ({"seed": "-1"}, "The seed"), ({"prompt": "a <milo>"}, "does not name <rex>"),
+     ({"count": 1000}, "count"), ({"steps": "0"}, "steps"),
+     ({"guidance": "nan"}, "Guidance"), ({"prompt": None}, "does not name"),
      ({"strengths": [["milo", 99]]}, "concepts")],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_said(canvas, changes, says):
@@ -106,7 +107,7 @@ def test_a_picture_gives_all_of_it_back(library, canvas, tmp_path):
     )
     assert (names, prompt, method, seed) == (["milo", "rex"], settings.prompt, "regional", "7")
     assert {name: box.sides for name, box in to_layout(value).boxes.items()} == {n: b.sides for n, b in BOXES.items()}
-    assert (strengths, steps, guidance, negative, shape) == ([["milo", 0.8], ["rex", 1.0]], 9, 3.0, "night", "wide")
+    assert (strengths, steps, guidance, negative, shape) == ([["milo", 0.8], ["rex", 1.0]], "9", "3.0", "night", "wide")
     assert len(rows) == 2
     assert json.dumps(value.model_dump())
 

@@ -187,7 +187,7 @@ def test_a_file_is_taken_in_with_a_receipt(frame: Frame, home: Home, tmp_path: P
     concept, adapter = import_adapter(frame.service.library, arrival)
     said = parts.receipt(concept, adapter)
     assert (concept.name, concept.trigger, concept.base) == ("cleo", "sks", "sd15")
-    assert "1 layers" in said
+    assert "1 layer in" in said
     assert "&lt;script&gt;" in said
     assert "<script" not in said
 
@@ -203,7 +203,7 @@ def test_what_is_missing_or_unknown_is_refused(frame: Frame, tmp_path: Path, pat
 
 
 def test_only_safetensors_of_some_size_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UsageError, match="no .safetensors"):
+    with pytest.raises(UsageError, match="This is no"):
         page_import.checked_upload(str(tmp_path / "cat.pt"))
     monkeypatch.setattr(page_import, "MOST_BYTES", 100)
     with pytest.raises(UsageError, match="at most"):
@@ -214,7 +214,7 @@ def test_bases_and_names_are_offered(frame: Frame, home: Home):
     put(home, "milo", base="/models/mine")
     choices = page_import.offered_bases(frame)["choices"]
     assert [words for words, _ in choices] == ["as the file says", "picturebook", "sd15", "sdxl", "mine"]
-    assert page_import.suggested_name("/tmp/My <b>Cat</b> v2.safetensors") == "my--b-cat--b--v2"
+    assert page_import.suggested_name("/tmp/My <b>Cat v2.safetensors") == "my--b-cat-v2"
 
 
 def test_thrown_away_concepts_can_be_chosen(frame: Frame, home: Home):

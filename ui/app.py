@@ -17,7 +17,16 @@ from starlette.routing import Route
 
 from studio.errors import StudioError
 from studio.home import Home, ensure_writable
-from studio.ui import api, fragments, page_compose, page_jobs, page_train
+from studio.ui import (
+    api,
+    fragments,
+    page_compose,
+    page_evaluate,
+    page_jobs,
+    page_library,
+    page_stylize,
+    page_train,
+)
 from studio.ui.frame import Frame, changes
 from studio.ui.guard import LOOPBACK, Guard
 from studio.ui.page_parts import chosen_number, private
@@ -26,11 +35,11 @@ from studio.ui.theme import StudioTheme
 from studio.ui.thumbs import ROUTE, Thumbs
 
 PAGES: dict[str, Callable[[Frame], Any]] = {
-    "compose": page_compose.build,
-    "train": page_train.build,
-    "jobs": page_jobs.build,
-}
+    "compose": page_compose.build, "train": page_train.build, "stylize": page_stylize.build,
+    "library": page_library.build, "evaluate": page_evaluate.build, "jobs": page_jobs.build,
+}  # fmt: skip
 MOST_WAITING = 256
+KEPT = ("library", "jobs", "jobs.sqlite", "cache", "datasets", "outputs")  # of the home; nothing is handed out by path
 LOOK_SECONDS = 0.3  # between two looks whether jobs changed, for each open page
 LIFE_SECONDS = 15.0
 QUEUE_SECONDS = 0.05  # between two looks into Gradio's queue, which only uploads and downloads go through
@@ -122,10 +131,10 @@ def serve(
     try:
         _, address, _ = demo.launch(
             server_name=host, server_port=port, share=False, quiet=True, inbrowser=open_browser,
-            prevent_thread_lock=True, show_error=False, allowed_paths=[], blocked_paths=[str(home.root)],
-            max_file_size="50mb", strict_cors=True, ssr_mode=False, run_history=False, enable_monitoring=False,
+            prevent_thread_lock=True, show_error=False, allowed_paths=[],
+            blocked_paths=[str(home.root / name) for name in KEPT],
+            max_file_size="1gb", strict_cors=True, ssr_mode=False, run_history=False, enable_monitoring=False,
             footer_links=["settings"], mcp_server=False, pwa=False, theme=StudioTheme(), css=_style(),
-            favicon_path=str(_asset("favicon.png")) if _asset("favicon.png").is_file() else None,
             app_kwargs={"middleware": [guard], "routes": _routes(service), "docs_url": None, "redoc_url": None,
                         "openapi_url": None},
         )  # fmt: skip
@@ -163,7 +172,7 @@ def _settle_environment(home: Home) -> None:
 
 
 def _style() -> str:
-    return _asset("studio.css").read_text(encoding="utf-8") + _asset("pages.css").read_text(encoding="utf-8")
+    return "".join(_asset(f"{name}.css").read_text(encoding="utf-8") for name in ("studio", "pages", "library"))
 
 
 def _asset(name: str) -> Path:

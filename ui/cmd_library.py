@@ -1,5 +1,7 @@
 """`studio library`: what has been trained or brought in, and taking it out or away again."""
 
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +17,7 @@ from studio.library import Library
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.untrusted import shown
 
-app = typer.Typer(no_args_is_help=True, help="List, show, tag, remove, import and export concepts.")
+app = typer.Typer(no_args_is_help=True, help="List, show, tag, remove, restore, import and export concepts.")
 NameArgument = Annotated[str, typer.Argument(help="The concept's name.", show_default=False)]
 
 
@@ -154,19 +156,68 @@ def tag(
 def remove(
     name: NameArgument,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Delete it at once, instead of moving it to the trash.")] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a concept with all its files."""
+    """Move a concept with all its files to the trash, from where it can be restored."""
     library = Library(Home.resolve(home))
     folder = library.folder(name)
     if not yes:
-        typer.confirm(f"Delete {folder} with everything in it?", abort=True, err=True)
-    library.remove(name)
+        asked = f"Delete {folder} with everything in it?" if now else f"Move {folder} to the trash?"
+        typer.confirm(asked, abort=True, err=True)
+    entry = None if now else library.trash(name).entry
+    if now:
+        library.remove(name)
     if as_json:
-        print_json({"removed": name, "folder": folder})
+        print_json({"removed": name, "folder": folder, "trash": entry})
     else:
-        typer.echo(f"Removed {name}.")
+        typer.echo(f"Removed {name}." if now else f"Moved {name} to the trash. Back: studio library restore {name}")
+
+
+@app.command("restore")
+def restore(
+    name: Annotated[str, typer.Argument(help="What the concept was called.", show_default=False)],
+    new: Annotated[str | None, typer.Option("--as", help="What to call it now. Default: as before.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a concept back from the trash; of several of one name, the last that went there."""
+    library = Library(Home.resolve(home))
+    found = next((one for one in library.trashed() if one.name == name), None)
+    if found is None:
+        known = sorted({one.name for one in library.trashed()})
+        raise UsageError(f"There is no {name!r} in the trash.", f"It holds: {', '.join(known) or 'nothing'}.")
+    restored = library.restore(found.entry, new)
+    if as_json:
+        print_json({"restored": restored})
+    else:
+        typer.echo(f"Restored {restored}.")
+
+
+@app.command("trash")
+def trash(
+    empty: Annotated[bool, typer.Option("--empty", help="Delete for good what is in it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what is in the trash, or empty it."""
+    library = Library(Home.resolve(home))
+    inside = library.trashed()
+    if empty and inside:
+        if not yes:
+            typer.confirm(f"Delete {len(inside)} concepts for good?", abort=True, err=True)
+        library.empty_trash()
+    if as_json:
+        print_json({"trash": [asdict(one) for one in inside], "emptied": empty})
+        return
+    for one in inside:
+        when = datetime.fromtimestamp(one.when).astimezone()
+        said = "deleted" if empty else f"{one.bytes:,} bytes, since {when:%Y-%m-%d %H:%M}"
+        typer.echo(f"{shown(one.name)}: {said}")
+    if not inside:
+        typer.echo("The trash is empty.")
 
 
 def _record(concept: Concept) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from studio.pipelines.recall import Recalled, recall
 from studio.ui.asking import choose_base
 from studio.ui.asks import ComposeAsk
 from studio.ui.canvas import LayoutValue, from_layout, read_layout_value, to_layout
+from studio.ui.form_parts import decimal, whole
 from studio.ui.marks import marks
 from studio.ui.page_parts import named
 
@@ -99,7 +100,7 @@ def cost(name: str) -> str:
 
 def asked_for(
     prompt: str | None, names: list[str], canvas: LayoutValue, method: str, count: int, seed: str | None, beside: bool,
-    styles: list[str], strengths: list[list[Any]], steps: float | None, guidance: float | None, negative: str | None,
+    styles: list[str], strengths: list[list[Any]], steps: str | None, guidance: str | None, negative: str | None,
     best_of: float,
 ) -> ComposeAsk:  # fmt: skip
     """What the page asks for; raises UsageError for what it cannot be."""
@@ -116,11 +117,10 @@ def asked_for(
     }  # fmt: skip
     if missing := [name for name in names or [] if name not in called]:
         raise UsageError(f"The prompt does not name <{missing[0]}>.", f"Write <{missing[0]}> where it belongs.")
-    if seed and seed.strip():
-        if not seed.strip().isdigit():
-            raise UsageError(f"The seed is {seed.strip()[:24]!r}.", "Give a whole number, or leave it empty.")
-        given["seed"] = int(seed)
-    optional = {"steps": steps, "guidance": guidance, "negative_prompt": negative or None}
+    optional = {
+        "seed": whole(seed, "The seed"), "steps": whole(steps, "Steps"), "guidance": decimal(guidance, "Guidance"),
+        "negative_prompt": negative or None,
+    }  # fmt: skip
     return ComposeAsk.read(given | {key: value for key, value in optional.items() if value is not None})
 
 
@@ -145,6 +145,7 @@ def filled(told: Recalled, names: list[str]) -> list[Any]:
     return [
         names, value, rows_of(value), told.prompt, sentence(names),
         told.method if told.method in METHODS else DEFAULT_METHOD, 1, str(told.settings["seed"]),
-        [[one.name, one.strength] for one in told.concepts], told.settings["steps"], told.settings["guidance"],
+        [[one.name, one.strength] for one in told.concepts], str(told.settings["steps"]),
+        str(told.settings["guidance"]),
         told.settings["negative_prompt"], shape,
     ]  # fmt: skip

@@ -74,8 +74,9 @@ def pictures(service: Service, job: Job) -> Markup | None:
             "caption": f"{one.get('method', job.kind)}, seed {one['seed']}",
         }
         for n, one in enumerate(made)
+        if "path" in one  # evaluations have pictures of their own kind
     ]
-    return Markup(render("pictures.html", pictures=shown))  # rendered with escaping just above
+    return None if not shown else Markup(render("pictures.html", pictures=shown))  # rendered with escaping just above
 
 
 def message(text: str, remedy: str = "", kind: str = "") -> str:

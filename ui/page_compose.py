@@ -20,6 +20,7 @@ from studio.ui.compose_fields import (
     sentence,
 )
 from studio.ui.composed import composed
+from studio.ui.form_parts import begin
 from studio.ui.frame import Frame, speaking
 from studio.ui.page_parts import chosen_number, name_picker, private, title
 
@@ -80,8 +81,8 @@ class _Asked:
     beside: gr.Checkbox
     styles: gr.Dropdown
     strengths: gr.Dataframe
-    steps: gr.Number
-    guidance: gr.Number
+    steps: gr.Textbox
+    guidance: gr.Textbox
     negative: gr.Textbox
     best_of: gr.Slider
     go: gr.Button
@@ -117,8 +118,8 @@ def _ask(frame: Frame) -> _Asked:
         beside = gr.Checkbox(True, label="Also by plain merging, to compare", elem_id="compose-beside")
         with gr.Row():
             seed = gr.Textbox(label="Seed", placeholder="by chance", max_length=20)
-            steps = gr.Number(None, label="Steps (25)", precision=0, minimum=1, maximum=1000)
-            guidance = gr.Number(None, label="Guidance (by base)", minimum=0, maximum=100)
+            steps = gr.Textbox(label="Steps", placeholder="25", max_length=6)
+            guidance = gr.Textbox(label="Guidance", placeholder="as suits the base", max_length=8)
         negative = gr.Textbox(label="What not to draw", max_length=2000)
         best_of = gr.Slider(1, 8, value=1, step=1, label="Best of so many candidates")
         styles = gr.Dropdown(names, label="Styles that ride along", multiselect=True, max_choices=4)
@@ -145,9 +146,9 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
 
     outputs = [a.canvas, a.table, a.chips, a.prompt, a.written, a.strengths]
     for trigger in (a.concepts.input, a.shape.input):
-        trigger(speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private())
+        trigger(speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private(queue=True))
     a.canvas.layout_changed(rows_of, a.canvas, a.table, queue=False, api_visibility="private")
-    a.table.input(speaking(from_rows), [a.table, a.canvas], a.canvas, **private())
+    a.table.input(speaking(from_rows), [a.table, a.canvas], a.canvas, **private(queue=True))
     a.chips.select(inserted, a.prompt, a.prompt, **private())
     a.method.change(cost, a.method, a.cost, **private())
 
@@ -159,7 +160,7 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
         a.prompt, a.concepts, a.canvas, a.method, a.count, a.seed, a.beside, a.styles, a.strengths, a.steps,
         a.guidance, a.negative, a.best_of,
     ]  # fmt: skip
-    a.go.click(speaking(start), given, [number, frame.job], **private())
+    begin(a.go, start, given, [number, frame.job])
 
     def refill() -> list[Any]:
         """What is in the library now."""
@@ -174,8 +175,10 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
 
     filled = [a.concepts, a.styles, a.samples]
     frame.on_show("compose", refill, filled)
-    added = a.samples.click(speaking(add_samples), None, filled, **private())
-    added.success(speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private())
+    added = a.samples.click(speaking(add_samples), None, filled, **private(queue=True))
+    added.success(
+        speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private(queue=True)
+    )
     refilled = [a.concepts, a.canvas, a.table, a.prompt, a.written, a.method, a.count, a.seed, a.strengths,
                 a.steps, a.guidance, a.negative, a.shape]  # fmt: skip
-    dropped.upload(speaking(lambda file: restored(service.library, file)), dropped, refilled, **private())
+    dropped.upload(speaking(lambda file: restored(service.library, file)), dropped, refilled, **private(queue=True))

@@ -1,17 +1,32 @@
 """The page Jobs: what waits, runs and has ended, and everything about the one that is chosen."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from studio.errors import UsageError
 from studio.job_records import ENDED, STATES
+from studio.jobs import Job
 from studio.ui import fragments
 from studio.ui.frame import Frame, speaking
-from studio.ui.page_parts import chosen_number, pick_job, picker
+from studio.ui.page_parts import chosen_number, pick_job, picker, private
+from studio.ui.service import Service
 
 _KINDS = [("all", "all"), ("still open", "open"), ("trainings", "train"), ("pictures", "compose")]
-_STEP = 1
+_NONE = '<div class="empty"><strong>Nothing to show yet</strong>Whatever takes time is listed here.</div>'
+Action = Callable[[Service, int], Job | None]
+_ACTIONS: tuple[
+    tuple[str, str, tuple[str, ...], Action], ...
+] = (  # id, label, states in which it is of use, what it does
+    ("cancel", "Cancel", ("waiting", "running", "paused"), lambda service, job: service.store.cancel(job)),
+    ("pause", "Pause", ("waiting", "running"), lambda service, job: service.store.pause(job)),
+    ("again", "Go on / retry", ("paused", "failed", "cancelled", "interrupted"), Service.again),
+    ("clone", "Do it again", STATES, Service.clone),
+    ("earlier", "Earlier", ("waiting",), lambda service, job: service.store.move(job, -1)),
+    ("later", "Later", ("waiting",), lambda service, job: service.store.move(job, 1)),
+    ("forget", "Take off the list", ENDED, lambda service, job: service.store.forget(job)),
+)
 
 
 def build(frame: Frame) -> None:
@@ -23,75 +38,53 @@ def build(frame: Frame) -> None:
             listed = picker("jobs-list")
         with gr.Column(scale=3, min_width=320):
             with gr.Row(elem_classes="actions"):
-                cancel = gr.Button("Cancel", variant="stop", size="sm", elem_id="job-cancel")
-                pause = gr.Button("Pause", size="sm", elem_id="job-pause")
-                again = gr.Button("Go on / retry", size="sm", elem_id="job-again")
-                clone = gr.Button("Do it again", size="sm", elem_id="job-clone")
-                earlier = gr.Button("Earlier", size="sm")
-                later = gr.Button("Later", size="sm")
-                forget = gr.Button("Take off the list", size="sm")
+                buttons = [
+                    gr.Button(
+                        label, size="sm", elem_id=f"job-{name}", variant="stop" if name == "cancel" else "secondary"
+                    )
+                    for name, label, _, _ in _ACTIONS
+                ]
             smoothing = gr.Slider(0, 0.99, value=0.9, step=0.01, label="Smoothing of the loss", elem_classes="slim")
             view = gr.HTML(elem_id="job-view")
-
-    def render(job: str, smooth: float) -> str:
-        number = chosen_number(job) or _latest(frame)
-        if number is None:
-            return '<div class="empty"><strong>Nothing to show yet</strong>Choose a job on the left.</div>'
-        try:
-            return fragments.job_view(service, number, smooth)
-        except UsageError as error:
-            return fragments.message(error.problem, error.remedy, "warn")
-
-    def follow(button: gr.Button, *states: str) -> None:
-        """Let a button be of use while the job is in one of `states`."""
-
-        def able(job: str) -> Any:
-            number = chosen_number(job) or _latest(frame)
-            found = service.store.jobs() if number is None else [service.store.job(number)]
-            return gr.update(interactive=any(one.state in states for one in found[:1]))
-
-        frame.watch(button, able, frame.job)
-
-    follow(cancel, "waiting", "running", "paused")
-    follow(pause, "waiting", "running")
-    follow(again, "paused", "failed", "cancelled", "interrupted")
-    follow(clone, *STATES)
-    follow(earlier, "waiting")
-    follow(later, "waiting")
-    follow(forget, *ENDED)
-    frame.watch(smoothing, lambda job: gr.update(visible=_is_training(frame, job)), frame.job)
+    for button, (_, _, states, does) in zip(buttons, _ACTIONS, strict=True):
+        frame.watch(button, lambda job, states=states: _usable(_looked_at(frame, job), states), frame.job)
+        button.click(_doing(frame, does), frame.job, frame.job, **private(queue=True))
+    frame.watch(smoothing, lambda job: gr.update(visible=_kind(_looked_at(frame, job)) == "train"), frame.job)
     frame.watch(listed, lambda job, kind: fragments.queue(service, chosen_number(job), kind), frame.job, shown)
-    frame.watch(view, render, frame.job, smoothing)
-    listed.select(pick_job, None, frame.job, queue=False, show_progress="hidden", api_visibility="private")
-
-    def act(button: gr.Button, do, **named) -> None:  # noqa: ANN001, ANN003
-        button.click(
-            speaking(lambda job: do(_wanted(frame, job), **named)), frame.job, frame.job, queue=False,
-            show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
-
-    store = service.store
-    act(cancel, lambda number: str(store.cancel(number).id))
-    act(pause, lambda number: str(store.pause(number).id))
-    act(again, lambda number: str(service.again(number).id))
-    act(clone, lambda number: str(service.clone(number).id))
-    act(earlier, lambda number: str(store.move(number, -_STEP).id))
-    act(later, lambda number: str(store.move(number, _STEP).id))
-    act(forget, lambda number: store.forget(number) or "")
+    frame.watch(view, lambda job, smooth: _view(frame, job, smooth), frame.job, smoothing)
+    listed.select(pick_job, None, frame.job, **private())
 
 
-def _is_training(frame: Frame, job: str) -> bool:
-    number = chosen_number(job) or _latest(frame)
-    return number is not None and frame.service.store.job(number).kind == "train"
+def _view(frame: Frame, job: str, smooth: float) -> str:
+    found = _looked_at(frame, job)
+    return _NONE if found is None else fragments.job_view(frame.service, found.id, smooth)
 
 
-def _latest(frame: Frame) -> int | None:
-    jobs = frame.service.store.jobs(limit=1)
-    return jobs[0].id if jobs else None
+def _usable(job: Job | None, states: tuple[str, ...]) -> dict[str, Any]:
+    return gr.update(interactive=job is not None and job.state in states)
 
 
-def _wanted(frame: Frame, job: str) -> int:
-    number = chosen_number(job) or _latest(frame)
-    if number is None:
-        raise UsageError("No job is chosen.", "Choose one on the left.")
-    return number
+def _kind(job: Job | None) -> str:
+    return "" if job is None else job.kind
+
+
+def _doing(frame: Frame, does: Action) -> Callable[[str], str]:
+    def act(job: str) -> str:
+        found = _looked_at(frame, job)
+        if found is None:
+            raise UsageError("No job is chosen.", "Choose one on the left.")
+        after = does(frame.service, found.id)
+        return "" if after is None else str(after.id)
+
+    return speaking(act)
+
+
+def _looked_at(frame: Frame, job: str) -> Job | None:
+    """The job that is chosen, else the first of the list."""
+    store, number = frame.service.store, chosen_number(job)
+    if number is not None:
+        try:
+            return store.job(number)
+        except UsageError:
+            return None
+    return next(iter(store.jobs(limit=1)), None)

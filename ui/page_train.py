@@ -8,6 +8,7 @@ import gradio as gr
 
 from studio.errors import StudioError
 from studio.folders import SUFFIXES
+from studio.ui.form_parts import begin
 from studio.ui.fragments import message
 from studio.ui.frame import Frame, speaking
 from studio.ui.page_parts import name_picker, named, private, title
@@ -104,7 +105,7 @@ def build(frame: Frame) -> None:
         button.click(lambda step=step: gr.Walkthrough(selected=step), None, steps, **private())
     to_recipe.click(_usual(frame), fields.all(), [settings, cards], **private())
     to_check.click(_checked(frame), fields.all(), [steps, listed, command], **private())
-    start.click(_started(frame), fields.all(), [frame.job, frame.page], **private())
+    begin(start, _started(frame), fields.all(), [frame.job, frame.page])
 
 
 def _bind_pictures(frame: Frame, f: _Fields, files: gr.File, sample: gr.Dropdown, table: gr.HTML) -> None:
@@ -126,7 +127,10 @@ def _bind_pictures(frame: Frame, f: _Fields, files: gr.File, sample: gr.Dropdown
     files.upload(speaking(uploaded), [files, f.base], [f.dataset, sample, table], **private(queue=True))
     files.clear(lambda: ("", picture_table(service, "", None)), None, [f.dataset, table], **private())
     sample.input(
-        speaking(sampled), [sample, f.name, f.class_word], [f.dataset, table, f.name, f.class_word], **private()
+        speaking(sampled),
+        [sample, f.name, f.class_word],
+        [f.dataset, table, f.name, f.class_word],
+        **private(queue=True),
     )
 
 
@@ -186,8 +190,8 @@ def _checked(frame: Frame) -> Any:
 
 
 def _started(frame: Frame) -> Any:
-    def begin(*values: Any) -> tuple[str, str]:
+    def begun(*values: Any) -> tuple[str, str]:
         job = frame.service.train(_asked(frame, values))
         return str(job.id), "jobs"
 
-    return speaking(begin)
+    return begun

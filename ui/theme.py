@@ -123,7 +123,12 @@ class StudioTheme(Base):
             checkbox_label_text_color="*studio_ink", checkbox_label_text_color_selected="*studio_ink",
             checkbox_label_border_width="1px", checkbox_label_shadow="none",
         )  # fmt: skip
-        self.set(input_radius="*radius_md", input_text_size="*text_md", checkbox_label_text_size="*text_md")
+        self.set(
+            input_radius="*radius_md",
+            input_text_size="*text_md",
+            checkbox_label_text_size="*text_md",
+            checkbox_border_radius="4px",
+        )
 
     def _buttons(self) -> None:
         self._both(
