@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 from studio.bases import BaseSource, source_sizes
@@ -14,7 +15,7 @@ from studio.trainers.cache import file_id
 from studio.trainers.captions import names_another, pictures_of, prompt_for, without_trigger
 from studio.trainers.data import Example
 from studio.trainers.dataset import Dataset, encode_dataset, examples_of
-from studio.trainers.pairs import pair_examples
+from studio.trainers.pairs import both_examples, pair_examples
 from studio.trainers.prior import class_examples
 from studio.trainers.recipe import Recipe
 from studio.trainers.validation import divided
@@ -41,7 +42,10 @@ class Material:
     def identity(self, base: BaseModel) -> list[object]:
         """All that tells this material from another, to be hashed."""
         every = [one for kind in (self.own, self.prior, self.pairs) for part in kind for one in part.examples]
-        used: list[object] = [(file_id(one.path), one.prompt, one.plain, one.region) for one in every]
+        used: list[object] = [
+            (file_id(one.path), one.prompt, one.plain, one.region, *([one.beyond] if one.beyond else []))
+            for one in every
+        ]
         repeats = [times for part in self.own for times in part.repeats]
         used += [repeats] if set(repeats) != {1} else []
         used += [(file_id(one.path), one.prompt) for part in self.held for one in part.examples]
@@ -90,11 +94,15 @@ def gathered(
         for word, said in captions.items():
             made = class_examples(base, of_class[word], said, cache, emit)
             found.prior.append(Part(made, [1] * len(made)))
-    for view, part in zip(recipe.views, found.own, strict=True):
-        alone = [one for one in part.examples if not names_another(one.prompt, view)]
-        if recipe.pair_share and view.pair_prompts and alone:
-            made = pair_examples(base, view, alone, cache, emit)
-            found.pairs.append(Part(made, [1] * len(made)))
+    if recipe.pair_share:
+        alone = [
+            (view, [one for one in part.examples if not names_another(one.prompt, view)])
+            for view, part in zip(recipe.views, found.own, strict=True)
+        ]
+        beside = [(view, own) for view, own in alone if view.pair_prompts and own]
+        scenes = [pair_examples(base, view, own, cache, emit) for view, own in beside]
+        scenes += [both_examples(base, one, other, cache, emit) for one, other in combinations(beside, 2)]
+        found.pairs.extend(Part(made, [1] * len(made)) for made in scenes)
     return found
 
 
