@@ -86,15 +86,14 @@ class Gate:
         strongest of those does, at every place."""
         if owners not in self._shared:
             weights = strongest(self.weights, owners)
-            masks: list[Tensor | None] = []
-            for mask in (self.image, self.text):
+
+            def of(mask: Tensor | None) -> Tensor | None:
                 if mask is None:
-                    masks.append(None)
-                    continue
-                by_adapter = (..., *[None] * (mask.dim() - 2))
-                least = torch.where(weights == 0, 1, weights)[by_adapter]
-                masks.append(strongest(self.weights[by_adapter] * mask, owners) / least)
-            self._shared[owners] = Gate(weights, *masks, self.layers)
+                    return None
+                each = (..., *[None] * (mask.dim() - 2))
+                return strongest(self.weights[each] * mask, owners) / torch.where(weights == 0, 1, weights)[each]
+
+            self._shared[owners] = Gate(weights, of(self.image), of(self.text), self.layers)
         return self._shared[owners]
 
     def on_grid(self, height: int, width: int) -> Weights:

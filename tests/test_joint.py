@@ -291,7 +291,7 @@ def test_a_scorer_reads_each_concept_beside_its_own_pictures(tiny_sdxl: Path, ho
     training = prepared(recipe.model_copy(update={"others": (rex,)}), home)
     found, pictures = scored(training, [Reader(), Reader()])
     assert seen == [(["a sks cat"] * 2, 3), (["a ohwx dog"] * 2, 5)]
-    assert found == Fidelity(pytest.approx(0.4), 1.0)
+    assert (found.concept, found.prompt) == (pytest.approx(0.4), 1.0)
     assert list(pictures) == ["a sks cat", "a ohwx dog"]
 
 
