@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from studio.bases import ALIASES, EMBEDDED, BaseSource, find_base
 from studio.trainers.presets import PRESETS, defaults, read_facts
-from studio.trainers.recipe import ATTENTION, Recipe
+from studio.trainers.recipe import ATTENTION, Other, Recipe
 from studio.ui.cli import app
 
 INTRO = """\
@@ -33,6 +33,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "trigger": "The word that the concept is bound to.",
         "new_word": "Whether the trigger is a new token with rows of its own that are learned too.",
         "word_learning_rate": "The learning rate of those rows.",
+        "others": "Further concepts that the same adapter learns, a table `[[others]]` each: `name`, `pictures`,"
+        " `class_word`, and where they are not as usual `trigger`, `prior_prompts`, `pair_prompts`, `score_prompts`.",
         "base": "The base: picturebook, sd15, sdxl, a hub id, a folder or a file.",
         "preset": "Which of the defaults below hold.",
     },
@@ -167,6 +169,8 @@ def takes(kind: Any) -> str:
         return ", ".join(f"`{one}`" for one in get_args(kind))
     if get_origin(kind) is tuple:
         first, *rest = get_args(kind)
+        if first is Other:
+            return "tables"
         return "texts" if rest == [...] else f"two: {takes(first)}"
     words = {str: "text", int: "whole number", float: "number", bool: "yes or no", Path: "path"}
     return words[kind]

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from studio.adapters import Adapter, load_concept
 from studio.bank import AdapterBank
 from studio.concepts import Concept
-from studio.errors import StudioError
+from studio.errors import StudioError, UsageError
 from studio.events import Emit, Notice, Phase, Step
 from studio.kernels.blend import blend
 from studio.models import BaseModel
@@ -152,13 +152,19 @@ def opened(
     known, strengths = [one for one, _ in concepts], tuple(strength for _, strength in concepts)
     bank = AdapterBank(base, [load(one) for one in known])
     riders = AdapterBank(base, [load(one) for one, _ in styles])
+    if not composer.folds and bank.shares(riders):
+        raise UsageError(
+            "A style and a concept of this picture are one adapter, learned together: it cannot act both by place and"
+            " everywhere.",
+            "Give the style as a concept too (--concept), or take the method merge.",
+        )
     receipts = [*bank.receipts(strengths), *riders.receipts([strength for _, strength in styles])]
     warnings = [receipt.warning() for receipt in receipts]
     with (
         attending(base, settings.attention),
         _acting(bank, strengths, riders, [strength for _, strength in styles], composer.folds),
     ):
-        adapters = [one.adapter for one in (*bank.placed, *riders.placed)]
+        adapters = [*bank.adapters, *riders.adapters]
         scheduler = make_scheduler(base, settings.scheduler, adapters)
         run = start(base, bank, settings, known, strengths, scheduler, layout, styles)
         told = (run.prompt.text, run.negative)
@@ -174,8 +180,7 @@ def _acting(
 ) -> Iterator[None]:
     """Riders are in the weights, where they cost nothing; the bank is with them, or gated."""
     if folds:
-        adapters = [one.adapter for one in (*bank.placed, *riders.placed)]
-        with AdapterBank(bank.base, adapters).merged([*strengths, *style_strengths]):
+        with AdapterBank(bank.base, [*bank.adapters, *riders.adapters]).merged([*strengths, *style_strengths]):
             yield
     else:  # installed first: what depends on the base's own weights is computed then
         with bank.installed(), riders.merged(style_strengths):

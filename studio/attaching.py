@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from studio.adapters import Adapter, load_adapter
 from studio.errors import StudioError
 from studio.models import BaseModel
 from studio.placing import Change, Placed, Receipt, place, receipt_of
+from studio.sharing import firsts, owners_of, shared_strengths
 from studio.untrusted import shown
 
 TOWERS = ("clip_l", "clip_g")  # what files call the text encoders, in their order
@@ -21,19 +23,24 @@ Tensor = torch.Tensor
 
 @contextmanager
 def attach(base: BaseModel, adapters: Sequence[tuple[Path | Adapter, float]]) -> Iterator[list[Receipt]]:
-    """Let adapters act on `base`, each with its strength, while the block runs; their changes add up.
+    """Let adapters act on `base`, each with its strength, while the block runs; their changes add up. What is given
+    twice, as for two concepts that were learned together, acts once, at the strength that is farther from zero.
 
     Every change is computed from the base's own weights and added to them in float32; the weights themselves are kept
     and put back at the end, also after an exception. Gives one receipt an adapter. Raises UsageError where one does not
     fit the base at all, StudioError where one has no or unusable content, before anything is changed.
     """
     loaded = [load_adapter(one) if isinstance(one, Path) else one for one, _ in adapters]
-    placed = [(place(base, adapter), strength) for adapter, (_, strength) in zip(loaded, adapters, strict=True)]
+    strengths, owners = [strength for _, strength in adapters], owners_of(loaded)
+    placed = [place(base, loaded[n]) for n in firsts(owners)]
     with ExitStack() as undo, torch.no_grad():
-        receipts = [receipt_of(one, base, strength) for one, strength in placed]
-        merge(placed, undo)
-        for adapter in loaded:
-            teach_words(base, adapter, undo)
+        receipts = [
+            replace(receipt_of(placed[owner], base, strength), adapter=adapter.name)
+            for adapter, owner, strength in zip(loaded, owners, strengths, strict=True)
+        ]
+        merge(list(zip(placed, shared_strengths(strengths, owners), strict=True)), undo)
+        for one in placed:
+            teach_words(base, one.adapter, undo)
         with torch.enable_grad():
             yield receipts
 

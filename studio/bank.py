@@ -19,6 +19,7 @@ from studio.kernels.multi_adapter import Factors, Weights, cheapest
 from studio.kernels.multi_adapter_conv import Geometry, Windows, multi_adapter_conv
 from studio.models import BaseModel
 from studio.placing import Placed, Receipt, place, receipt_of
+from studio.sharing import firsts, owners_of, shared_strengths
 
 Tensor = torch.Tensor
 
@@ -29,30 +30,47 @@ class AdapterBank:
     Inside `installed()` the layers add what the gate lets through, `gate` being set by `use`; without one, or with all
     weights zero, the base computes bit for bit what it computes alone; where the bank `extends`, as on CUDA, linear
     layers multiply with their adapters in one product, and this holds to rounding. Inside `merged()` one weight an
-    adapter is added to the base's own weights instead: nothing is paid in the forward. Nothing is left behind.
+    adapter is added to the base's own weights instead: nothing is paid in the forward. Nothing is left behind. Adapters
+    that are the same, as those of concepts learned together, are one that acts as the strongest of them does.
     """
 
     def __init__(self, base: BaseModel, adapters: Sequence[Adapter], extends: bool | None = None) -> None:
         self.base = base
         self._extends = base.device.type == "cuda" if extends is None else extends
-        self.placed: list[Placed] = [place(base, replace(one, factors=dict(one.factors))) for one in adapters]
+        self._names, self._owners = [one.name for one in adapters], owners_of(adapters)
+        distinct = [adapters[n] for n in firsts(self._owners)]
+        self.placed: list[Placed] = [place(base, replace(one, factors=dict(one.factors))) for one in distinct]
         self.gate: Gate | None = None
         self._layers: list[Layer] | None = None
 
     @property
     def count(self) -> int:
         """k."""
-        return len(self.placed)
+        return len(self._owners)
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """All k, those that are the same as often as they were given."""
+        return [self.placed[owner].adapter for owner in self._owners]
+
+    def shares(self, other: "AdapterBank") -> bool:
+        """Whether an adapter of it is one of `other` too."""
+        both = [*self.adapters, *other.adapters]
+        return len(firsts(owners_of(both))) < len(self.placed) + len(other.placed)
 
     def receipts(self, strengths: Sequence[float]) -> list[Receipt]:
         """What each adapter does to the base at its strength."""
         with torch.no_grad():
-            return [receipt_of(one, self.base, s) for one, s in zip(self.placed, strengths, strict=True)]
+            return [
+                replace(receipt_of(self.placed[owner], self.base, s), adapter=name)
+                for name, owner, s in zip(self._names, self._owners, strengths, strict=True)
+            ]
 
     @contextmanager
     def use(self, gate: Gate) -> Iterator[None]:
         """Let `gate` decide in every forward of the block; the one before comes back at the end."""
-        before, self.gate = self.gate, gate
+        told = gate if len(self.placed) == self.count else gate.shared(self._owners)
+        before, self.gate = self.gate, told
         try:
             yield
         finally:
@@ -76,7 +94,7 @@ class AdapterBank:
     def merged(self, strengths: Sequence[float]) -> Iterator[None]:
         """Add every adapter times its strength to the base's weights while the block runs."""
         with ExitStack() as undo, torch.no_grad():
-            merge(list(zip(self.placed, strengths, strict=True)), undo)
+            merge(list(zip(self.placed, shared_strengths(strengths, self._owners), strict=True)), undo)
             for one in self.placed:
                 teach_words(self.base, one.adapter, undo)
             with torch.enable_grad():

@@ -35,6 +35,7 @@ class Gate:
     _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, repr=False, compare=False)
     _parts: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)
     _firsts: dict[int, "Gate"] = field(default_factory=dict, repr=False, compare=False)
+    _shared: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def samples(self) -> int:
@@ -79,6 +80,21 @@ class Gate:
             image, text = (None if mask is None else mask[:samples] for mask in (self.image, self.text))
             self._firsts[samples] = Gate(self.weights[:samples], image, text, self.layers)
         return self._firsts[samples]
+
+    def shared(self, owners: tuple[int, ...]) -> "Gate":
+        """The gate of the distinct adapters where several of k are one, `owners` [k] numbering them: it acts as the
+        strongest of those does, at every place."""
+        if owners not in self._shared:
+            weights = strongest(self.weights, owners)
+
+            def of(mask: Tensor | None) -> Tensor | None:
+                if mask is None:
+                    return None
+                each = (..., *[None] * (mask.dim() - 2))
+                return strongest(self.weights[each] * mask, owners) / torch.where(weights == 0, 1, weights)[each]
+
+            self._shared[owners] = Gate(weights, of(self.image), of(self.text), self.layers)
+        return self._shared[owners]
 
     def on_grid(self, height: int, width: int) -> Weights:
         """For the B h w pixels of a layer with that grid."""
@@ -144,6 +160,16 @@ class Gate:
         if (kind, size) not in self._known:
             self._known[kind, size] = Weights(make())
         return self._known[kind, size]
+
+
+def strongest(values: Tensor, owners: tuple[int, ...]) -> Tensor:
+    """Of values [B, k, ...] of k adapters those [B, u, ...] of the distinct ones that `owners` [k] number: of several
+    the one farthest from zero, elementwise."""
+    parts: list[Tensor] = []
+    for number in range(max(owners) + 1):
+        own = values[:, [n for n, owner in enumerate(owners) if owner == number]]
+        parts.append(own.gather(1, own.abs().argmax(1, keepdim=True)))
+    return torch.cat(parts, 1)
 
 
 def strips(count: int, rows: int, size: tuple[int, int], like: Tensor, shift: int = 0) -> Tensor:

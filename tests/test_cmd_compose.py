@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures_models import build_lora
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_encoders import tiny_clip  # noqa: F401
@@ -301,8 +302,8 @@ def test_a_layout_file_places_and_overlaps_are_said(run_studio, library, tmp_pat
 
 
 @pytest.fixture
-def styled(run_studio, library, tmp_path):
-    library("neon", 1, trigger="zwx")
+def styled(run_studio, library, tmp_path, tiny_sdxl):
+    build_lora(tiny_sdxl, library("neon", trigger="zwx") / "adapter.safetensors", seed=5)
     ended = run_studio("compose", BOTH, "--style", "neon=0.4", "--method", "composite", "--out", tmp_path / "s", *QUICK)
     assert ended.code == 0, ended.err
     assert "the prompt is 'a sks cat and a ohwx cat on the grass, zwx cat'" in ended.err

@@ -38,6 +38,22 @@ def test_a_recipe_file_alone_is_enough(run_studio: Run, config: Path, home: Home
         assert shown in ended.err
 
 
+def test_further_concepts_are_given_by_name_class_and_path(
+    run_studio: Run, config: Path, home: Home, tmp_path: Path
+) -> None:
+    odd = draw_pictures(tmp_path / "re=x:es", 2)
+    ended = run_studio("train-concept", "--config", config, "--steps", "1", "--with", f"rex=dog:{odd}", "--json")
+    assert ended.code == 0
+    report = json.loads(ended.out)
+    assert [one["phrase"] for one in (report, *report["others"])] == ["sks cat", "ohwx dog"]
+    assert report["recipe"]["others"][0]["pictures"] == str(odd)
+    for shown in ("milo: 0.png", "rex: 1.png", "a ohwx dog", "5 pictures, 6 class pictures"):
+        assert shown in ended.err
+    assert sorted(one.name for one in home.library.iterdir()) == ["milo", "rex"]
+    assert run_studio("library", "remove", "milo", "--yes").code == 0
+    assert [one.name for one in Library(home).concepts()] == ["rex"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -78,6 +94,10 @@ def test_a_name_that_is_taken_is_refused_before_anything(run_studio: Run, config
         (["--base", "picturbook"], "no base model 'picturbook'"),
         (["--preset", "fast"], "no preset 'fast'"),
         (["--resume"], "no interrupted training"),
+        (["--with", "rex"], "--with rex says no name, class and path"),
+        (["--with", "rex=dog:"], "--with rex=dog: says no name, class and path"),
+        (["--with", "milo=dog:elsewhere"], "two concepts of this training have the name 'milo'"),
+        (["--with", "rex=dog:nowhere"], "There is no folder or picture"),
     ],
 )
 def test_wrong_usage_is_named_and_leaves_nothing(

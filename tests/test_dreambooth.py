@@ -16,10 +16,10 @@ from studio.concepts import read_concept
 from studio.errors import StudioError, UsageError
 from studio.events import Done, Event, Loss, Notice, Phase, Preview, silent
 from studio.home import Home
-from studio.images import find_pictures
 from studio.library import Library
 from studio.models import load_base
 from studio.trainers import checkpoint, lora
+from studio.trainers.captions import pictures_of
 from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.stopping import Stopped
 from studio.trainers.training import Drawn, Training
@@ -109,7 +109,7 @@ def test_an_offset_moves_the_noise_of_a_channel_as_a_whole(tiny_sdxl: Path, home
     for offset in (0.0, 0.5):
         base = load_base(find_base(str(tiny_sdxl)), "cpu")
         recipe = tiny_recipe(tiny_sdxl, home, {"noise_offset": offset})
-        training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)
+        training, _ = _prepare(base, recipe, pictures_of(recipe), home, silent, true_sizes=True)
         drawn += training.draw(3)
     moved = drawn[1].noise - drawn[0].noise
     assert float(moved.std((2, 3)).max()) < 1e-6
@@ -242,7 +242,7 @@ def test_the_loss_scale_of_float16_is_part_of_the_state(tiny_sdxl: Path, homes: 
         training, _ = _prepare(
             load_base(find_base(str(tiny_sdxl)), "cpu"),
             recipe := tiny_recipe(tiny_sdxl, home, {"prior_preservation": False}),
-            find_pictures(recipe.pictures), home, silent, true_sizes=True,
+            pictures_of(recipe), home, silent, true_sizes=True,
         )  # fmt: skip
         training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         training.take_step()

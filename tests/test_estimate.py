@@ -10,9 +10,9 @@ from training_helpers import tiny_recipe
 from studio.bases import find_base
 from studio.events import Event, Notice, silent
 from studio.home import Home
-from studio.images import find_pictures
 from studio.models import load_base
 from studio.tensor_memory import TensorMemory
+from studio.trainers.captions import pictures_of
 from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.estimate import need_of
 from studio.trainers.memory import check_memory
@@ -46,7 +46,7 @@ def test_a_true_step_takes_what_was_estimated(
 ) -> None:
     model = load_base(find_base(str(request.getfixturevalue(base))), "cpu")
     recipe = tiny_recipe(request.getfixturevalue(base), home, {"resolution": 64, "batch_size": 2} | kind)
-    training, _ = _prepare(model, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)
+    training, _ = _prepare(model, recipe, pictures_of(recipe), home, silent, true_sizes=True)
     with TensorMemory() as memory:
         training.take_step()
         training.take_step()
@@ -60,7 +60,7 @@ def test_a_device_with_too_little_free_is_told_what_helps(
 ) -> None:
     recipe = tiny_recipe(tiny_sd15, home)
     model = load_base(find_base(str(tiny_sd15)), "cpu")
-    training, _ = _prepare(model, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)
+    training, _ = _prepare(model, recipe, pictures_of(recipe), home, silent, true_sizes=True)
     told: list[Event] = []
     check_memory(training, told.append)
     assert len(told) == 1
@@ -78,7 +78,7 @@ def test_a_device_with_too_little_free_is_told_what_helps(
 def test_offloading_changes_no_estimate_and_is_not_copied(tiny_sd15: Path, home: Home) -> None:
     recipe = tiny_recipe(tiny_sd15, home)
     model = load_base(find_base(str(tiny_sd15)), "cpu")
-    training, _ = _prepare(model, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)
+    training, _ = _prepare(model, recipe, pictures_of(recipe), home, silent, true_sizes=True)
     plain = need_of(training)
     _, first = cpu_offload_with_hook(model.text_encoders[0], "cpu")
     cpu_offload_with_hook(model.unet, "cpu", prev_module_hook=first)

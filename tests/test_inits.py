@@ -16,8 +16,8 @@ from studio.attaching import attach
 from studio.errors import UsageError
 from studio.events import Event, Notice, Phase, Step, silent
 from studio.home import Home
-from studio.images import find_pictures
 from studio.models import BaseModel, find_base, load_base
+from studio.trainers.captions import pictures_of
 from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.inits import PASSES, first_pair, pair_of_gradient
 from studio.trainers.training import Training
@@ -30,7 +30,7 @@ MIXED = [(one, {}) for one in ("default", *NOT_CHANCE)] + [("pissa", one) for on
 def prepared(folder: Path, home: Home, changes: dict[str, Any]) -> Training:
     recipe = tiny_recipe(folder, home, changes)
     base = load_base(find_base(str(folder)), "cpu")
-    return _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)[0]
+    return _prepare(base, recipe, pictures_of(recipe), home, silent, true_sizes=True)[0]
 
 
 def layers_of(base: BaseModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ EVERYTHING = {"noise_offset": 0.1, "weighting": "min-snr", "text_rank": 2, "samp
 
 def said(tiny: Path, home: Home, changes: dict[str, Any], **how: Any) -> dict[str, str]:
     usual: dict[str, Any] = {"prediction": "epsilon", "optimizer": "torch.optim.adamw.AdamW", "precision": "bf16"}
-    usual |= {"prompts": ["a sks cat, red,flat", "a sks cat, night", "a sks cat, "], "shown": 4}
+    usual |= {"prompts": {"milo": ["a sks cat, red,flat", "a sks cat, night", "a sks cat, "]}, "shown": 4}
     recipe = tiny_recipe(tiny, home, changes)
     settings: dict[str, Any] = usual | {"processes": 1} | how
     return shared_metadata(recipe, settings.pop("family", "sdxl"), **settings)

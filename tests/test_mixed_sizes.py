@@ -13,8 +13,8 @@ from studio.bases import find_base
 from studio.errors import UsageError
 from studio.events import Event, Notice, silent
 from studio.home import Home
-from studio.images import find_pictures
 from studio.models import load_base
+from studio.trainers.captions import pictures_of
 from studio.trainers.data import Example, mask_share
 from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.processes import ALONE, Team
@@ -26,7 +26,7 @@ FACTOR = 4  # pixels to a side of a latent
 def prepared(base: Path, home: Home, changes: dict[str, Any]) -> Training:
     shapes(home)
     recipe = tiny_recipe(base, home, MIXED | changes)
-    pictures = find_pictures(recipe.pictures)
+    pictures = pictures_of(recipe)
     return _prepare(load_base(find_base(str(base)), "cpu"), recipe, pictures, home, silent, true_sizes=True)[0]
 
 
@@ -197,6 +197,6 @@ def test_the_same_picture_at_another_size_or_mirrored_is_kept_apart(tiny_sdxl: P
     for changes in ({"buckets": False}, {}, {"flip": True}):
         recipe = tiny_recipe(tiny_sdxl, home, MIXED | {"prior_preservation": False} | changes)
         base = load_base(find_base(str(tiny_sdxl)), "cpu")
-        _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)
+        _prepare(base, recipe, pictures_of(recipe), home, silent, true_sizes=True)
         kept.append({path.name for path in (home.cache / "examples").iterdir()})
     assert [len(one) - len(kept[0]) for one in kept] == [0, 4, 4 + 6]  # two squares are the same

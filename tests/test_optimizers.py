@@ -13,9 +13,9 @@ from studio.bases import find_base
 from studio.errors import UsageError
 from studio.events import silent
 from studio.home import Home
-from studio.images import find_pictures
 from studio.models import load_base
 from studio.trainers import checkpoint, optimizer_choice
+from studio.trainers.captions import pictures_of
 from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.optimizers import Part, check_optimizer, make_optimizer, optimizer_tensors, restore_optimizer
 from studio.trainers.planning import plan_recipe, resumed_recipe
@@ -46,7 +46,7 @@ def optimizer(request: pytest.FixtureRequest) -> dict[str, Any]:
 def prepared(base: Path, home: Home, changes: dict[str, Any]) -> Training:
     recipe = tiny_recipe(base, home, changes)
     loaded = load_base(find_base(str(base)), "cpu")
-    return _prepare(loaded, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)[0]
+    return _prepare(loaded, recipe, pictures_of(recipe), home, silent, true_sizes=True)[0]
 
 
 def copies(training: Training) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from studio.judge import Reading
 from studio.picturebook import SAMPLE_SUBJECTS, Scene
 from studio.picturebook_draw import render
 from studio.trainers.dreambooth import train_concept
-from studio.trainers.scoring import ByClip, Fidelity, JudgeA, obeyed, scorer_for
+from studio.trainers.scoring import ByClip, Fidelity, JudgeA, obeyed, scorers_for
 from studio.trainers.validation import Measured, best
 
 PROMPTS = ("a sks cat at night", "a sks cat on grass")
@@ -134,7 +134,7 @@ def test_what_a_prompt_names_is_looked_for_and_nothing_else() -> None:
 
 def test_only_the_embedded_base_has_a_scorer_and_for_what_its_judge_knows(tiny_sdxl: Path, home: Home) -> None:
     recipe = tiny_recipe(tiny_sdxl, home)
-    assert scorer_for(recipe) is None
+    assert scorers_for(recipe) == []
     own = recipe.model_copy(update={"base": EMBEDDED})
-    assert isinstance(scorer_for(own), JudgeA)
-    assert scorer_for(own.model_copy(update={"class_word": "style"})) is None
+    assert [type(one) for one in scorers_for(own)] == [JudgeA]
+    assert scorers_for(own.model_copy(update={"class_word": "style"})) == []

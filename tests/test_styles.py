@@ -81,10 +81,11 @@ def test_a_style_without_a_subject_is_a_plain_draw(base, style):
         assert difference(found, truth[0]) <= 1
 
 
-def test_several_styles_ride_in_the_order_given(base, subjects, style, tiny_loras):
-    other = dataclasses.replace(style, name="ink", trigger="vrk")
+def test_several_styles_ride_in_the_order_given(base, subjects, style, tiny_sdxl, tmp_path):
+    build_lora(tiny_sdxl, tmp_path / "adapter.safetensors", seed=6, rank=3, text=True)
+    other = dataclasses.replace(style, name="ink", trigger="vrk", folder=tmp_path)
     found = drawn(base, subjects, "composite", styles=[(style, 0.3), (other, 0.2)])
-    with attach(base, [(style.adapter_file, 0.5)]):
+    with attach(base, [(style.adapter_file, 0.3), (other.adapter_file, 0.2)]):
         truth = drawn(
             base, subjects, "composite", dataclasses.replace(WRITTEN, prompt=f"{WRITTEN.prompt}, vrk drawing")
         )

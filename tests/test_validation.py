@@ -13,6 +13,7 @@ from studio.events import Event, Notice, Validation, silent
 from studio.home import Home
 from studio.images import find_pictures
 from studio.models import load_base
+from studio.trainers.captions import pictures_of
 from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.validation import Measured, best, divided, fixed_samples, validation_loss
 
@@ -25,7 +26,7 @@ def homes(tmp_path: Path) -> list[Home]:
 def test_the_loss_of_the_untrained_is_that_of_plain_diffusers(tiny_sdxl: Path, home: Home) -> None:
     recipe = tiny_recipe(tiny_sdxl, home, {"held_out": 1})
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
-    training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, silent, true_sizes=True)
+    training, _ = _prepare(base, recipe, pictures_of(recipe), home, silent, true_sizes=True)
     (sample,) = fixed_samples(training)
     assert len(sample.noise) == 8
     unet = diffusers.UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
@@ -51,7 +52,7 @@ def test_what_is_held_out_is_not_trained_on(tiny_sdxl: Path, home: Home) -> None
     assert len(kept) == 2
     assert sorted(one.path for one in kept + aside) == [one.path for one in pictures]
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
-    training, _ = _prepare(base, recipe, pictures, home, silent, true_sizes=True)
+    training, _ = _prepare(base, recipe, [pictures], home, silent, true_sizes=True)
     assert len(training.instances) == 2
     assert training.held is not None
     assert len(training.held) == 1

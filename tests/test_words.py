@@ -16,7 +16,8 @@ from studio.events import Notice
 from studio.exporting import export_concept
 from studio.home import Home
 from studio.models import load_base
-from studio.trainers.dreambooth import _prepare, find_pictures, train_concept
+from studio.trainers.captions import pictures_of
+from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.training import Training
 from studio.trainers.words import NewWord
 
@@ -67,7 +68,7 @@ def test_only_its_rows_are_trained_and_they_begin_like_the_bases_words(tiny_sdxl
 def test_the_gradient_of_a_row_is_that_of_finite_differences(tiny_sdxl: Path, home: Home) -> None:
     recipe = tiny_recipe(tiny_sdxl, home, WORD)
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
-    training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, lambda event: None, true_sizes=True)
+    training, _ = _prepare(base, recipe, pictures_of(recipe), home, lambda event: None, true_sizes=True)
     for part in (base.unet, *base.text_encoders):
         part.double()
     (drawn,) = training.draw(0)
@@ -110,7 +111,7 @@ def test_float16_scales_the_gradients_of_adapter_and_word_back_once(
 ) -> None:
     recipe = tiny_recipe(tiny_sdxl, home, WORD)
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
-    training, _ = _prepare(base, recipe, find_pictures(recipe.pictures), home, lambda event: None, true_sizes=True)
+    training, _ = _prepare(base, recipe, pictures_of(recipe), home, lambda event: None, true_sizes=True)
     scaler = training.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     training.optimizer = AcceleratedOptimizer(training.plain_optimizer, scaler=scaler)
     training.accelerator._optimizers = [training.optimizer]

@@ -86,15 +86,22 @@ def check_same_training(found: Checkpoint, recipe: Recipe) -> None:
 
     Settings that only say how long to train and what to show may differ.
     """
-    wanted = recipe.model_dump(mode="json")
-    had = {key: field.default for key, field in Recipe.model_fields.items()} | found.recipe  # it may be older than some
-    changed = [key for key in wanted if key not in HARMLESS and had[key] != wanted[key]]
+    usual = {key: field.default for key, field in Recipe.model_fields.items()}  # it may be older than some
+    had, wanted = (_deciding(usual | told) for told in (found.recipe, recipe.model_dump(mode="json")))
+    changed = [key for key in wanted if had[key] != wanted[key]]
     if changed:
         listed = "\n".join(f"  {key}: {had[key]!r} -> {wanted[key]!r}" for key in changed)
         raise UsageError(
             f"The interrupted training had other settings:\n{listed}",
             "Resume with the old settings (give only --name and --resume), or start again with --overwrite.",
         )
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that must be the same, of further concepts too."""
+    others = [_deciding(other) for other in settings.get("others", ())]
+    kept = {key: value for key, value in settings.items() if key not in HARMLESS}
+    return kept | {"others": others} if others else kept
 
 
 def check_same_data(found: Checkpoint, data: str) -> None:

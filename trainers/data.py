@@ -23,8 +23,9 @@ _VERSION = "1"  # of what lies in the cache: raise it when preprocessing changes
 class Example:
     """A picture and its words.
 
-    Only in `region` (left, top, right, bottom in fractions of the square; None: everywhere), or where `masked` in its
-    mask, is it learned from. For the rest holds what the base makes of the words `plain`, by default the same.
+    Only in `region` (left, top, right, bottom in fractions of the square; None: everywhere) and in `beyond`, a second
+    one, or where `masked` in its mask, is it learned from. For the rest holds what the base makes of the words `plain`,
+    by default the same.
     It is trained at `size` (None: the square), and `mirrored` from left to right where that is asked.
     """
 
@@ -32,6 +33,7 @@ class Example:
     prompt: str
     plain: str | None = None
     region: tuple[float, float, float, float] | None = None
+    beyond: tuple[float, float, float, float] | None = None
     masked: bool = False
     size: Size | None = None
     mirrored: bool = False
@@ -140,10 +142,7 @@ def encode_examples(
     time_ids = torch.tensor(sizes, dtype=torch.float32) if base.family == "sdxl" else None
     height, width = mean.shape[2:]
     own = torch.stack(
-        [
-            mask_share(one, size, height, width) if one.masked else _share_of(one.region, height, width)
-            for one in examples
-        ]
+        [mask_share(one, size, height, width) if one.masked else _shares_of(one, height, width) for one in examples]
     )
     spoken = (words["embeds"], words.get("pooled"), time_ids, own, rest["embeds"], rest.get("pooled"))
     return Examples(Batch(tuple(one.prompt for one in examples), mean, *spoken), std)
@@ -156,6 +155,12 @@ def mask_share(one: Example, size: Size, height: int, width: int) -> torch.Tenso
         return torch.ones(1, height, width)
     pixels = (covering(one.facing(mask.convert("RGB")), size)[0][:1] + 1) / 2
     return torch.nn.functional.adaptive_avg_pool2d(pixels.clamp(0, 1), (height, width))
+
+
+def _shares_of(one: Example, height: int, width: int) -> torch.Tensor:
+    """[1, height, width]: how much of each cell its regions cover."""
+    share = _share_of(one.region, height, width)
+    return share if one.beyond is None else torch.maximum(share, _share_of(one.beyond, height, width))
 
 
 def _share_of(region: tuple[float, float, float, float] | None, height: int, width: int) -> torch.Tensor:

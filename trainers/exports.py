@@ -48,7 +48,7 @@ def write_exports(concept: Concept, formats: tuple[Target, ...], trained: Prints
 
 def _problem(recipe: Recipe, target: Target) -> str:
     """Why files of `target` cannot hold such an adapter; empty where they can."""
-    words = {recipe.trigger: {"clip_l": torch.zeros(1, 1)}} if recipe.new_word else {}
+    words = {word: {"clip_l": torch.zeros(1, 1)} for word in recipe.triggers if recipe.new_word}
     like = Adapter(recipe.name, "", None, {"unet.mid_block.attentions.0.proj_in": _like(recipe)}, {}, words)
     try:
         expressed(like, target)

@@ -5,6 +5,7 @@ No times, so that a training that is repeated writes the same file; and no folde
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -28,20 +29,20 @@ def shared_metadata(
     recipe: Recipe,
     family: Family,
     *,
-    prompts: list[str],
+    prompts: Mapping[str, Sequence[str]],
     shown: int,
     prediction: str,
     optimizer: str,
     precision: str,
     processes: int,
 ) -> dict[str, str]:
-    """`ss_*` and `modelspec.*` of a training on a picture for each of `prompts`, by `processes`.
+    """`ss_*` and `modelspec.*` of a training on a picture for each of the `prompts` of each concept, by `processes`.
 
     `shown` counts pictures as often as their subfolder says. `prediction` is "epsilon" or "v_prediction", `optimizer`
     the full name of its class, `precision` accelerate's word. What kohya's trainer has no word for, as a class picture
     with each picture of a batch, stays in the `studio.*` notes and the recipe.
     """
-    size = recipe.resolution
+    size, classes = recipe.resolution, {one.class_word for one in recipe.views}
     ours = {
         "ss_output_name": recipe.name,
         "ss_sd_model_name": base_name(recipe.base),
@@ -70,8 +71,8 @@ def shared_metadata(
         "ss_prior_loss_weight": recipe.prior_weight if recipe.prior_preservation else None,
         "ss_mixed_precision": precision,
         "ss_num_train_images": shown,
-        "ss_num_reg_images": recipe.prior_count if recipe.prior_preservation else 0,
-        TAGS_KEY: json.dumps({recipe.name: _tags(prompts)}),
+        "ss_num_reg_images": len(classes) * recipe.prior_count if recipe.prior_preservation else 0,
+        TAGS_KEY: json.dumps({name: _tags(said) for name, said in prompts.items()}),
         **_network(recipe),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _ARCHITECTURES[family],
@@ -84,7 +85,7 @@ def shared_metadata(
     return {key: str(value) for key, value in ours.items() if value is not None}
 
 
-def _tags(prompts: list[str]) -> dict[str, int]:
+def _tags(prompts: Sequence[str]) -> dict[str, int]:
     """How often each part of a caption between commas occurs."""
     tags = (tag.strip() for prompt in prompts for tag in prompt.split(","))
     return dict(sorted(Counter(filter(None, tags)).items()))

@@ -2,11 +2,11 @@
 
 The base draws a scene of two things, and the concept's picture is pasted over the one that stands for it (Cut-Mix of
 Han et al. 2023, SVDiff, arXiv:2303.11305). Only what is pasted is learned from; the rest stays what the base makes of
-it.
+it. Two concepts of one training are pasted side by side too, which teaches both words in one prompt.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache
     `cache`.
     """
     cuts = {one.path: best_cut(load_rgb(one.path)) for one in own}
-    cell = base.pipe.vae_scale_factor * 2 ** (len(base.unet.config["down_block_types"]) - 1) / recipe.resolution
+    cell = _cell(base, recipe)
     chosen_paths = {right: best_standing(cuts, right, cell) for right in (False, True)}
     placed = [(one, right) for right, paths in chosen_paths.items() for one in own if one.path in paths]
     every = [(one, other, right) for other, (one, right) in product(recipe.pair_prompts, placed)]
@@ -70,6 +70,65 @@ def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache
         write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
         examples.append(Example(path, prompts[n], plain[n], region))
     return examples
+
+
+def both_examples(
+    base: BaseModel,
+    first: tuple[Recipe, Sequence[Example]],
+    second: tuple[Recipe, Sequence[Example]],
+    cache: Path,
+    emit: Emit,
+) -> list[Example]:
+    """As many scenes of two concepts, each given as the view of it and its pictures, on either side; all that is pasted
+    is learned from.
+
+    Pictures whose captions say the same else are put together, as two grounds in one scene would be learned too.
+    """
+    (recipe, own), (other, others) = first, second
+    cell, cuts = _cell(base, recipe), {one.path: best_cut(load_rgb(one.path)) for one in (*own, *others)}
+    every = [pair for right in (False, True) for pair in _fitting(first, second, cuts, right, cell)]
+    order = torch.randperm(len(every), generator=generator_for(recipe.seed, "both", other.name)).tolist()
+    chosen = [every[order[n % len(order)]] for n in range(recipe.pair_count)]
+    prompts = [beside(one.prompt, recipe, other.instance_prompt, right, n) for n, (one, _, right) in enumerate(chosen)]
+    plain = [without_trigger(prompt, recipe) for prompt in prompts]
+    scenes = drawn_once(base, recipe, plain, cache, emit, f"pictures of {recipe.name} and {other.name}")
+    examples: list[Example] = []
+    for n, ((one, two, right), scene) in enumerate(zip(chosen, scenes, strict=True)):
+        half, region = pasted(Image.open(scene), load_rgb(one.path), cuts[one.path], right, cell)
+        picture, beyond = pasted(half, load_rgb(two.path), cuts[two.path], not right, cell)
+        path = scene.with_name(f"{scene.stem}-{file_id(one.path)[:12]}-{file_id(two.path)[:12]}.png")
+        write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
+        examples.append(Example(path, prompts[n], plain[n], region, beyond))
+    return examples
+
+
+def _fitting(
+    first: tuple[Recipe, Sequence[Example]],
+    second: tuple[Recipe, Sequence[Example]],
+    cuts: Mapping[Path, Cut],
+    right: bool,
+    cell: float,
+) -> list[tuple[Example, Example, bool]]:
+    """Pictures of two concepts that go together, those that come to stand best: the first one's on that side."""
+    kinds = [
+        [(one, one.prompt.replace(view.instance_prompt, "").strip()) for one in own] for view, own in (first, second)
+    ]
+    alike = [(one, two, said) for (one, said), (two, other) in product(*kinds) if said == other]
+    told = [pair for pair in alike if pair[2]] or alike
+    if not told:  # whatever the captions say, they do not say it of such a scene
+        plain = [[replace(one, prompt=view.instance_prompt) for one in own] for view, own in (first, second)]
+        told = [(one, two, "") for one, two in product(*plain)]
+    sides = {
+        n: misplaced(cuts[one.path], right, cell) + misplaced(cuts[two.path], not right, cell)
+        for n, (one, two, _) in enumerate(told)
+    }
+    ordered = sorted(sides, key=lambda n: (sides[n], n))[: 2 * _AT_LEAST]
+    return [(told[n][0], told[n][1], right) for n in ordered]
+
+
+def _cell(base: BaseModel, recipe: Recipe) -> float:
+    """The side of the UNet's coarsest cells, in shares of the picture's."""
+    return base.pipe.vae_scale_factor * 2 ** (len(base.unet.config["down_block_types"]) - 1) / recipe.resolution
 
 
 def best_standing(cuts: Mapping[Path, Cut], right: bool, cell: float) -> list[Path]:

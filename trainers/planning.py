@@ -8,7 +8,7 @@ from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
 from studio.trainers.optimizer_choice import FOREIGN, check_installed, usual_settings
-from studio.trainers.presets import FITTING, defaults, free_trigger, read_facts
+from studio.trainers.presets import FITTING, BaseFacts, defaults, free_trigger, read_facts
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
 from studio.trainers.zero_snr import check_rescalable
@@ -27,7 +27,7 @@ _LORA = ("dora", "rank_stabilised", "dropout", "init")
 _RANK = ("rank", "alpha")
 _FOREIGN = {  # settings that say nothing to a method
     "lora": _KRONA + _LOKR + _OFT,
-    "b-lora": _KRONA + _LOKR + _OFT + _TEXT,
+    "b-lora": _KRONA + _LOKR + _OFT + _TEXT + ("others",),
     "krona": _RANK + _LORA + _LOKR + _OFT + _TEXT + _PLUS,
     "lokr": _LORA + _KRONA + _OFT + _TEXT + _PLUS,
     "loha": _LORA + _KRONA + _LOKR + _OFT + _TEXT + _PLUS,
@@ -52,11 +52,20 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
     new_word = chosen.get(
         "new_word", facts.own and method != "b-lora" and chosen.get("trigger") not in facts.identifiers
     )
-    if new_word:
-        trigger = chosen.get("trigger") or f"{chosen['name']}0"  # as no word of a base is written
-    else:
-        trigger = chosen.get("trigger") or free_trigger(facts, _used_triggers(home, chosen["name"]))
+    others = _tables(chosen.get("others", ()))
+    triggers = _triggers([chosen, *others], None if new_word else facts, home)
+    trigger = triggers[0]
     preset = defaults(source, facts, chosen.get("preset", "normal"), chosen["class_word"], trigger, method)
+    if others:
+        for other, word in zip(others, triggers[1:], strict=True):
+            usual = defaults(source, facts, preset["preset"], other["class_word"], word, method)
+            preset["sample_prompts"] += usual["sample_prompts"]
+            other |= _usual_of_other(usual, word) | other
+            other["pictures"] = Path(other["pictures"]).expanduser().absolute()
+        subjects = zip(triggers, [chosen, *others], strict=True)
+        together = " and ".join(f"a {word} {one['class_word']}" for word, one in subjects)
+        preset["sample_prompts"] = tuple(dict.fromkeys([*preset["sample_prompts"], together]))
+        chosen["others"] = others
     optimizer = chosen.get("optimizer", "adamw")
     preset |= usual_settings(optimizer, chosen)
     _refuse_foreign("method", method, _FOREIGN, given, chosen, preset)
@@ -117,10 +126,42 @@ def resumed_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Re
     chosen = (read_toml(config) if config else {}) | given
     if "name" not in chosen:
         raise UsageError("The name is missing.", "Say which training goes on: --name milo --resume")
-    check_start(home, chosen["name"], resume=True, overwrite=True)
-    return build_recipe([read_toml(workplace_of(home, chosen["name"]).folder / RECIPE_FILE), chosen])
+    check_start(home, [chosen["name"]], resume=True, overwrite=True)
+    begun = read_toml(workplace_of(home, chosen["name"]).folder / RECIPE_FILE)
+    if "others" in chosen:  # what is not said of them is as it was
+        known = {one["name"]: one for one in begun.get("others", ())}
+        chosen["others"] = [known.get(one["name"], {}) | one for one in _tables(chosen["others"])]
+    return build_recipe([begun, chosen])
 
 
-def _used_triggers(home: Home, name: str) -> set[str]:
-    """The triggers of the library's other concepts."""
-    return {concept.trigger for concept in Library(home).concepts() if concept.name != name}
+def _tables(others: Any) -> list[dict[str, Any]]:
+    """The further concepts as they were given; raises UsageError where one lacks what only the user knows."""
+    if not isinstance(others, list | tuple) or not all(isinstance(one, dict) for one in others):
+        raise UsageError(f"others is {others!r}.", "Write a table [[others]] for each further concept of the training.")
+    for number, one in enumerate(others, 1):
+        if missing := [key for key in _NEEDED if not one.get(key)]:
+            raise UsageError(
+                f"Table {number} of others has no {missing[0]}.", f"It needs {', '.join(_NEEDED)}; as in --with."
+            )
+    return [dict(one) for one in others]
+
+
+def _triggers(concepts: list[dict[str, Any]], known: BaseFacts | None, home: Home) -> list[str]:
+    """The word of each concept: the one given, else a new one, or the next free one of those that the base knows."""
+    if known is None:
+        return [one.get("trigger") or f"{one['name']}0" for one in concepts]  # as no word of a base is written
+    names = [one["name"] for one in concepts]
+    used = {concept.trigger for concept in Library(home).concepts() if concept.name not in names}
+    used |= {one["trigger"] for one in concepts if one.get("trigger")}
+    chosen: list[str] = []
+    for one in concepts:
+        chosen.append(one.get("trigger") or free_trigger(known, used | set(chosen)))
+    return chosen
+
+
+def _usual_of_other(usual: dict[str, Any], trigger: str) -> dict[str, Any]:
+    """What a further concept takes of the settings that are usual for its class."""
+    kept = {key: usual[key] for key in ("prior_prompts", "pair_prompts", "score_prompts") if key in usual}
+    if not usual.get("pair_share"):
+        kept.pop("pair_prompts", None)
+    return kept | {"trigger": trigger}

@@ -2,11 +2,21 @@
 
 import difflib
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from studio.errors import UsageError
 from studio.home import safe_name, write_atomic
@@ -23,6 +33,25 @@ Method = Literal["lora", "krona", "b-lora", "lokr", "loha", "oft"]
 Init = Literal["gaussian", "default", "orthogonal", "pissa", "olora", "eva", "lora-ga"]
 
 
+class Other(BaseModel):
+    """A further concept of a training: what of its recipe is not shared with the first one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Words
+    pictures: Path
+    class_word: Words
+    trigger: Words
+    prior_prompts: Annotated[tuple[Words, ...], Field(min_length=1)]
+    pair_prompts: tuple[Words, ...] = ()
+    score_prompts: tuple[Words, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        return safe_name(value, "concept's name")
+
+
 class Recipe(BaseModel):
     """One training, complete: the same recipe on the same pictures and base gives the same weights on a CPU."""
 
@@ -32,6 +61,7 @@ class Recipe(BaseModel):
     pictures: Path
     class_word: Words
     trigger: Words
+    others: tuple[Other, ...] = ()
     base: Words
     method: Method = "lora"
     preset: Literal["quick", "normal", "best"] = "normal"
@@ -109,7 +139,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _something_beside(self) -> "Recipe":
-        if self.pair_share and not self.pair_prompts:
+        if self.pair_share and not any(one.pair_prompts for one in (self, *self.others)):
             raise ValueError("pair_share asks for pictures of two, and pair_prompts names nothing to stand beside")
         return self
 
@@ -150,10 +180,49 @@ class Recipe(BaseModel):
                 raise ValueError("adamw-schedule-free needs a first beta above 0")
         return self
 
+    @model_validator(mode="after")
+    def _told_apart(self) -> "Recipe":
+        for key in ("name", "trigger"):  # disks and tokenizers that ignore case are common
+            found = [getattr(one, key).casefold() for one in (self, *self.others)]
+            if twice := [value for n, value in enumerate(found) if value in found[:n]]:
+                raise ValueError(f"two concepts of this training have the {key} {twice[0]!r}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_settings(self, settings: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `others` where there are none: recipes and checkpoints of one concept say nothing of them."""
+        made = settings(self)
+        if not self.others:
+            made.pop("others", None)
+        return made
+
     @property
     def instance_prompt(self) -> str:
         """What a picture without a caption is trained with."""
         return f"a {self.trigger} {self.class_word}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all concepts that are trained."""
+        return tuple(one.name for one in (self, *self.others))
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """Of all concepts that are trained."""
+        return tuple(one.trigger for one in (self, *self.others))
+
+    @property
+    def views(self) -> tuple["Recipe", ...]:
+        """The same training with each of its concepts in front in turn, and the rest as its others; as it is first."""
+        front = {key: getattr(self, key) for key in Other.model_fields}
+        every = [Other.model_construct(**front), *self.others]
+        return (
+            self,
+            *(
+                self.model_copy(update=dict(one) | {"others": tuple(other for other in every if other is not one)})
+                for one in self.others
+            ),
+        )
 
 
 def build_recipe(layers: list[dict[str, Any]]) -> Recipe:
@@ -171,7 +240,7 @@ def build_recipe(layers: list[dict[str, Any]]) -> Recipe:
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings of a recipe file; raises UsageError for a missing or malformed file and for unknown keys.
 
-    A relative `pictures` is taken from the recipe's own folder.
+    Relative `pictures` are taken from the recipe's own folder.
     """
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -182,8 +251,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     unknown = [_unknown_key(key) for key in settings if key not in Recipe.model_fields]
     if unknown:
         raise UsageError(f"In {path}: {' '.join(unknown)}", "Correct or remove what is named.")
-    if isinstance(settings.get("pictures"), str):
-        settings["pictures"] = path.absolute().parent / Path(settings["pictures"]).expanduser()
+    others = settings.get("others", [])
+    tables = [one for one in others if isinstance(one, dict)] if isinstance(others, list) else []
+    for table in (settings, *tables):
+        if isinstance(table.get("pictures"), str):
+            table["pictures"] = path.absolute().parent / Path(table["pictures"]).expanduser()
     return settings
 
 
@@ -193,9 +265,9 @@ def write_toml(recipe: Recipe, path: Path) -> None:
     write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _unknown_key(key: str) -> str:
-    near = difflib.get_close_matches(key, Recipe.model_fields, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(Recipe.model_fields)}."
+def _unknown_key(key: str, known: Collection[str] = Recipe.model_fields) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(known)}."
     return f"there is no setting {key!r}; {hint}"
 
 
@@ -205,6 +277,11 @@ def _sentence(detail: dict[str, Any]) -> str:
     if not detail["loc"]:  # of several settings together
         return f"{context['error']}."
     key, given = str(detail["loc"][0]), detail["input"]
+    if key == "others" and len(detail["loc"]) > 2:
+        _, number, key = map(str, detail["loc"][:3])
+        if kind == "extra_forbidden":
+            return f"In table {int(number) + 1} of others {_unknown_key(key, Other.model_fields)}"
+        key = f"{key} of table {int(number) + 1} of others"
     if kind == "extra_forbidden":
         return _unknown_key(key)
     if kind == "missing":

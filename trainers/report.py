@@ -97,7 +97,7 @@ instance_prompt: {recipe.instance_prompt}
 
 A {recipe.class_word}, learned by DreamBooth ({recipe.method}) on the base `{concept.base}`. In prompts it is called
 `{concept.phrase}`; in the studio `<{concept.name}>` stands for that.
-
+{_together(recipe)}
 {sheet}## Use
 
 ```
@@ -120,8 +120,14 @@ Every setting is in `recipe.toml`. The loss:
     write_atomic(concept.folder / "README.md", lambda file: file.write_text(text, encoding="utf-8"))
 
 
+def _together(recipe: Recipe) -> str:
+    """What else the file knows; with an empty line at its end where there is anything."""
+    told = [f"`{one.trigger} {one.class_word}` (<{one.name}>)" for one in recipe.others]
+    return f"\nThe same training taught it {' and '.join(told)}, and this file holds all of it.\n" if told else ""
+
+
 def _with_diffusers(concept: Concept, recipe: Recipe) -> str:
-    """How to use a LoRA there; a new word takes a line for each text encoder."""
+    """How to use a LoRA there; new words take a line for each text encoder."""
     kind = "StableDiffusionXLPipeline" if concept.family == "sdxl" else "StableDiffusionPipeline"
     file, imports, word, scheduler = concept.adapter_file.name, "", "", ""
     if recipe.zero_terminal_snr:
@@ -132,10 +138,11 @@ def _with_diffusers(concept: Concept, recipe: Recipe) -> str:
         towers = {"clip_l": "", "clip_g": "_2"} if concept.family == "sdxl" else {"clip_l": ""}
         word = f'rows = load_file("{file}")\n' + "".join(
             f"""pipe.load_textual_inversion(
-    rows["{WORD_PREFIX}{recipe.trigger}.{tower}"], token="{recipe.trigger}",
+    rows["{WORD_PREFIX}{trigger}.{tower}"], token="{trigger}",
     text_encoder=pipe.text_encoder{n}, tokenizer=pipe.tokenizer{n},
 )
 """
+            for trigger in recipe.triggers
             for tower, n in towers.items()
         )
     return f"""With diffusers alone:

@@ -77,18 +77,18 @@ class JudgeA:
 
 class ByClip:
     """Any CLIP: the mean cosine of its picture vectors to those of the concept's own pictures (CLIP-I), and to the
-    prompts as anybody would say them, without the trigger (CLIP-T); negative ones as 0."""
+    prompts as anybody would say them, without the triggers (CLIP-T); negative ones as 0."""
 
-    def __init__(self, clip: Clip, trigger: str) -> None:
+    def __init__(self, clip: Clip, *triggers: str) -> None:
         self.name = f"the CLIP {clip.name}"
-        self._clip, self._trigger = clip, trigger
+        self._clip, self._triggers = clip, "|".join(map(re.escape, triggers))
 
     def __call__(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Image.Image]
     ) -> Fidelity:
         """Both means."""
         vectors = self._clip.images(pictures)
-        said = [re.sub(rf"\b{re.escape(self._trigger)}\s+", "", prompt) for prompt in prompts]
+        said = [re.sub(rf"\b(?:{self._triggers})\s+", "", prompt) for prompt in prompts]
         fits = clip_score(vectors, self._clip.texts(said)) / 100
         return Fidelity(float(likeness(vectors, self._clip.images(references)).clamp(min=0).mean()), float(fits.mean()))
 
@@ -104,15 +104,32 @@ def obeyed(prompt: str, reading: Reading) -> list[bool]:
     ]
 
 
-def scorer_for(recipe: Recipe) -> Scorer | None:
-    """What reads pictures of the recipe's base and class, if the studio has it."""
-    return JudgeA(recipe.class_word) if recipe.base == EMBEDDED and recipe.class_word in CLASSES else None
+def scorers_for(recipe: Recipe, given: Scorer | None = None) -> list[Scorer]:
+    """What reads pictures of each concept of the recipe: what is `given`, or what the studio has for all of them; else
+    none."""
+    if given is not None:
+        return [given] * len(recipe.views)
+    words = [view.class_word for view in recipe.views]
+    known = recipe.base == EMBEDDED and all(word in CLASSES for word in words)
+    return [JudgeA(word) for word in words] if known else []
 
 
-def scored(training: Training, scorer: Scorer) -> tuple[Fidelity, dict[str, list[Image.Image]]]:
-    """The pictures of the recipe's `score_prompts` as the training stands, by prompt, and what `scorer` says of them;
-    their seeds are always the same, and nothing random of the training is touched."""
-    recipe, base = training.recipe, training.base
+def scored(training: Training, scorers: Sequence[Scorer]) -> tuple[Fidelity, dict[str, list[Image.Image]]]:
+    """The pictures of each concept's `score_prompts` as the training stands, by prompt, and what its scorer says of
+    them, the mean over concepts; their seeds are always the same, and nothing random of the training is touched."""
+    rows: dict[str, list[Image.Image]] = {}
+    said: list[Fidelity] = []
+    for view, scorer in zip(training.recipe.views, scorers, strict=True):
+        if view.score_prompts:
+            fidelity, drawn = _scored(training, view, scorer)
+            said.append(fidelity)
+            rows |= drawn
+    concept, prompt = (sum(getattr(one, part) for one in said) / len(said) for part in ("concept", "prompt"))
+    return Fidelity(concept, prompt), rows
+
+
+def _scored(training: Training, recipe: Recipe, scorer: Scorer) -> tuple[Fidelity, dict[str, list[Image.Image]]]:
+    base = training.base
     base.unet.eval()
     prompts = [prompt for prompt in recipe.score_prompts for _ in range(PER_PROMPT)]
     seeds = [recipe.seed + n for n in range(len(prompts))]

@@ -13,7 +13,7 @@ from studio.errors import StudioError
 from studio.models import BaseModel
 from studio.trainers.averaging import Average, schedule_free
 from studio.trainers.cache import Tensors
-from studio.trainers.data import Batch, chosen_from, generator_for
+from studio.trainers.data import Batch, generator_for
 from studio.trainers.dataset import Dataset
 from studio.trainers.losses import noise_schedule, pointwise, prior_preserving_loss
 from studio.trainers.optimizers import make_optimizer, optimizer_tensors, parts_of, restore_optimizer
@@ -134,7 +134,7 @@ class Training:
         ):
             if dataset is None or not number:
                 continue
-            chosen = chosen_from(first, number, len(dataset), recipe.seed, name)
+            chosen = dataset.next(first, number, recipe.seed, name)
             for places, batch in dataset.batches(chosen, generator):
                 found = by_size.setdefault(batch.latents.shape[1:], [])
                 found.append(([total + place for place in places], batch))
@@ -195,8 +195,8 @@ class Training:
             )[0]
 
     def text(self, batch: Batch, instances: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The text states of a batch: as the text encoders stand now, or of its first `instances` as the new word of
-        the concept does; of the others as before."""
+        """The text states of a batch: as the text encoders stand now, or of its first `instances` as the new
+        words of the concepts do; of the others as before."""
         live = len(batch.prompts) if self.tuner.text else instances if self.word else 0
         if not live:
             return batch.embeds, batch.pooled

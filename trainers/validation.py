@@ -5,6 +5,7 @@ by heart.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,14 +92,15 @@ def best(measured: list[Measured]) -> Measured:
 
 class Validator:
     """What measures a training now and then, and keeps the adapter of each step that was measured, in `folder`; with a
-    `scorer` also what that says of the recipe's `score_prompts`, and the pictures.
+    scorer a concept also what those say of its `score_prompts`, and the pictures.
 
     An interrupted training goes on with what it measured before; a new one begins with the base.
     """
 
-    def __init__(self, training: Training, folder: Path, emit: Emit, scorer: Scorer | None = None) -> None:
+    def __init__(self, training: Training, folder: Path, emit: Emit, scorers: Sequence[Scorer] = ()) -> None:
         self._training, self._folder, self._emit = training, folder, emit
-        self._scorer = scorer if training.recipe.score_prompts else None
+        self._prompts = [prompt for view in training.recipe.views for prompt in view.score_prompts]
+        self._scorers = list(scorers) if self._prompts else []
         self._measured: list[Measured] = []
         if training.recipe.validate_every:
             self._samples = fixed_samples(training)
@@ -111,7 +113,7 @@ class Validator:
         training, step, recipe = self._training, self._training.step, self._training.recipe
         with training.averaged():
             loss = validation_loss(training, self._samples)
-            fidelity = self._score(self._scorer) if self._scorer else None
+            fidelity = self._score() if self._scorers else None
             if step:
                 words = {} if training.word is None else training.word.rows()
                 training.tuner.write(self._file("safetensors"), {"studio.step": str(step)}, words)
@@ -122,8 +124,8 @@ class Validator:
         if step == recipe.steps:
             self._emit(Notice(f"Recommended: step {best(self._measured).step}, {self._reason()}."))
 
-    def _score(self, scorer: Scorer) -> Fidelity:
-        fidelity, pictures = scored(self._training, scorer)
+    def _score(self) -> Fidelity:
+        fidelity, pictures = scored(self._training, self._scorers)
         sheet = comparison_sheet(pictures, [f"seed {n + 1}" for n in range(PER_PROMPT)])
         write_atomic(self._file("png"), lambda file: sheet.save(file, "PNG"))
         return fidelity
@@ -133,10 +135,10 @@ class Validator:
 
     def _reason(self) -> str:
         found = best(self._measured).fidelity
-        if self._scorer and found and all(one.fidelity for one in self._measured if one.step):
-            count = PER_PROMPT * len(self._training.recipe.score_prompts)
+        if self._scorers and found and all(one.fidelity for one in self._measured if one.step):
+            count = PER_PROMPT * len(self._prompts)
             return (
-                f"whose {count} pictures are the best by {self._scorer.name} "
+                f"whose {count} pictures are the best by {self._scorers[0].name} "
                 f"(concept {found.concept:.2f}, prompt {found.prompt:.2f})"
             )
         what = "held-out pictures" if self._training.recipe.held_out else "the pictures learned from"

@@ -1,8 +1,7 @@
-"""A word of the concept's own, learned with its adapter: textual inversion (Gal et al. 2023, arXiv:2208.01618) together
-with the weights, as pivotal tuning has it."""
+"""A word of each concept's own, learned with the adapter: textual inversion (Gal et al. 2023, arXiv:2208.01618)
+together with the weights, as pivotal tuning has it."""
 
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,35 +15,51 @@ from studio.trainers.tuners import Words
 
 
 class NewWord:
-    """`recipe.trigger` as a new token of every tokenizer of `base`, with one row [width] for every text encoder.
+    """The trigger of each concept of `recipe` as a new token of every tokenizer of `base`, with one row [width] for
+    every text encoder.
 
     The rows begin as words of the base do: normal, with the mean and deviation of its table. Nothing else of the text
-    encoders is trained. Raises UsageError where the base has the word already.
+    encoders is trained. Raises UsageError where the base has a word already.
     """
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
-        self._base, self._token = base, recipe.trigger
+        self._base, self._tokens = base, recipe.triggers
         self._check_free()
-        self.parameters: dict[str, nn.Parameter] = {}
+        self._rows: dict[str, dict[str, nn.Parameter]] = {token: {} for token in self._tokens}
         for tower, encoder, tokenizer in zip(TOWERS, base.text_encoders, base.tokenizers, strict=False):
-            table: Any = encoder.get_input_embeddings()  # pyright: ignore
-            words = table.weight.float()
-            drawn = torch.randn(words.shape[1], generator=generator_for(recipe.seed, "word", tower)).to(words.device)
-            row = nn.Parameter(words.mean(0) + words.std(0) * drawn)
-            add_words(encoder, tokenizer, [self._token], row.data[None], ExitStack())
-            number = tokenizer.convert_tokens_to_ids(self._token)
-            encoder.set_input_embeddings(_WithRow(encoder.get_input_embeddings(), number, row))  # pyright: ignore
-            self.parameters[f"word.{tower}"] = row
+            words: torch.Tensor = encoder.get_input_embeddings().weight.float()  # pyright: ignore
+            for n, token in enumerate(self._tokens):
+                generator = generator_for(recipe.seed, "word", tower, *([token] if n else []))
+                drawn = torch.randn(words.shape[1], generator=generator).to(words.device)
+                self._rows[token][tower] = nn.Parameter(words.mean(0) + words.std(0) * drawn)
+            rows = {token: found[tower] for token, found in self._rows.items()}
+            add_words(encoder, tokenizer, list(rows), torch.stack([row.data for row in rows.values()]), ExitStack())
+            for token, row in rows.items():
+                number = tokenizer.convert_tokens_to_ids(token)
+                encoder.set_input_embeddings(_WithRow(encoder.get_input_embeddings(), number, row))  # pyright: ignore
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The rows by name: the first concept's by text encoder alone, as in a training that has no other."""
+        first = self._tokens[0]
+        return {
+            f"word.{tower}" if token == first else f"word.{token}.{tower}": row
+            for token, rows in self._rows.items()
+            for tower, row in rows.items()
+        }
 
     def rows(self) -> Words:
         """What was learned, as adapters hold new words: token -> text encoder -> [1, width]."""
-        learned = {name.removeprefix("word."): row.detach().cpu()[None] for name, row in self.parameters.items()}
-        return {self._token: {tower: row.clone() for tower, row in learned.items()}}
+        return {
+            token: {tower: row.detach().cpu()[None].clone() for tower, row in rows.items()}
+            for token, rows in self._rows.items()
+        }
 
     def _check_free(self) -> None:
-        if any(self._token in tokenizer.get_vocab() for tokenizer in self._base.tokenizers):
+        vocabularies = [tokenizer.get_vocab() for tokenizer in self._base.tokenizers]
+        if known := [token for token in self._tokens if any(token in words for words in vocabularies)]:
             raise UsageError(
-                f"The base knows the word {self._token!r} already, so it cannot be a new one.",
+                f"The base knows the word {known[0]!r} already, so it cannot be a new one.",
                 "Choose another --trigger, or bind the concept to the word as it is with --known-word.",
             )
 

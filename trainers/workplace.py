@@ -2,8 +2,8 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,27 +44,34 @@ def workplace_of(home: Home, name: str) -> Workplace:
     return Workplace(home.library / f".training-{safe_name(name, 'concept name')}")
 
 
-def check_start(home: Home, name: str, resume: bool, overwrite: bool) -> None:
-    """Raise UsageError where a training of `name` must not start so: the name is taken, there is a training to resume,
-    or there is none."""
-    workplace = workplace_of(home, name)
-    if not overwrite:
-        Library(home).check_free(name)
-    if resume and not (workplace.folder / RECIPE_FILE).is_file():
-        raise UsageError(f"There is no interrupted training of {name!r}.", "Start it without --resume.")
-    if workplace.started and not resume and not overwrite:
-        raise UsageError(
-            f"A training of {name!r} was interrupted and can go on.",
-            f"Go on: studio train-concept --name {name} --resume. Or start again with --overwrite.",
-        )
+def check_start(home: Home, names: Sequence[str], resume: bool, overwrite: bool) -> None:
+    """Raise UsageError where a training of the concepts `names` must not start so: a name is taken, there is a training
+    to resume, or there is none. A training has the name of its first concept."""
+    for number, name in enumerate(names):
+        workplace, going_on = workplace_of(home, name), resume and number == 0
+        if not overwrite:
+            Library(home).check_free(name)
+        if going_on and not (workplace.folder / RECIPE_FILE).is_file():
+            raise UsageError(f"There is no interrupted training of {name!r}.", "Start it without --resume.")
+        if workplace.started and not going_on and not overwrite:
+            raise UsageError(
+                f"A training of {name!r} was interrupted and can go on.",
+                f"Go on: studio train-concept --name {name} --resume. Or start again with --overwrite.",
+            )
 
 
 @contextmanager
-def claim(home: Home, name: str, resume: bool) -> Iterator[Workplace]:
-    """The workplace for concept `name`, this process's alone; it is removed if no checkpoint was made in it.
+def claim(home: Home, names: Sequence[str], resume: bool) -> Iterator[list[Workplace]]:
+    """The workplaces for concepts `names`, this process's alone; each is removed if no checkpoint was made in it.
 
-    Raises UsageError where another process trains the same concept, StudioError where the disk refuses.
+    Raises UsageError where another process trains one of them, StudioError where the disk refuses.
     """
+    with ExitStack() as held:
+        yield [held.enter_context(_claimed(home, name, resume and n == 0)) for n, name in enumerate(names)]
+
+
+@contextmanager
+def _claimed(home: Home, name: str, resume: bool) -> Iterator[Workplace]:
     workplace = workplace_of(home, name)
     ensure_writable(home.library)
     ensure_writable(home.cache)
@@ -85,20 +92,28 @@ def claim(home: Home, name: str, resume: bool) -> Iterator[Workplace]:
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def move_in(home: Home, workplace: Workplace, concept: Concept, overwrite: bool) -> Concept:
-    """Make a finished workplace a concept of the library; one of the same name is replaced only now, if `overwrite`."""
-    write_concept(replace(concept, sha256=file_hash(concept.adapter_file)))
+def move_in(home: Home, finished: Sequence[tuple[Workplace, Concept]], overwrite: bool) -> list[Concept]:
+    """Make finished workplaces concepts of the library, all or none; those of the same names are replaced only now, if
+    `overwrite`. The first, which has the checkpoints, comes last: a crash in between leaves them where they are."""
+    for _, concept in finished:
+        write_concept(replace(concept, sha256=file_hash(concept.adapter_file)))
     library = Library(home)
-    present = home.library / concept.name
-    aside = home.library / f".{concept.name}.{uuid.uuid4().hex[:8]}.tmp"
-    if overwrite and present.exists():
-        present.rename(aside)
+    added: list[tuple[Path, Path]] = []  # where each is now, and where it was
+    replaced: list[tuple[Path, Path]] = []
     try:
-        added = library.add(workplace.folder, concept.name)
+        for workplace, concept in reversed(finished):
+            present = home.library / concept.name
+            if overwrite and present.exists():
+                aside = home.library / f".{concept.name}.{uuid.uuid4().hex[:8]}.tmp"
+                present.rename(aside)
+                replaced.append((aside, present))
+            added.append((library.add(workplace.folder, concept.name).folder, workplace.folder))
     except BaseException:
-        if aside.exists():
-            aside.rename(present)
+        for now, before in (*added, *replaced):
+            now.rename(before)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(added.folder / workplace.checkpoints.name, ignore_errors=True)
-    return added
+    for aside, _ in replaced:
+        shutil.rmtree(aside, ignore_errors=True)
+    for now, before in added:
+        shutil.rmtree(now / Workplace(before).checkpoints.name, ignore_errors=True)
+    return [library.find(concept.name) for _, concept in finished]

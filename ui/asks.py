@@ -206,5 +206,6 @@ def train_order(
         "recipe": recipe.model_dump(mode="json", exclude_none=True), "overwrite": overwrite, "processes": processes,
         "export": list(export), "clip": clip,
     }  # fmt: skip
-    title = f"Train {recipe.name}, {recipe.class_word} ({recipe.method}, {recipe.preset})"
+    each = " and ".join(f"{one.name}, {one.class_word}" for one in (recipe, *recipe.others))
+    title = f"Train {each} ({recipe.method}, {recipe.preset})"
     return Order("train", title, "studio.ui.work:train", arguments, device or BEST, pausable=True)

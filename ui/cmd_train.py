@@ -54,6 +54,15 @@ MaskedOption = Annotated[
 ]
 
 
+def _other(text: str) -> dict[str, Any]:
+    """A further concept as it is given; all after the first colon is the path, whatever stands in it."""
+    words, colon, path = text.partition(":")
+    name, equals, class_word = words.partition("=")
+    if not (colon and equals and name and class_word and path):
+        raise UsageError(f"--with {text} says no name, class and path.", "Write NAME=CLASS:PATH, as in rex=dog:photos.")
+    return {"name": name, "class_word": class_word, "pictures": Path(path)}
+
+
 def _pair(text: str) -> tuple[int, int]:
     first, times, second = text.partition("x")
     if not (times and first.isdigit() and second.isdigit()):
@@ -75,6 +84,15 @@ ExportOption = Annotated[
         metavar="FORMAT[,FORMAT]", help="Write further files for other tools: peft, diffusers, kohya, lycoris."
     ),
 ]
+OthersOption = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--with",
+        parser=_other,
+        metavar="NAME=CLASS:PATH",
+        help="A further concept that the same adapter learns; may be given several times.",
+    ),
+]
 FactorsOption = Annotated[
     Any, typer.Option(parser=_pair, metavar="A1xA2", help="KronA: sizes of its first factor, as in 64x8.")
 ]
@@ -88,6 +106,7 @@ def train_concept(
     name: Annotated[str | None, typer.Option(help="What the concept is called in prompts: <NAME>.")] = None,
     class_word: Annotated[str | None, typer.Option("--class", help="What kind of thing it is, such as cat.")] = None,
     trigger: Annotated[str | None, typer.Option(help="The word it is bound to; chosen by default.")] = None,
+    others: OthersOption = None,
     new_word: NewWordOption = None,
     base: BaseOption = None,
     method: MethodOption = None,
@@ -128,6 +147,8 @@ def train_concept(
     if resume and vram is not None:
         raise UsageError("--vram chooses settings, and an interrupted training has its own.", "Leave it out.")
     given = {key: value for key, value in context.params.items() if key in Recipe.model_fields and value is not None}
+    if not others:
+        given.pop("others", None)
     place = Home.resolve(home)
     recipe = resumed_recipe(given, config, place) if resume else plan_recipe(given, config, place, vram)
     formats = tuple(one.strip() for one in export.split(",")) if export else ()
@@ -147,14 +168,15 @@ def _check_scored(recipe: "Recipe", clip: str | None) -> None:
 def _train(
     recipe: "Recipe", home: Home, as_json: bool, clip: str | None, *, resume: bool, overwrite: bool, **how: Any
 ) -> None:
-    from studio.images import find_pictures
+    from studio.library import Library
+    from studio.trainers.captions import pictures_of
     from studio.trainers.workplace import check_start
     from studio.ui.asks import train_order
     from studio.ui.progress import progress
     from studio.ui.recording import recorded
 
-    check_start(home, recipe.name, resume, overwrite)
-    _show(recipe, find_pictures(recipe.pictures))
+    check_start(home, recipe.names, resume, overwrite)
+    _show(recipe, pictures_of(recipe))
     order = train_order(recipe, overwrite=overwrite, clip=clip, **how)
     with progress() as shown, recorded(home, order, shown) as job:
         from studio.trainers.dreambooth import train_concept as train  # torch: only now that the request is sound
@@ -163,16 +185,22 @@ def _train(
             from studio.encoders import load_clip
             from studio.trainers.scoring import ByClip
 
-            how["scorer"] = ByClip(load_clip(clip), recipe.trigger)
+            how["scorer"] = ByClip(load_clip(clip), *recipe.triggers)
         concept = train(recipe, home, job, resume=resume, overwrite=overwrite, **how)
         job.result = {"concept": concept.name, "folder": concept.folder}
+    others = [Library(home).find(name) for name in recipe.names[1:]]
     if as_json:
-        print_json(asdict(concept) | {"phrase": concept.phrase, "recipe": recipe.model_dump(mode="json")})
+        more = {"others": [asdict(one) | {"phrase": one.phrase} for one in others]} if others else {}
+        told = asdict(concept) | {"phrase": concept.phrase} | more
+        print_json(told | {"recipe": recipe.model_dump(mode="json")})
     else:
-        typer.echo(f'{concept.folder}\nTry it: studio generate "a <{concept.name}>" --concept {concept.name}')
+        folders = "\n".join(str(one.folder) for one in (concept, *others))
+        prompt = " and ".join(f"a <{name}>" for name in recipe.names)
+        options = " ".join(f"--concept {name}" for name in recipe.names)
+        typer.echo(f'{folders}\nTry it: studio generate "{prompt}" {options}')
 
 
-def _show(recipe: "Recipe", pictures: "list[Picture]") -> None:
+def _show(recipe: "Recipe", pictures: "list[list[Picture]]") -> None:
     """The data table and the settings that matter, on stderr."""
     from rich.console import Console
     from rich.table import Table
@@ -182,14 +210,16 @@ def _show(recipe: "Recipe", pictures: "list[Picture]") -> None:
 
     console = Console(stderr=True, soft_wrap=True)
     table = Table("picture", "pixels", "trained with", box=None)
-    for picture in pictures:
-        words = prompt_for(picture, recipe)
-        table.add_row(Text(picture.name), f"{picture.width} x {picture.height}", Text(words))
+    for view, those in zip(recipe.views, pictures, strict=True):
+        for picture in those:
+            name = f"{view.name}: {picture.name}" if recipe.others else picture.name
+            table.add_row(Text(name), f"{picture.width} x {picture.height}", Text(prompt_for(picture, view)))
     console.print(table)
-    prior = f"{recipe.prior_count} class pictures" if recipe.prior_preservation else "no class pictures"
+    count = recipe.prior_count * len({view.class_word for view in recipe.views})
+    prior = f"{count} class pictures" if recipe.prior_preservation else "no class pictures"
     console.print(
-        f"{len(pictures)} pictures, {prior}; {recipe.steps} steps of {recipe.batch_size} at {recipe.resolution} px,"
-        f" learning rate {recipe.learning_rate:g}, on {recipe.base}",
+        f"{sum(map(len, pictures))} pictures, {prior}; {recipe.steps} steps of {recipe.batch_size}"
+        f" at {recipe.resolution} px, learning rate {recipe.learning_rate:g}, on {recipe.base}",
         markup=False,
         highlight=False,
     )

@@ -82,15 +82,17 @@ class Service:
 
     def check_start(self, recipe: "Recipe", overwrite: bool) -> None:
         """Raise UsageError where `recipe` must not be trained now: its name is taken, or its pictures are unusable."""
-        from studio.images import find_pictures
+        from studio.trainers.captions import pictures_of
         from studio.trainers.workplace import check_start
 
-        find_pictures(recipe.pictures)
+        pictures_of(recipe)
         for job in self.store.jobs(("waiting", "running", "paused")):
-            if job.kind == "train" and job.arguments["recipe"]["name"] == recipe.name:
-                problem = f"Job {job.id} trains {recipe.name!r} already."
+            told = job.arguments.get("recipe", {}) if job.kind == "train" else {}
+            names = {told.get("name"), *(one["name"] for one in told.get("others", ()))}
+            if taken := names.intersection(recipe.names):
+                problem = f"Job {job.id} trains {taken.pop()!r} already."
                 raise UsageError(problem, "Wait for it, cancel it, or choose another name.")
-        check_start(self.home, recipe.name, False, overwrite)
+        check_start(self.home, recipe.names, False, overwrite)
 
     def add_samples(self) -> list[str]:
         """Bring the shipped sample concepts into the library; returns the names of all of them."""

@@ -1,5 +1,6 @@
 """What jobs do, by import string: each takes the arguments that its ask wrote down, and a bench."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def train(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
     concept = train_concept(
         recipe, bench.home, bench.emit, resume=_begun(recipe, bench.home), overwrite=bool(arguments.get("overwrite")),
         device=bench.device, export=tuple(arguments.get("export", ())),
-        processes=arguments.get("processes", 1), scorer=_scorer(arguments.get("clip"), recipe.trigger),
+        processes=arguments.get("processes", 1), scorer=_scorer(arguments.get("clip"), recipe.triggers),
     )  # fmt: skip
     return {"concept": concept.name, "folder": concept.folder}
 
@@ -80,13 +81,13 @@ def _begun(recipe: "Recipe", home: Home) -> bool:
     return place.started and build_recipe([read_toml(place.folder / RECIPE_FILE)]) == recipe
 
 
-def _scorer(clip: str | None, trigger: str) -> Any:
+def _scorer(clip: str | None, triggers: Sequence[str]) -> Any:
     if clip is None:
         return None
     from studio.encoders import load_clip
     from studio.trainers.scoring import ByClip
 
-    return ByClip(load_clip(clip), trigger)
+    return ByClip(load_clip(clip), *triggers)
 
 
 def import_adapter(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
