@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Method:
     """One way to compose: `place` is "module:Class" below studio.pipelines, `boxes` whether it looks at a layout,
-    `period` the steps after which it goes on to the next concept, None where all act in every step. `passes` through the
-    UNet are those of a step with k concepts, in words."""
+    `period` the steps after which it goes on to the next concept, None where all act in every step. `passes` through
+    the UNet are those of a step with k concepts, in words."""
 
     name: str
     does: str

@@ -53,7 +53,7 @@ def draw_boxes(page: Page) -> None:
     drag(page, 0.04, 0.1, 0.47, 0.95)
     page.locator("#compose-canvas .choice button").first.click()
     drag(page, 0.53, 0.1, 0.96, 0.95)
-    expect(page.locator("#compose-canvas [aria-label^='Box']")).to_have_count(2)
+    expect(page.locator("#compose-canvas [aria-label^='Box ']")).to_have_count(2)
 
 
 def test_a_newcomer_composes_two_sample_concepts_and_draws_them_again(watched: Watched, address: str, tmp_path: Path):
@@ -81,7 +81,7 @@ def test_a_newcomer_composes_two_sample_concepts_and_draws_them_again(watched: W
     again.get_by_text("Draw again from a picture").click()
     again.locator("#compose-restore input[type=file]").set_input_files(kept)
     expect(again.locator("#compose-prompt textarea")).to_have_value("a <milo> and a <rex>")
-    expect(again.locator("#compose-canvas [aria-label^='Box']")).to_have_count(2)
+    expect(again.locator("#compose-canvas [aria-label^='Box ']")).to_have_count(2)
     expect(again.locator("#compose-canvas [aria-label^='Box A']")).to_have_attribute(
         "aria-label", moved.get_attribute("aria-label") or ""
     )
