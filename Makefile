@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python python3.13 python3.12 python3.11; d
 BIN := .venv/bin
 MAPPED := pipelines trainers kernels ui assets
 
-.PHONY: demo test test-ui lint gpu soak base tables formats memory picture clean
+.PHONY: demo test test-ui lint gpu soak base tables formats memory picture web-picture clean
 
 demo: .venv/installed
 	$(BIN)/studio demo
@@ -58,6 +58,10 @@ memory: .venv/installed-test
 # Draw the README's pictures anew; concepts that the library lacks are trained first.
 picture: .venv/installed
 	$(BIN)/python docs/picture.py
+
+# Draw the picture of the web studio anew.
+web-picture: .venv/installed-browser
+	STUDIO_CHROMIUM=$(CHROMIUM) $(BIN)/python docs/web_picture.py
 
 clean:
 	rm -rf .venv build out .pytest_cache .ruff_cache

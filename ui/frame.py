@@ -76,8 +76,8 @@ class Frame:
         self.shows.append((page, fill, outputs))
 
     def follow(self, arrival: Any) -> None:
-        """Keep everything watched up to date, from `arrival` on: the server tells the page when jobs changed, and the
-        page asks what it shows. Nothing is asked while nothing changes."""
+        """Keep everything watched up to date, from `arrival` on: the page asks what it shows when it hears that jobs
+        changed."""
         inputs = [one for watcher in self._watchers for one in watcher.inputs]
         outputs = [watcher.component for watcher in self._watchers]
         seen, asking = gr.State({}), gr.Button("Refresh", visible="hidden", elem_id="refresh")

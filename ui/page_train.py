@@ -93,7 +93,7 @@ def build(frame: Frame) -> None:
                     interactive=True, show_search="filter", max_height=360, static_columns=[0], label="Settings",
                 )  # fmt: skip
             to_check = gr.Button("Next: check", variant="primary", elem_classes="go")
-        with gr.Step("Check and start", id=3):
+        with gr.Step("Start", id=3):
             listed = gr.HTML(elem_id="train-checks")
             command = gr.Textbox(label="The same as a command", lines=2, interactive=False, buttons=["copy"],
                                  elem_classes="copy", elem_id="train-command")  # fmt: skip

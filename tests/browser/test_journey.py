@@ -120,11 +120,12 @@ def test_a_training_is_followed_found_again_after_a_reload_and_cancelled(watched
 
 def test_a_concept_is_deleted_and_comes_back(watched: Watched, address: str):
     page = watched.open(f"{address}/?view=library", viewport={"width": 1440, "height": 1000})
-    page.locator("#library-list [data-name=neon]").click()
-    page.locator("#library-delete").click()
-    expect(page.locator("#library-list [data-name=neon]")).to_have_count(0, timeout=30_000)
-    page.locator("#library-restore").click()
-    expect(page.locator("#library-list [data-name=neon]")).to_be_visible(timeout=30_000)
+    page.locator(".cards [data-name=neon]").click()
+    page.locator("#concept-trash").click(timeout=60_000)
+    expect(page.locator(".cards [data-name=neon]")).to_have_count(0, timeout=60_000)
+    page.locator("#library-trash").get_by_text("Trash", exact=True).click()
+    page.locator("#library-trash").get_by_role("button", name="Restore", exact=True).click()
+    expect(page.locator(".cards [data-name=neon]")).to_be_visible(timeout=60_000)
 
 
 @pytest.mark.parametrize("width", [1440, 1024, 390])
