@@ -116,7 +116,7 @@ def pictures_of(concept: Concept, folders: dict[str, Path]) -> Path | None:
         return folders[concept.name]
     try:
         recipe: dict[str, Any] = tomllib.loads((concept.folder / RECIPE_FILE).read_text(encoding="utf-8"))
-        taught = {one["trigger"]: one["pictures"] for one in (recipe, *recipe.get("others", []))}
+        taught = {one["trigger"]: one["pictures"] for one in recipe.get("others", [])}
         folder = Path(taught.get(concept.trigger, recipe["pictures"]))
         find_pictures(folder)
     except (OSError, ValueError, LookupError, TypeError, UsageError):
