@@ -25,7 +25,7 @@ def record(event: Event) -> tuple[str, str]:
 
 def event_of(data: dict[str, Any]) -> Event:
     """The event that `record` wrote as `data`."""
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     kind = values.pop("kind")
     if "path" in values:
         values["path"] = Path(values["path"])

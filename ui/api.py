@@ -1,5 +1,6 @@
 """The API: named endpoints that answer at once, long work with the number of its job."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -65,10 +66,15 @@ def offer(service: Service) -> None:
             for one in service.library.concepts()
         ]  # fmt: skip
 
-    for function in (
+    offered: tuple[Callable[..., Any], ...] = (
         train_start, compose, stylize, evaluate, jobs_list, job_show, job_cancel, job_pause, job_retry, concepts_list,
-    ):  # fmt: skip
-        gr.api(speaking(function), api_name=function.__name__, queue=False)
+    )  # fmt: skip
+    for function in offered:
+        _offer(function)
+
+
+def _offer(function: Callable[..., Any]) -> None:
+    gr.api(speaking(function), api_name=function.__name__, queue=False)
 
 
 def brief(job: Job) -> dict[str, Any]:

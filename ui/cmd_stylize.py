@@ -66,8 +66,8 @@ class Plan:
         from studio.ui.asks import StylizeAsk, drawn_settings
 
         halves = {"content": self.content, "style": self.style}
-        names = {role: chosen[0].name for role, chosen in halves.items() if chosen}
-        strengths = {f"{role}_strength": chosen[1] for role, chosen in halves.items() if chosen}
+        names: dict[str, Any] = {role: chosen[0].name for role, chosen in halves.items() if chosen}
+        strengths: dict[str, Any] = {f"{role}_strength": chosen[1] for role, chosen in halves.items() if chosen}
         return StylizeAsk.model_construct(**drawn_settings(self.settings, self.source), **names, **strengths)
 
 

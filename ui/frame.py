@@ -24,9 +24,9 @@ def speaking(handler: Callable[P, R]) -> Callable[P, R]:
     """A handler whose refusals are shown as a message with problem and remedy, and whose faults are not silent."""
 
     @functools.wraps(handler)
-    def shown(*arguments: P.args, **named: P.kwargs) -> R:
+    def shown(*arguments: P.args, **options: P.kwargs) -> R:
         try:
-            return handler(*arguments, **named)
+            return handler(*arguments, **options)
         except StudioError as error:
             text = f"{escape(error.problem)} {escape(error.remedy)}".strip()
             raise gr.Error(text, duration=12, title="This cannot be done", print_exception=False) from None

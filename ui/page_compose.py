@@ -108,7 +108,7 @@ def _ask(frame: Frame) -> _Asked:
     with gr.Accordion("Boxes as a table", open=False):
         table = gr.Dataframe(
             headers=_COLUMNS, datatype=["str", "number", "number", "number", "number"], type="array",
-            column_count=(5, "fixed"), row_count=(0, "dynamic"), interactive=True, label="Boxes",
+            column_count=5, column_limits=(5, 5), row_count=0, interactive=True, label="Boxes",
             elem_id="compose-table",
         )  # fmt: skip
     go = gr.Button("Compose", variant="primary", elem_id="compose-go", elem_classes="go")
@@ -124,8 +124,9 @@ def _ask(frame: Frame) -> _Asked:
         best_of = gr.Slider(1, 8, value=1, step=1, label="Best of so many candidates")
         styles = gr.Dropdown(names, label="Styles that ride along", multiselect=True, max_choices=4)
         strengths = gr.Dataframe(
-            headers=["concept", "strength"], datatype=["str", "number"], type="array", column_count=(2, "fixed"),
-            row_count=(0, "dynamic"), interactive=True, label="Strengths",
+            headers=["concept", "strength"], datatype=["str", "number"], type="array", column_count=2,
+            column_limits=(2, 2),
+            row_count=0, interactive=True, label="Strengths",
         )  # fmt: skip
     return _Asked(
         concepts, pressed, shape, canvas, table, prompt, gr.State(""), method, costs, count, seed, beside, styles,

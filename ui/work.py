@@ -1,10 +1,8 @@
 """What jobs do, by import string: each takes the arguments that its ask wrote down, and a bench."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.events import Notice, Phase
 from studio.home import Home
 from studio.job_worker import Bench
 from studio.library import Library
@@ -88,16 +86,3 @@ def _scorer(clip: str | None, triggers: Sequence[str]) -> Any:
     from studio.trainers.scoring import ByClip
 
     return ByClip(load_clip(clip), *triggers)
-
-
-def import_adapter(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
-    """Make an uploaded adapter a concept of the library."""
-    from studio.importing import Arrival
-    from studio.importing import import_adapter as take
-
-    bench.emit(Phase("Inspect and import"))
-    arrival = Arrival(**(arguments | {"path": Path(arguments["path"])}))
-    concept, adapter = take(Library(bench.home), arrival)
-    if adapter.unread:
-        bench.emit(Notice(f"{len(adapter.unread)} tensors of the file say nothing to the studio."))
-    return {"concept": concept.name, "format": adapter.format, "layers": len(adapter.layers)}
