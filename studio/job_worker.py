@@ -19,7 +19,6 @@ from studio.home import Home
 from studio.job_records import BEST
 from studio.job_work import leased, working
 from studio.jobs import Job, JobStore
-from studio.threads import share_processor
 
 
 @dataclass
@@ -61,7 +60,6 @@ def do(store: JobStore, job: Job, kept: dict[str, Any]) -> None:
 
 def main(home: str) -> int:
     """Serve the runner at the other end of stdin and stdout until it is gone."""
-    share_processor()
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
     store, kept = JobStore(Home(Path(home))), {}
     while line := sys.stdin.readline():

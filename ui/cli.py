@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 
 from studio.errors import StudioError, named
-from studio.threads import share_processor
 from studio.ui import (
     cmd_bench,
     cmd_check,
@@ -76,7 +75,6 @@ def studio(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit code."""
-    share_processor()
     given = sys.argv[1:] if arguments is None else arguments
     try:
         app(given, prog_name="studio")
