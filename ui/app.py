@@ -96,12 +96,13 @@ def build(service: Service) -> gr.Blocks:
     return demo
 
 
-def _arrive(request: gr.Request) -> tuple[Any, str, str]:
+def _arrive(request: gr.Request) -> tuple[Any, Any, str]:
     """The page and the job that the address names."""
-    page = request.query_params.get("view", "")
-    page = page if page in PAGES else "compose"
     number = chosen_number(request.query_params.get("job"))
-    return gr.Tabs(selected=page), page, "" if number is None else str(number)
+    job, page = "" if number is None else str(number), request.query_params.get("view", "")
+    if page not in PAGES:  # none is named: the user may already have gone to another than the first
+        return gr.skip(), gr.skip(), job
+    return gr.Tabs(selected=page), page, job
 
 
 def serve(
