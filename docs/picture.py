@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from studio.datasets import sample_folder
 from studio.events import silent
 from studio.home import Home
 from studio.models import BaseModel, find_base, load_base
@@ -16,7 +17,7 @@ from studio.pipelines.contact_sheet import comparison_sheet
 from studio.pipelines.methods import METHODS
 from studio.pipelines.settings import GenerateSettings
 from studio.trainers.picturebook import PREVIEW_PROMPTS, contact_sheet
-from studio.trainers.sample_concepts import learn_sample, sample_folder
+from studio.trainers.sample_concepts import learn_sample
 
 HERE = Path(__file__).parent
 COLUMNS, SCALE = 6, 2

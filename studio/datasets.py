@@ -8,6 +8,7 @@ import unicodedata
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +24,20 @@ MOST_SQUEEZED = 200  # how much larger than in its archive a file may be
 CAPTION = ".txt"
 _ID = re.compile(r"[0-9a-f]{12}")
 _CHUNK = 2**20
+
+
+def samples() -> list[str]:
+    """The sets of pictures that the studio ships."""
+    return sorted(one.name for one in _shipped().iterdir() if one.is_dir())
+
+
+def sample_folder(sample: str) -> Path:
+    """The folder with the shipped pictures of `sample`."""
+    return _shipped() / sample
+
+
+def _shipped() -> Path:
+    return Path(str(files("studio.assets"))) / "samples"
 
 
 class Datasets:

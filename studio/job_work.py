@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from studio.errors import Cancelled, StudioError, named
-from studio.events import Emit, Event, Notice, Phase, Step
+from studio.events import Emit, Event, Phase, Step
 from studio.home import Home
 from studio.job_records import BEST
 from studio.jobs import Job, JobStore
@@ -111,10 +111,9 @@ def leased(home: Home, device: str, emit: Emit) -> Iterator[None]:
             lock.acquire(timeout=LEASE_SECONDS)
             break
         except Timeout:
-            if not told:
-                emit(Notice(f"Waiting for the device {place}: another job has it."))
+            # Each is an occasion to be cancelled; only the first is written down.
+            emit(Step(0, 1) if told else Phase(f"Wait for {place}, which another job has"))
             told = True
-            emit(Phase(f"Wait for {place}"))
     try:
         yield
     finally:

@@ -44,7 +44,7 @@ class JobStore:
         return self._insert(order, "waiting", None, parent)
 
     def begin_here(self, order: Order, who: Identity) -> Job:
-        """Write down work that a terminal does itself; it waits until `start` says that it has the device."""
+        """Write down work that the terminal `who` does itself, and that no runner takes."""
         return self._insert(order, "waiting", who, None)
 
     def job(self, number: int) -> Job:
@@ -73,10 +73,6 @@ class JobStore:
             f"SELECT id, at, data FROM events WHERE job = ? AND id > ? {marks} ORDER BY id", (job, after, *kinds)
         )
         return [(row["id"], row["at"], json.loads(row["data"])) for row in rows]
-
-    def changed(self) -> int:
-        """A number that is another one after any other process or thread wrote."""
-        return self._db.execute("PRAGMA data_version").fetchone()[0]
 
     def next_waiting(self, device: str) -> Job | None:
         """The first in the queue of a device's runner."""

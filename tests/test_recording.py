@@ -1,9 +1,10 @@
 import signal
 
 import pytest
+from filelock import Timeout
 
 from studio.errors import Cancelled, StudioError
-from studio.events import Loss, Step
+from studio.events import Loss, Phase, Step
 from studio.jobs import JobStore, Order
 from studio.process_identity import Identity
 from studio.ui.recording import recorded
@@ -68,3 +69,32 @@ def test_a_home_that_cannot_be_written_costs_the_record_and_not_the_work(tmp_pat
         job(Step(1, 1))
     assert "not written down" in seen[0].message
     assert seen[1:] == [Step(1, 1)]
+
+
+def test_whoever_needs_an_accelerator_waits_for_it_and_can_be_cancelled_meanwhile(home, monkeypatch):
+    from types import SimpleNamespace
+
+    from filelock import FileLock
+
+    from studio import job_work
+
+    monkeypatch.setattr("studio.devices.pick_device", lambda wanted: SimpleNamespace(type="cuda", index=None))
+    monkeypatch.setattr(job_work, "LEASE_SECONDS", 0.02)
+    (home.root / "jobs").mkdir(parents=True)
+    other, seen = FileLock(home.root / "jobs" / "lease-cuda-0.lock"), []
+
+    def hear(event):
+        seen.append(event)
+        if len(seen) == 4:
+            other.release()
+
+    other.acquire()
+    with job_work.leased(home, "best", hear):
+        assert len(seen) == 4
+        with pytest.raises(Timeout):
+            FileLock(other.lock_file).acquire(blocking=False)
+    assert [isinstance(event, Phase) for event in seen] == [True, False, False, False]
+
+    other.acquire()
+    with pytest.raises(Cancelled), recorded(home, ORDER, lambda event: JobStore(home).cancel(1)):
+        raise AssertionError("it has the device")

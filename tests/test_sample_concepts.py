@@ -5,9 +5,10 @@ import pytest
 from small_world import shrink
 
 from studio.concepts import Concept, write_concept
+from studio.datasets import sample_folder
 from studio.events import Event, Loss, Notice
 from studio.home import Home
-from studio.trainers.sample_concepts import RECORD_FILE, learn_sample, sample_folder
+from studio.trainers.sample_concepts import RECORD_FILE, learn_sample
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,10 @@
 
 import json
 import random
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 import psutil
@@ -100,6 +100,7 @@ def test_whoever_is_killed_no_job_is_lost_and_the_queue_goes_on(place):  # noqa:
         assert sum(state == "interrupted" for state in states.values()) <= KILLS // 3  # killed three times over
         zombies = [one for one in psutil.process_iter(["status", "ppid"]) if one.info["ppid"] == process.pid]
         assert all(one.info["status"] != psutil.STATUS_ZOMBIE for one in zombies)
+        made = [store.job(job).result["pictures"] for job, state in states.items() if state == "done"]
+        assert all(len(pictures) == 1 and Path(pictures[0]["path"]).is_file() for pictures in made)
     finally:
         stop(process, place.root)
-    assert threading.active_count() < 50

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from studio.bases import EMBEDDED, find_base
 from studio.concepts import Concept
+from studio.datasets import sample_folder
 from studio.events import Emit, Event, Loss, Notice
 from studio.home import Home, write_atomic
 from studio.images import find_pictures
@@ -44,11 +44,6 @@ class Learned:
     seconds: float | None
     losses: tuple[tuple[int, float], ...]
     reused: bool
-
-
-def sample_folder(sample: str) -> Path:
-    """The folder with the shipped pictures of `sample`."""
-    return Path(str(files("studio.assets"))) / "samples" / sample
 
 
 def learn_sample(

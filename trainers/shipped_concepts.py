@@ -9,12 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from studio.concepts import Concept, file_hash, write_concept
+from studio.datasets import sample_folder
 from studio.events import silent
 from studio.home import Home, ensure_writable
 from studio.library import Library
 from studio.trainers.planning import plan_recipe
 from studio.trainers.recipe import build_recipe, read_toml, write_toml
-from studio.trainers.sample_concepts import sample_folder
 from studio.trainers.workplace import RECIPE_FILE
 
 SHIPPED = {"milo": ("cat", "lora"), "rex": ("dog", "lora"), "neon": ("style", "b-lora")}

@@ -1,10 +1,12 @@
 """The API: named endpoints that answer at once, long work with the number of its job."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
+from studio.errors import StudioError
 from studio.jobs import Job
 from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk
 from studio.ui.frame import speaking
@@ -44,7 +46,7 @@ def offer(service: Service) -> None:
 
     def job_show(job: int) -> dict[str, Any]:
         """Everything about one job but where its files lie; its pictures are at /studio/pictures/JOB/N."""
-        return told(service.store.job(int(job)))
+        return told(service, service.store.job(int(job)))
 
     def job_cancel(job: int) -> dict[str, Any]:
         """Cancel a job; one that has ended stays as it is."""
@@ -70,11 +72,24 @@ def offer(service: Service) -> None:
         train_start, compose, stylize, evaluate, jobs_list, job_show, job_cancel, job_pause, job_retry, concepts_list,
     )  # fmt: skip
     for function in offered:
-        _offer(function)
+        _offer(service, function)
 
 
-def _offer(function: Callable[..., Any]) -> None:
-    gr.api(speaking(function), api_name=function.__name__, queue=False)
+def _offer(service: Service, function: Callable[..., Any]) -> None:
+    """One endpoint; its refusals are plain text, in which no place on the disk is told."""
+
+    @functools.wraps(function)
+    def plain(*given: Any, **named: Any) -> Any:
+        try:
+            return function(*given, **named)
+        except StudioError as error:
+            raise gr.Error(_without_places(service, str(error)), print_exception=False) from None
+
+    gr.api(speaking(plain), api_name=function.__name__, queue=False)
+
+
+def _without_places(service: Service, text: str) -> str:
+    return text.replace(str(service.home.root), "the state folder")
 
 
 def brief(job: Job) -> dict[str, Any]:
@@ -85,15 +100,17 @@ def brief(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def told(job: Job) -> dict[str, Any]:
+def told(service: Service, job: Job) -> dict[str, Any]:
     """A job as a program may know it: no path of this machine is in it."""
     result = {key: value for key, value in job.result.items() if key not in ("pictures", "sheet", "folder", "report")}
     pictures = [
-        {key: value for key, value in one.items() if key != "path"} | {"url": f"/studio/pictures/{job.id}/{n}"}
+        {key: value for key, value in one.items() if key != "path"}
+        | ({"url": f"/studio/pictures/{job.id}/{n}"} if "path" in one else {})
         for n, one in enumerate(job.result.get("pictures", []))
     ]
-    asked = {key: value for key, value in job.arguments.items() if key not in ("recipe", "path")}
+    asked = {key: value for key, value in job.arguments.items() if key not in ("recipe", "references")}
     return brief(job) | {
-        "arguments": asked, "result": result | ({"pictures": pictures} if pictures else {}), "problem": job.problem,
-        "remedy": job.remedy, "started": job.started, "ended": job.ended, "loss": job.loss,
+        "arguments": asked, "result": result | ({"pictures": pictures} if pictures else {}),
+        "problem": _without_places(service, job.problem),
+        "remedy": _without_places(service, job.remedy), "started": job.started, "ended": job.ended, "loss": job.loss,
     }  # fmt: skip

@@ -39,7 +39,7 @@ PAGES: dict[str, Callable[[Frame], Any]] = {
 }  # fmt: skip
 MOST_WAITING = 256
 KEPT = ("library", "jobs", "jobs.sqlite", "cache", "datasets", "outputs")  # of the home; nothing is handed out by path
-QUEUE_SECONDS = 0.05  # between two looks into Gradio's queue, which only uploads and downloads go through
+QUEUE_SECONDS = 0.05  # between two looks into Gradio's queue, through which everything goes that may be refused
 WAKE_SECONDS = 5.0  # between two looks whether jobs wait and nobody works
 _MASTHEAD = """<header class="masthead"><h1 class="product">concept <em>studio</em></h1>
 <p class="tagline">Your concepts in one picture, each itself.</p></header>"""
@@ -129,7 +129,7 @@ def serve(
     demo.queue(max_size=MOST_WAITING, default_concurrency_limit=8)
     # A thousandth by Gradio's own, which takes 9 % of a core from an idle server.
     demo._queue.sleep_when_free = demo._queue.progress_update_sleep_when_free = QUEUE_SECONDS
-    guard = Middleware(_Guarded, hosts=(*LOOPBACK, host.strip("[]"), *allow_hosts), password=password)
+    guard = Middleware(Guard, hosts=(*LOOPBACK, host.strip("[]"), *allow_hosts), password=password)
     try:
         _, address, _ = demo.launch(
             server_name=host, server_port=port, share=False, quiet=True, inbrowser=open_browser,
@@ -153,16 +153,6 @@ def _get_ready() -> None:
     """Import what the first request would otherwise wait for, once the first page is out."""
     import studio.adapters
     import studio.trainers.planning  # noqa: F401
-
-
-class _Guarded:
-    """Guard as starlette's middleware is made: the application first, then settings by name."""
-
-    def __init__(self, app: Any, hosts: tuple[str, ...], password: str | None) -> None:
-        self._guard = Guard(app, hosts, password)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._guard(scope, receive, send)
 
 
 def _settle_environment(home: Home) -> None:

@@ -93,6 +93,7 @@ class ComposeAsk(DrawAsk):
     """Concepts with their strengths, riding styles, and boxes (left, top, right, bottom; a later one is in front).
 
     `beside_merge` also draws what plain merging makes of it, from the same seeds; `compare` all methods, and a sheet.
+    What chooses among `best_of` candidates is `clip`, with `references` (folders of pictures, by concept).
     """
 
     concepts: Annotated[dict[Name, Strength], Field(max_length=_PLURAL_LIMIT)] = {}
@@ -103,6 +104,7 @@ class ComposeAsk(DrawAsk):
     compare: bool = False
     best_of: Annotated[int, Field(ge=1, le=16)] = 1
     clip: Text | None = None
+    references: dict[Name, str] = {}
 
     @classmethod
     def of(cls, plan: Plan, best_of: "BestOf", *, compare: bool) -> Self:
@@ -110,6 +112,7 @@ class ComposeAsk(DrawAsk):
         return cls.model_construct(
             **drawn_settings(plan.settings, plan.source), concepts={one.name: s for one, s in plan.concepts},
             styles={one.name: s for one, s in plan.styles}, compare=compare, best_of=best_of.number, clip=best_of.clip,
+            references={name: str(folder.absolute()) for name, folder in best_of.folders.items()},
             boxes={} if plan.layout is None else {name: box.sides for name, box in plan.layout.boxes.items()},
             method=DEFAULT_METHOD if compare else plan.methods[0].name,
         )  # fmt: skip
@@ -181,6 +184,10 @@ class EvaluateAsk(Ask):
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     base: Text | None = None
+    clip: Text | None = None
+    dino: Text | None = None
+    detector: Text | None = None
+    references: dict[Name, str] = {}
 
     def layout(self) -> Layout | None:
         """Its boxes."""

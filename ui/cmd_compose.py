@@ -31,7 +31,7 @@ from studio.ui.asking import (
 )
 from studio.ui.composing import Plan, make_plan, methods_of, places_of
 from studio.ui.drawing import BestOf, draw_and_save
-from studio.ui.judging import BestOfOption, ClipOption, ReferencesOption
+from studio.ui.judging import BestOfOption, ClipOption, ReferencesOption, reference_folders
 from studio.ui.loading import load
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
@@ -93,7 +93,8 @@ def compose(
         "offload": offload, "attention": attention,
     }  # fmt: skip
     plan = make_plan(state, options, concept or [], style or [], base, methods, places, out, told)
-    chosen = BestOf.planned(best_of, clip, references or [], plan, Library(state))
+    folders = reference_folders([one for one, _ in plan.concepts], references or [])
+    chosen = BestOf.planned(best_of, clip, folders, plan, Library(state))
     _run(plan, chosen, state, device, as_json, compare=compare)
 
 

@@ -95,11 +95,13 @@ def evaluate(
         "names": names or (), "prompts": (*(prompt or ()), *(read_prompts(prompts) if prompts else ())),
         "together": together, "protocol": protocol, "checkpoints": checkpoints, "seeds": seeds, "seed": seed,
         "methods": methods.split(",") if methods else (), "boxes": _boxes(box or []), "steps": steps,
-        "guidance": guidance, "base": base,
+        "guidance": guidance, "base": base, "clip": clip, "dino": dino, "detector": detector,
     }  # fmt: skip
     ask = EvaluateAsk.read(given)
     concepts = asked_concepts(Library(state), ask.names, ask.prompts, ask.protocol)
-    wanted = plan_evaluation(state, ask, reference_folders(concepts, references or []), Eyes(clip, dino, detector))
+    folders = reference_folders(concepts, references or [])
+    wanted = plan_evaluation(state, ask, folders, Eyes(clip, dino, detector))
+    ask = ask.model_copy(update={"references": {name: str(folder.absolute()) for name, folder in folders.items()}})
     folder = out or state.outputs / "evaluation"
     prepare_out(folder)
     with progress() as shown, recorded(state, ask.order(device), shown) as job:

@@ -6,9 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from studio.errors import UsageError
 from studio.jobs import Job
-from studio.ui.fragments import notices_of, pictures, render
+from studio.ui.fragments import found, pictures, render, standing
 from studio.ui.marks import marks
 from studio.ui.service import Service
 from studio.ui.thumbs import Thumbs
@@ -16,17 +15,14 @@ from studio.ui.thumbs import Thumbs
 
 def composed(service: Service, number: int | None) -> str:
     """The job `number` as its page shows it; an invitation where there is none."""
-    job = None
-    if number is not None:
-        try:
-            job = service.store.job(number)
-        except UsageError:
-            job = None
+    job = found(service, number)
+    invited = ("Your picture will stand here", "Choose concepts, draw a box for each if you like, and press Compose.")
+    told = standing(service, job, *invited)
     if job is None:
-        return render("composed.html", job=None, notices=[], pairs=[], pictures=None, leaks=None)
+        return render("composed.html", standing=told, pairs=[], pictures=None, leaks=None)
     pairs, method = _pairs(service, job)
     return render(
-        "composed.html", job=job, notices=notices_of(service, job), pairs=pairs, method=method,
+        "composed.html", standing=told, pairs=pairs, method=method,
         prompt=job.result.get("prompt", job.title), pictures=pictures(service, job), leaks=_leaks(job, method),
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from studio.bases import EMBEDDED, find_base
 from studio.concepts import Concept, expand_prompt
+from studio.datasets import sample_folder
 from studio.events import Done, Emit, Event, Phase, Preview, Step, silent
 from studio.home import Home
 from studio.judge import Gallery, Judge
@@ -27,7 +28,7 @@ from studio.pipelines.methods import DEFAULT_METHOD, find_method
 from studio.pipelines.scores import Marks, Setting, SingleMarks, draw_truth, mark_places, mark_singles
 from studio.pipelines.settings import GenerateSettings, usual_guidance
 from studio.stats import Share
-from studio.trainers.sample_concepts import Learned, learn_sample, sample_folder
+from studio.trainers.sample_concepts import Learned, learn_sample
 from studio.ui.commands import command_maker, next_commands
 from studio.ui.story import ConceptStory, Growth, Mark, Measure, SceneRow, Shot, Story
 

@@ -16,7 +16,7 @@ from studio.pipelines.methods import Method
 from studio.pipelines.outputs import describe, save_pictures, save_sheet
 from studio.pipelines.settings import GenerateSettings
 from studio.ui.composing import Plan, left_out
-from studio.ui.judging import Eyes, known_pictures, reference_folders, scorers_of
+from studio.ui.judging import Eyes, known_pictures, scorers_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +38,7 @@ class BestOf:
     library: Sequence[Concept]
 
     @classmethod
-    def planned(cls, number: int, clip: str | None, given: Sequence[str], plan: Plan, library: Library) -> "BestOf":
+    def planned(cls, number: int, clip: str | None, folders: dict[str, Path], plan: Plan, library: Library) -> "BestOf":
         """What the command line says; raises UsageError where nothing could choose."""
         if number > 1 and not plan.concepts:
             raise UsageError("--best-of chooses by concepts, and the prompt names none.", "Leave it out.")
@@ -47,7 +47,6 @@ class BestOf:
                 f"Nothing is given that could choose among pictures of {plan.source.name}.",
                 "Give a CLIP with --clip, as in --clip ViT-B-32/laion2b_s34b_b79k.",
             )
-        folders = reference_folders([one for one, _ in plan.concepts], given)
         return cls(number, clip, folders, library.concepts())
 
     def scorers(self, plan: Plan, device: str | None, emit: Emit) -> "list[Scorer]":

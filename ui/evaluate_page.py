@@ -8,6 +8,7 @@ from studio.home import write_atomic
 from studio.pipelines.contact_sheet import contact_sheet
 from studio.pipelines.evaluation import Found, Scored
 from studio.pipelines.evaluation_table import SENSES, main_score, report_of, scores_of, worst_first
+from studio.ui.figures import figure
 from studio.ui.report import picture_uri, template_of
 
 WORST = 24  # pictures shown one by one
@@ -42,11 +43,6 @@ def best_rows(found: Found) -> dict[str, list[str]]:
         top = [row for row, value in means.items() if better and value == better(means.values())]
         best[name] = top if len(top) < len(means) else []
     return best
-
-
-def figure(value: float) -> str:
-    """Two digits behind the point, fewer for what is large."""
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def _sheet(found: Found, row: str) -> Image.Image:

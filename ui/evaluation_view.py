@@ -9,7 +9,8 @@ from studio.errors import UsageError
 from studio.jobs import Job
 from studio.pipelines.evaluation_plan import SCENES
 from studio.ui.asks import EvaluateAsk
-from studio.ui.fragments import notices_of, render
+from studio.ui.figures import figure
+from studio.ui.fragments import found, job_list, render, standing, times
 from studio.ui.service import Service
 from studio.ui.thumbs import Thumbs
 
@@ -58,21 +59,29 @@ def amount(names: Sequence[str], question: str, prompts: str, methods: Sequence[
 
 def evaluation(service: Service, number: int | None) -> str:
     """The job of that number; an invitation where there is none."""
-    try:
-        job = None if number is None else service.store.job(number)
-    except UsageError:
-        job = None
-    if job is None or job.kind != "evaluate":
-        return render("evaluation.html", job=None, notices=[], table=None)
+    job = found(service, number, "evaluate")
+    told = standing(
+        service, job, "The scores will stand here", "Choose concepts and what is asked of them, and press Start."
+    )
+    if job is None:
+        return render("evaluation.html", standing=told, table=None)
     return render(
-        "evaluation.html", job=job, notices=notices_of(service, job), table=_table(job.result),
-        worst=_worst(service, job.result), main=job.result.get("worst first by"),
+        "evaluation.html", standing=told, job=job, table=_table(job.result), worst=_worst(service, job.result),
+        main=job.result.get("worst first by"),
     )  # fmt: skip
 
 
 def evaluations(service: Service, chosen: int | None) -> str:
     """All evaluations that the list of jobs has, the latest first."""
-    return render("evaluations.html", jobs=of_kind(service), chosen=chosen)
+    jobs = of_kind(service)
+    empty = ("No evaluation yet", "What is scored here is kept, and can be looked at again.")
+    return job_list(jobs, chosen, "Evaluations", {job.id: _size(job) for job in jobs}, empty)
+
+
+def _size(job: Job) -> str:
+    if not job.result.get("rows"):
+        return times(job)
+    return f"{times(job)} · {len(job.result['rows'])} rows, {len(job.result['pictures'])} pictures"
 
 
 def of_kind(service: Service) -> list[Job]:
@@ -88,11 +97,6 @@ def best_rows(rows: Mapping[str, Mapping[str, Any]], score: str) -> set[str]:
     top = min(means.values()) if score in LOWER_IS_BETTER else max(means.values())
     best = {name for name, value in means.items() if value == top}
     return best if len(best) < len(means) else set()
-
-
-def figure(value: float) -> str:
-    """Two digits behind the point, fewer for what is large."""
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def _table(result: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Template
 from markupsafe import Markup
 
+from studio.errors import UsageError
 from studio.jobs import Job
 from studio.ui.charts import chart_of
 from studio.ui.progress import duration
@@ -43,7 +44,30 @@ def queue(service: Service, chosen: int | None, shown: str = "all") -> str:
         jobs = [one for one in jobs if not one.final]
     elif shown != "all":
         jobs = [one for one in jobs if one.kind == shown]
-    return render("queue.html", jobs=jobs, chosen=chosen)
+    empty = ("No job yet", "Everything that takes time is listed here, and goes on when you close this page.")
+    return job_list(jobs, chosen, "Jobs", {job.id: facts(job) for job in jobs}, empty)
+
+
+def job_list(
+    jobs: Sequence[Job], chosen: int | None, label: str, told: Mapping[int, str], empty: tuple[str, str]
+) -> str:
+    """Jobs as buttons, `chosen` marked, with what is `told` of each by number; `empty` is said where there is none."""
+    return render("queue.html", jobs=jobs, chosen=chosen, label=label, told=told, empty=empty)
+
+
+def standing(service: Service, job: Job | None, title: str, lead: str) -> Markup:
+    """How far a page's own job is, or why it ended without result; `title` and `lead` invite where there is none."""
+    notices = [] if job is None else notices_of(service, job)
+    return Markup(render("standing.html", job=job, notices=notices, title=title, lead=lead))
+
+
+def found(service: Service, number: int | None, *kinds: str) -> Job | None:
+    """The job of that number, if there is one and it is of one of `kinds`, where they are given."""
+    try:
+        job = None if number is None else service.store.job(number)
+    except UsageError:
+        return None
+    return job if job is None or not kinds or job.kind in kinds else None
 
 
 def job_view(service: Service, number: int, smoothing: float = 0.9) -> str:
@@ -56,7 +80,7 @@ def job_view(service: Service, number: int, smoothing: float = 0.9) -> str:
         "job.html", job=job, notices=notices_of(service, job),
         chart=chart_of(losses, [(one["step"], one["loss"]) for one in measured], smoothing) if losses else None,
         checkpoints=_checkpoints(measured), previews=_previews(service, job, told), pictures=pictures(service, job),
-        report=None, arguments=json.dumps(job.arguments, indent=2, ensure_ascii=False), log=_log(service, job),
+        arguments=json.dumps(job.arguments, indent=2, ensure_ascii=False), log=_log(service, job),
     )  # fmt: skip
 
 
@@ -101,12 +125,17 @@ def facts(job: Job) -> str:
     return "" if job.state != "waiting" else f"since {_clock(job.created)}"
 
 
-def _times(job: Job) -> str:
+def times(job: Job) -> str:
+    """When a job began and how long it took, in words."""
     if job.started is None:
         return f"asked for at {_clock(job.created)}"
     if job.ended is None or job.state == "running":
         return f"began at {_clock(job.started)}"
     return f"began at {_clock(job.started)}, took {duration(job.ended - job.started)}"
+
+
+def _bar(job: Job) -> Markup:
+    return Markup(render("bar.html", job=job))
 
 
 def _clock(when: float) -> str:
@@ -174,4 +203,4 @@ def render(name: str, **values: Any) -> str:
 
 @cache
 def _template(name: str) -> Template:
-    return template_of(name, {"facts": facts, "times": _times}, "web")
+    return template_of(name, {"facts": facts, "times": times, "bar": _bar}, "web")

@@ -1,5 +1,6 @@
 """The base that drawing works with: loaded, or kept from the last time."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio.bases import BaseSource
@@ -33,8 +34,6 @@ class Warm:
 
 def _state_of(source: BaseSource) -> float:
     """When the newest of a local base's files was changed; of the hub's the name says enough."""
-    from pathlib import Path
-
     place = Path(source.location)
     if not place.exists():
         return 0.0

@@ -6,13 +6,14 @@ from typing import Any
 
 import gradio as gr
 
+from studio.datasets import samples
 from studio.errors import StudioError
 from studio.folders import SUFFIXES
 from studio.ui.form_parts import begin
 from studio.ui.fragments import message
 from studio.ui.frame import Frame, speaking
 from studio.ui.page_parts import name_picker, named, private, title
-from studio.ui.service import SAMPLE, TrainAsk, samples
+from studio.ui.service import SAMPLE, TrainAsk
 from studio.ui.train_fields import (
     CARDS,
     changed_settings,
@@ -77,7 +78,7 @@ def build(frame: Frame) -> None:
             with gr.Accordion("More", open=False):
                 trigger = gr.Textbox(label="Trigger word", info="Chosen by itself where it is empty", max_length=64)
                 base = gr.Textbox(
-                    label="Base", info="picturebook (embedded) where it is empty; sdxl, sd15, a hub id or a folder",
+                    label="Base", info="picturebook (embedded) where it is empty; sdxl, sd15 or a hub id",
                     max_length=500,
                 )  # fmt: skip
                 overwrite = gr.Checkbox(False, label="Replace a concept of this name")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from studio.errors import Cancelled, StudioError
 from studio.events import Emit, Event, Notice
@@ -13,24 +13,15 @@ from studio.jobs import JobStore
 from studio.process_identity import Identity
 
 
-class Recorded(Protocol):
-    """An `emit` that takes the job's result too."""
-
-    result: dict[str, Any]
-
-    def __call__(self, event: Event) -> None:
-        """Listen to `event`."""
-        ...
-
-
-class _Both:
-    """Events go to whoever watches, and into the job's row where there is one."""
+class Recorded:
+    """An `emit` for whoever watches and for the job's row, where there is one; `result` is what the work made."""
 
     def __init__(self, shown: Emit, reporter: Reporter | None) -> None:
         self._shown, self._reporter = shown, reporter
         self.result: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
+        """Pass `event` on."""
         self._shown(event)
         if self._reporter is not None:
             self._reporter(event)
@@ -47,10 +38,10 @@ def recorded(home: Home, order: Order, shown: Emit) -> Iterator[Recorded]:
         job = store.begin_here(order, Identity.of())
     except StudioError as error:
         shown(Notice(f"This is not written down as a job. {error.problem}"))
-        yield _Both(shown, None)
+        yield Recorded(shown, None)
         return
     with working(store, job) as reporter:
-        both = _Both(shown, reporter)
+        both = Recorded(shown, reporter)
         if not store.start(job.id, Identity.of()):
             raise Cancelled("Cancelled before it began.")
         with leased(home, order.device, both):

@@ -1,12 +1,13 @@
 """What the pages, the API and the command line ask of the studio: checked at once, done by the queue."""
 
-from importlib.resources import files
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from studio.datasets import Datasets
+from studio.bases import ALIASES, EMBEDDED
+from studio.datasets import Datasets, sample_folder, samples
 from studio.errors import UsageError
 from studio.home import Home
 from studio.job_records import Order
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from studio.trainers.recipe import Recipe
 
 SAMPLE = "sample:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_OWN_FIELDS = ("name", "class_word", "method", "preset", "base", "trigger")  # of a recipe, that TrainAsk has too
+_TERMINAL_ONLY = ("clip", "dino", "detector", "references")
 
 
 class TrainAsk(Ask):
@@ -47,6 +51,7 @@ class Service:
 
     def compose(self, ask: ComposeAsk) -> Job:
         """Queue a composition; raises UsageError for what cannot be drawn."""
+        self._check(ask)
         plan = ask.plan(self.home)
         return self.submit(ask.model_copy(update={"seed": plan.settings.seed}).order())
 
@@ -54,6 +59,7 @@ class Service:
         """Queue a picture of a content in a style; raises UsageError for what cannot be drawn."""
         from studio.ui.cmd_stylize import plan_of
 
+        self._check(ask)
         wanted = {"content": (ask.content, ask.content_strength), "style": (ask.style, ask.style_strength)}
         plan = plan_of(self.home, ask.options(), wanted, ask.base, None, None)
         return self.submit(ask.model_copy(update={"seed": plan.settings.seed}).order())
@@ -63,6 +69,7 @@ class Service:
         from studio.ui.evaluating import plan_evaluation
         from studio.ui.judging import Eyes
 
+        self._check(ask)
         plan_evaluation(self.home, ask, {}, Eyes())
         return self.submit(ask.order())
 
@@ -70,9 +77,30 @@ class Service:
         """The complete recipe of a training; raises UsageError for what is missing or cannot be."""
         from studio.trainers.planning import plan_recipe
 
-        given = {name: getattr(ask, name) for name in ("name", "class_word", "method", "preset", "base", "trigger")}
+        self.check_base(ask.base)
+        if foreign := [key for key in (*_OWN_FIELDS, "pictures", "others") if key in ask.settings]:
+            raise UsageError(f"{foreign[0]} is not among the settings.", "Give it by its own field, or in a terminal.")
+        given = {name: getattr(ask, name) for name in _OWN_FIELDS}
         given |= {"pictures": self.pictures(ask.dataset)} | ask.settings
         return plan_recipe({key: value for key, value in given.items() if value is not None}, None, self.home)
+
+    def check_base(self, base: str | None) -> None:
+        """Raise UsageError for a base that is called by its place on the disk: pages and programs know names."""
+        known = {EMBEDDED, *ALIASES, *(one.base for one in self.library.concepts())}
+        if base is None or base in known:
+            return
+        if not _HUB_ID.fullmatch(base) or base.endswith(".safetensors") or Path(base).exists():
+            raise UsageError(
+                f"{base[:80]!r} is no name of a base.",
+                f"Use {', '.join((EMBEDDED, *ALIASES))}, a hub id, or a base of the library's concepts; folders and"
+                " files are for the terminal.",
+            )
+
+    def _check(self, ask: ComposeAsk | StylizeAsk | EvaluateAsk) -> None:
+        """Raise UsageError for what names files of this machine."""
+        self.check_base(ask.base)
+        if named := [key for key in _TERMINAL_ONLY if getattr(ask, key, None)]:
+            raise UsageError(f"{named[0]} is given.", "Networks and pictures on the disk are for the terminal.")
 
     def train(self, ask: TrainAsk) -> Job:
         """Queue a training; raises UsageError for what cannot be trained."""
@@ -106,7 +134,7 @@ class Service:
             name = dataset.removeprefix(SAMPLE)
             if name not in samples():
                 raise UsageError(f"There is no sample {name[:40]!r}.", f"There are: {', '.join(samples())}.")
-            return _shipped() / name
+            return sample_folder(name)
         return self.datasets.folder(dataset)
 
     def submit(self, order: Order) -> Job:
@@ -133,12 +161,3 @@ class Service:
         self.store.reconcile()
         for device in {job.device for job in self.store.jobs(("waiting",)) if not job.terminal}:
             ensure_runner(self.home, device)
-
-
-def samples() -> list[str]:
-    """The sets of pictures that the studio ships."""
-    return sorted(one.name for one in _shipped().iterdir() if one.is_dir())
-
-
-def _shipped() -> Path:
-    return Path(str(files("studio.assets"))) / "samples"

@@ -15,7 +15,7 @@ from studio.jobs import Job
 from studio.pipelines.outputs import STYLIZE, describe, save_pictures
 from studio.ui.asks import StylizeAsk
 from studio.ui.cmd_stylize import Plan, plan_of
-from studio.ui.fragments import notices_of, pictures, render
+from studio.ui.fragments import found, pictures, render, standing
 from studio.ui.library_parts import base_words, picture
 from studio.ui.loading import Warm
 from studio.ui.service import Service
@@ -107,15 +107,15 @@ def well(service: Service, name: str | None, role: str) -> str:
 
 def stylized(service: Service, number: int | None) -> str:
     """The job of that number as its page shows it; an invitation where there is none."""
-    try:
-        job = None if number is None else service.store.job(number)
-    except UsageError:
-        job = None
+    job = found(service, number)
+    told = standing(
+        service, job, "Your picture will stand here", "Choose a content, a style or both, and press Stylize."
+    )
     if job is None:
-        return render("stylize.html", job=None, notices=[], grid=None, pictures=None)
+        return render("stylize.html", standing=told, grid=None, pictures=None)
     grid = _grid(service, job)
     return render(
-        "stylize.html", job=job, notices=notices_of(service, job), grid=grid, strengths=job.result.get("grid", []),
+        "stylize.html", standing=told, grid=grid, strengths=job.result.get("grid", []),
         pictures=None if grid else pictures(service, job), prompt=job.result.get("prompt", job.title),
     )  # fmt: skip
 

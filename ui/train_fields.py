@@ -70,6 +70,7 @@ def picture_table(service: Service, dataset: str, base: str | None) -> str:
 
 
 def _surveyed(service: Service, dataset: str, base: str | None) -> tuple[list[Finding], list[str]]:
+    service.check_base(base)
     source = find_base(base or EMBEDDED)
     facts = read_facts(source)
     folder = service.pictures(dataset)

@@ -1,6 +1,7 @@
 """What jobs do, by import string: each takes the arguments that its ask wrote down, and a bench."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.home import Home
@@ -19,7 +20,8 @@ def compose(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
     """Draw several concepts together; of several concepts on the embedded base also say who looks like whom where."""
     ask = ComposeAsk.read(arguments)
     plan = ask.plan(bench.home)
-    chosen = BestOf.planned(ask.best_of, ask.clip, [], plan, Library(bench.home))
+    folders = {name: Path(folder) for name, folder in ask.references.items()}
+    chosen = BestOf.planned(ask.best_of, ask.clip, folders, plan, Library(bench.home))
     drawn = draw_and_save(plan, chosen, Warm(bench), bench.device, bench.emit, sheet=ask.compare)
     from studio.ui.leaking import leaks_of
 
@@ -50,7 +52,8 @@ def evaluate(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
     from studio.ui import evaluating
 
     ask = EvaluateAsk.read(arguments)
-    wanted = evaluating.plan_evaluation(bench.home, ask, {}, Eyes())
+    folders = {name: Path(folder) for name, folder in ask.references.items()}
+    wanted = evaluating.plan_evaluation(bench.home, ask, folders, Eyes(ask.clip, ask.dino, ask.detector))
     found = evaluating.evaluate(wanted, bench.home, Warm(bench), bench.device, bench.emit)
     folder = bench.home.outputs / f"evaluation-{bench.number}"
     return evaluating.keep_evaluation(found, folder) | {"report": folder / "report.html"}

@@ -1,0 +1,71 @@
+import pytest
+from PIL import Image
+
+from studio.errors import UsageError
+from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk
+from studio.ui.service import Service, TrainAsk
+
+TRAINING = {"dataset": "sample:milo", "name": "milo", "class_word": "cat", "preset": "quick"}
+
+
+@pytest.fixture
+def service(home, monkeypatch):
+    monkeypatch.setattr("studio.ui.service.ensure_runner", lambda home, device: None)
+    return Service(home)
+
+
+@pytest.fixture
+def private(tmp_path):
+    """A folder of pictures that nobody uploaded."""
+    folder = tmp_path / "private"
+    folder.mkdir()
+    for n in range(3):
+        Image.new("RGB", (96, 96), (n, 0, 0)).save(folder / f"{n}.png")
+    return folder
+
+
+@pytest.mark.parametrize("key", ["pictures", "name", "class_word", "base", "trigger", "method", "preset", "others"])
+def test_settings_cannot_say_what_has_a_field_of_its_own(service, private, key):
+    others = [{"name": "rex", "class_word": "dog", "pictures": str(private)}]
+    value = {"pictures": str(private), "others": others}.get(key, "x")
+    with pytest.raises(UsageError, match=key):
+        service.train(TrainAsk.read(TRAINING | {"settings": {key: value}}))
+    assert service.store.jobs() == []
+
+
+@pytest.mark.parametrize("base", ["/etc", "../models/mine", "models/mine.safetensors", "~/mine", "C:\\mine"])
+def test_a_base_is_called_by_name_and_not_by_a_place_on_the_disk(service, base):
+    asked = {"prompt": "a cat", "base": base}
+    for ask in (
+        lambda: service.train(TrainAsk.read(TRAINING | {"base": base})),
+        lambda: service.compose(ComposeAsk.read(asked)),
+        lambda: service.stylize(StylizeAsk.read(asked)),
+        lambda: service.evaluate(EvaluateAsk.read({"names": ("milo",), "base": base})),
+    ):
+        with pytest.raises(UsageError, match="base"):
+            ask()
+
+
+@pytest.mark.parametrize("given", [{"clip": "/etc"}, {"references": {"milo": "/etc"}}])
+def test_networks_and_pictures_on_the_disk_are_named_in_a_terminal_only(service, given):
+    with pytest.raises(UsageError, match=next(iter(given))):
+        service.compose(ComposeAsk.read({"prompt": "a cat"} | given))
+    with pytest.raises(UsageError, match=next(iter(given))):
+        service.evaluate(EvaluateAsk.read({"names": ("milo",)} | given))
+
+
+def test_the_samples_that_come_trained_are_whole_and_stay_out_of_the_way_of_ones_own(service):
+    from studio.concepts import check_hash
+    from studio.images import find_pictures
+    from studio.library import Library
+    from studio.trainers.recipe import build_recipe, read_toml
+
+    assert service.add_samples() == ["milo", "rex", "neon"]
+    for concept in Library(service.home).concepts():
+        check_hash(concept)
+        assert find_pictures(build_recipe([read_toml(concept.folder / "recipe.toml")]).pictures)
+    own = service.library.tag("milo", {"mine"}, ())
+    service.library.remove("rex")
+    service.add_samples()
+    assert service.library.find("milo").tags == own.tags
+    assert service.library.find("rex").class_word == "dog"
