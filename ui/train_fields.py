@@ -37,7 +37,7 @@ CARDS = (
     MethodCard("lora", "LoRA", "The usual way. One thing from 4 to 10 pictures; every tool reads the file.", 0.26, 4.5),
     MethodCard("krona", "DiffuseKronA", "Kronecker products: a third of the file, a little less like the thing.", 0.26,
                1.5),
-    MethodCard("b-lora", "B-LoRA", "One picture, split into what it shows and how it is drawn: for Stylize.", 0.2, 1.4),
+    MethodCard("b-lora", "B-LoRA", "One picture, split into what it shows and how it is drawn: for Stylize.", 0.2, 0.2),
 )  # fmt: skip
 KINDS = ("person", "animal", "object", "character", "style")
 _HIDDEN = ("name", "pictures", "class_word", "trigger", "method", "preset", "base")  # which have fields of their own
