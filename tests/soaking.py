@@ -2,9 +2,11 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 SOAK = os.environ.get("STUDIO_SOAK") == "1"
+soaked = pytest.mark.skipif(not SOAK, reason="make soak, or STUDIO_SOAK=1")  # what the whole suite has no time for
 
 
 def tries(usual: int, soak: int) -> settings:

@@ -70,14 +70,3 @@ def test_the_parameters_come_back_even_from_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert torch.equal(parameters["w"].detach(), torch.ones(3))
-
-
-@pytest.mark.slow
-def test_two_processes_end_with_the_average_of_one(tiny_sdxl: Path, homes: list[Home]) -> None:
-    changes = {"steps": 10, "learning_rate": 1e-3, "ema": 0.9}
-    one, two = (
-        weights(train_concept(tiny_recipe(tiny_sdxl, home, changes), home, processes=count, device="cpu"))
-        for count, home in zip((1, 2), homes, strict=True)
-    )
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, two[name], atol=1e-5, rtol=1e-5)

@@ -1,5 +1,7 @@
 """What is measured of a concept: its controls, its leak, and that a real training moves the figures."""
 
+from pathlib import Path
+
 import pytest
 
 from studio.bases import find_base
@@ -42,11 +44,14 @@ def test_scenes_name_the_concept_and_its_place() -> None:
 
 
 @pytest.mark.slow
-def test_a_quick_training_brings_the_pictures_nearer_to_the_concept(home: Home) -> None:
-    learned = learn_sample("milo", "quick", home, silent)
+def test_a_short_training_brings_the_pictures_nearer_to_the_concept(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(
+        "steps = 30\nbatch_size = 2\nprior_count = 4\npair_count = 4\nsample_every = 0\n"
+    )
+    learned = learn_sample("milo", "quick", home, silent, config=tmp_path / "short.toml")
     base = load_base(find_base("picturebook"))
-    plan = ConceptBench(seeds=2, steps=12)
+    plan = ConceptBench(seeds=1, steps=8)
     report, pictures = bench_concept(base, Judge.load("A"), learned.concept, learned.subject, plan, silent)
     after, before = report["attributes"], report["attributes of the untrained base"]
-    assert len(pictures["trained"]) == 8
+    assert len(pictures["trained"]) == 4
     assert sum(after.values()) / len(after) > sum(before.values()) / len(before) + 0.1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from small_world import shrink
-from soaking import SOAK
+from soaking import soaked
 from test_report import story as small_story
 
 from studio.home import Home
@@ -101,7 +101,7 @@ def test_make_demo_runs_the_demo():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not SOAK, reason="two trainings: make soak, or STUDIO_SOAK=1")
+@soaked
 def test_the_real_demo_knows_the_true_drawings(run_studio, home: Home):
     said = run_studio("demo", "--quick", "--json")
     report = json.loads(said.out)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
+from soaking import soaked
 from training_helpers import tiny_recipe
 
 from studio.bases import find_base
@@ -39,8 +40,13 @@ def unestimated() -> None:
     """Here it is counted."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
+@pytest.mark.parametrize(
+    ("base", "kind"),
+    [
+        *(("tiny_sdxl", kind) for kind in KINDS),
+        *(pytest.param("tiny_sd15", kind, marks=() if kind in ({}, {"text_rank": 2}) else soaked) for kind in KINDS),
+    ],
+)
 def test_a_true_step_takes_what_was_estimated(
     base: str, kind: dict[str, Any], home: Home, request: pytest.FixtureRequest
 ) -> None:

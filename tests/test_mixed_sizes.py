@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from soaking import soaked
 from training_helpers import MIXED, SIZES, Halt, halting, same, shapes, tiny_recipe, weights
 
 from studio.bases import find_base
@@ -119,7 +120,7 @@ ALL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(ALL, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
+@pytest.mark.parametrize("base", ["tiny_sdxl", pytest.param("tiny_sd15", marks=soaked)])
 def test_a_training_with_mixed_sizes_resumes_bit_for_bit(
     base: str, changes: dict[str, Any], homes: list[Home], request: pytest.FixtureRequest
 ) -> None:

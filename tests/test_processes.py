@@ -29,12 +29,13 @@ def test_the_processes_share_all_rows_and_none_twice() -> None:
 @pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one_that_sees_as_much(tiny_sdxl: Path, homes: list[Home]) -> None:
     changes = {
-        "steps": 20,
+        "steps": 10,
         "learning_rate": 1e-3,
         "batch_size": 4,
         "gradient_accumulation": 2,
         "new_word": True,
         "trigger": "milo0",
+        "ema": 0.9,
     }
     losses: list[list[float]] = [[], []]
     trained = [

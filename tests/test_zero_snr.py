@@ -93,10 +93,10 @@ def test_previews_begin_at_pure_noise_and_the_base_keeps_its_scheduler(
         used.append(dict(base.scheduler.config))
         return draw(base, *arguments)
 
-    finish = dreambooth._finish
+    finish = dreambooth.finish
     monkeypatch.setattr(dreambooth, "draw", watch)
     monkeypatch.setattr(
-        dreambooth, "_finish", lambda training, *rest: (kept.append(training.base), finish(training, *rest))[1]
+        dreambooth, "finish", lambda training, *rest: (kept.append(training.base), finish(training, *rest))[1]
     )
     train_concept(tiny_recipe(velocity, home, {"steps": 2, "sample_every": 2, "zero_terminal_snr": True}), home)
     assert {(one["rescale_betas_zero_snr"], one["timestep_spacing"]) for one in used} == {(True, "trailing")}
