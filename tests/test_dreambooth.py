@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 from safetensors import safe_open
+from soaking import soaked
 from training_helpers import Halt, draw_pictures, halting, same, tiny_recipe, weights
 
 from studio.adapters import load_concept
@@ -41,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rank_stabilised": True}, {"dropout": 0.3}])
-@pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
+@pytest.mark.parametrize("base", ["tiny_sdxl", pytest.param("tiny_sd15", marks=soaked)])
 def test_plain_diffusers_reads_the_file_and_predicts_the_same(
     base: str, kind: dict, home: Home, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

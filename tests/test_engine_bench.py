@@ -8,6 +8,7 @@ import pytest
 import torch
 from fixtures_models import build_lora
 from safetensors.torch import load_file, save_file
+from soaking import soaked
 
 from studio.concepts import Concept
 from studio.events import silent
@@ -74,6 +75,7 @@ def test_all_is_told(report):
     assert {"composite over set_adapters", "5 gated over 1", "1 gated over the base"} <= set(report)
 
 
+@soaked
 def test_concepts_with_words_of_their_own_are_measured_too(tiny_sdxl, tmp_path):
     concepts = [replace(one, trigger=f"{one.name}0") for one in learned(tiny_sdxl, tmp_path)]
     for one in concepts:

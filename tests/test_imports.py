@@ -69,6 +69,19 @@ def test_importing_the_studio_leaves_torch_alone():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_pages_are_there_before_torch(home):
+    code = f"""if True:
+        import sys
+        from pathlib import Path
+        from studio.home import Home
+        from studio.ui.app import build
+        from studio.ui.service import Service
+        build(Service(Home(Path({str(home.root)!r}))))
+        sys.exit('torch' in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def _imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Line and module of every import, in functions too; "" for a relative one. `from a import b` counts as `a.b`."""
     for node in ast.walk(tree):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from soaking import soaked
 from test_krona import WIDE, predicted
 from torch import nn
 from training_helpers import same, tiny_recipe
@@ -24,7 +25,10 @@ from studio.trainers.training import Training
 
 NOT_CHANCE = ("orthogonal", "pissa", "olora", "eva", "lora-ga")
 KINDS = ({"dora": True}, {"rank_stabilised": True}, {"dropout": 0.3})
-MIXED = [(one, {}) for one in ("default", *NOT_CHANCE)] + [("pissa", one) for one in KINDS] + [("lora-ga", KINDS[0])]
+MIXED = [(one, {}) for one in ("default", *NOT_CHANCE)] + [
+    ("pissa", KINDS[0]),
+    *(pytest.param(*one, marks=soaked) for one in (("pissa", KINDS[1]), ("pissa", KINDS[2]), ("lora-ga", KINDS[0]))),
+]
 
 
 def prepared(folder: Path, home: Home, changes: dict[str, Any]) -> Training:
@@ -187,7 +191,7 @@ def test_lora_ga_of_a_known_gradient() -> None:
     assert (basis[0].T @ up).abs().argmax(0).tolist() == [2, 3]
 
 
-@pytest.mark.parametrize("init", ["pissa", "eva", "lora-ga"])
+@pytest.mark.parametrize("init", [pytest.param("pissa", marks=soaked), pytest.param("eva", marks=soaked), "lora-ga"])
 def test_resuming_is_exact(init: str, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where what is made at the start comes out otherwise, as on another machine."""
     homes = [Home(tmp_path / name) for name in "ab"]

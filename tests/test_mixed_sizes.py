@@ -119,7 +119,7 @@ ALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{}, pytest.param(ALL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=soaked), ALL])
 @pytest.mark.parametrize("base", ["tiny_sdxl", pytest.param("tiny_sd15", marks=soaked)])
 def test_a_training_with_mixed_sizes_resumes_bit_for_bit(
     base: str, changes: dict[str, Any], homes: list[Home], request: pytest.FixtureRequest

@@ -59,7 +59,15 @@ def test_the_page_is_laid_out(frame: Frame, home: Home):
     folder.mkdir(parents=True)
     (folder / "adapter.safetensors").write_bytes(b"weights")
     write_concept(Concept("milo", "sks", "cat", "picturebook", "sdxl", "lora", folder))
-    assert frame.shows[0][1]()["choices"] == ["milo"]
+    names, samples = frame.shows[0][1]()
+    assert names["choices"] == ["milo"]
+    assert not samples["visible"]
+
+
+def test_an_empty_library_offers_the_samples(frame: Frame):
+    with gr.Blocks():
+        page_evaluate.build(frame)
+    assert frame.shows[0][1]()[1]["visible"]
 
 
 def test_fields_say_what_is_asked():

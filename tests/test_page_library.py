@@ -15,6 +15,7 @@ from studio.concepts import Concept, file_hash, write_concept
 from studio.errors import StudioError, UsageError
 from studio.home import Home
 from studio.importing import import_adapter
+from studio.job_records import BEST
 from studio.job_worker import Bench
 from studio.library import Library
 from studio.ui import downloads, page_import, page_library, page_trash, reworking
@@ -229,6 +230,7 @@ def test_thrown_away_concepts_can_be_chosen(frame: Frame, home: Home):
 def test_a_smaller_copy_becomes_a_concept(home: Home, frame: Frame):
     put(home, "milo", tags=("pets",))
     order = reworking.ResizeAsk.read({"name": "milo", "new": "small", "rank": 1}).order(home)
+    assert order.device != BEST  # it does not wait behind a training
     place, heard = bench(home)
     result = reworking.resize(order.arguments, place)
     small = Library(home).find("small")

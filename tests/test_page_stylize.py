@@ -68,9 +68,18 @@ def test_the_page_is_laid_out(frame: Frame):
 def test_only_what_can_be_stylized_is_offered_and_it_is_said(frame: Frame, home: Home):
     put(home, "milo")
     put(home, "old", family="sd15")
-    content, style, said = page_stylize.offered(frame)
+    content, style, said, samples = page_stylize.offered(frame)
+    assert not samples["visible"]
     assert content["choices"] == style["choices"] == [("words only", ""), ("milo", "milo")]
     assert "SD 1.5: old." in said
+
+
+def test_an_empty_library_can_be_filled_with_samples_that_can_be_stylized(frame: Frame):
+    assert page_stylize.offered(frame)[3]["visible"]
+    content, style, _, samples = page_stylize.with_samples(frame)
+    for one in (content, style):
+        assert one["value"] in [name for _, name in one["choices"]]
+    assert not samples["visible"]
 
 
 def test_a_default_prompt_follows_until_the_user_writes_one(frame: Frame, home: Home):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from soaking import soaked
 from torch.multiprocessing.spawn import spawn
 
 from studio.trainers.picturebook_text import build_towers, train_tokenizer
@@ -92,6 +93,7 @@ def _meet(rank: int, size: int, meeting: str, found: Any) -> None:
 
 
 @pytest.mark.slow
+@soaked
 def test_a_team_takes_the_mean_of_its_gradients(tmp_path: Path):
     with multiprocessing.get_context("spawn").Manager() as manager:
         found = manager.dict()

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from soaking import soaked
 from training_helpers import Halt, halting, tiny_recipe, weights
 
 from studio.errors import StudioError, UsageError
@@ -54,6 +55,7 @@ def test_two_processes_end_with_the_weights_of_one_that_sees_as_much(tiny_sdxl: 
 
 
 @pytest.mark.slow
+@soaked
 def test_a_training_goes_on_with_more_processes(tiny_sdxl: Path, homes: list[Home]) -> None:
     straight = train_concept(tiny_recipe(tiny_sdxl, homes[0], {"save_every": 3}), homes[0])
     recipe = tiny_recipe(tiny_sdxl, homes[1], {"save_every": 3})

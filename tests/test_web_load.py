@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 from PIL import Image
-from soaking import SOAK
+from soaking import SOAK, soaked
 from test_web import place  # noqa: F401
 from web import get, start, stop, wait_for, workers_of
 
@@ -53,6 +53,7 @@ def server(place):  # noqa: F811
     stop(process, place.root)
 
 
+@soaked
 def test_each_of_many_clients_gets_its_own_pictures_and_memory_stays_bounded(server, place):  # noqa: F811
     address, process = server
     compose(address, 0)

@@ -8,6 +8,7 @@ import typer
 from studio.errors import UsageError
 from studio.home import Home, ensure_writable
 from studio.ui.options import HomeOption
+from studio.ui.quick_gradio import WithoutStubs
 
 PASSWORD = "STUDIO_PASSWORD"
 _OURS = ("127.0.0.1", "localhost", "::1")
@@ -37,6 +38,7 @@ def ui(
     state = Home.resolve(home)
     ensure_writable(state.root)
     typer.echo("Starting the pages ...", err=True)
+    WithoutStubs.begin()
     from studio.ui.app import serve
 
     def tell(address: str) -> None:

@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 
 from studio.concepts import Concept, file_hash
 from studio.errors import UsageError
-from studio.exporting import export_concept
 from studio.home import write_atomic
 from studio.jobs import Job
 
@@ -25,6 +24,8 @@ def exported(concept: Concept, kind: str) -> list[Path]:
     """
     if kind not in KINDS:
         raise UsageError(f"There is no format {kind[:40]!r}.", f"Choose one of {', '.join(KINDS)}.")
+    from studio.exporting import export_concept
+
     folder = _place(repr(concept), kind, file_hash(concept.adapter_file))
     if not folder.exists():
         try:

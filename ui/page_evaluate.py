@@ -48,6 +48,7 @@ class _Asked:
 def build(frame: Frame) -> None:
     """Lay the page out."""
     title("Evaluate", _LEAD)
+    samples = gr.Button("Try with the samples: milo and rex", elem_id="evaluate-samples", visible=False)
     number = gr.Textbox(visible=False)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=320):
@@ -62,7 +63,7 @@ def build(frame: Frame) -> None:
                     for name, label in (("report.html", "Save the report"), ("pictures.csv", "Save all scores (CSV)"))
                 }
             result = gr.HTML(elem_id="evaluation")
-    _bind(frame, asked, number)
+    _bind(frame, asked, samples, number)
     listed.select(pick_job, None, number, **private())
     frame.watch(listed, lambda job: evaluations(frame.service, _shown(frame, job)), number)
     frame.watch(result, lambda job: evaluation(frame.service, _shown(frame, job)), number)
@@ -92,9 +93,15 @@ def _ask() -> _Asked:
     return _Asked(names, question, prompts, methods, seeds, seed, steps, guidance, told, go)
 
 
-def _bind(frame: Frame, a: _Asked, number: gr.Textbox) -> None:
-    def refill() -> dict[str, Any]:
-        return gr.update(choices=[one.name for one in frame.service.library.concepts()])
+def _bind(frame: Frame, a: _Asked, samples: gr.Button, number: gr.Textbox) -> None:
+    def refill() -> tuple[dict[str, Any], dict[str, Any]]:
+        names = [one.name for one in frame.service.library.concepts()]
+        return gr.update(choices=names), gr.update(visible=not names)
+
+    def add_samples() -> tuple[dict[str, Any], dict[str, Any]]:
+        frame.service.add_samples()
+        names, button = refill()
+        return names | {"value": ["milo", "rex"]}, button
 
     def start(
         names: list[str], question: str, prompts: str, methods: list[str], seeds: int, seed: str, steps: str,
@@ -106,7 +113,8 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox) -> None:
         )  # fmt: skip
         return str(frame.service.evaluate(ask).id)
 
-    frame.on_show("evaluate", refill, [a.names])
+    frame.on_show("evaluate", refill, [a.names, samples])
+    samples.click(speaking(add_samples), None, [a.names, samples], **private(queue=True))
     a.question.change(
         lambda question: (gr.update(visible=question == OWN), gr.update(visible=question in METHODS_MATTER)),
         a.question, [a.prompts, a.methods], **private(),

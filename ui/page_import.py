@@ -1,16 +1,18 @@
 """Bringing in an adapter file, as a part of the page Library: what it holds, then its words, then it is taken in."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from studio.errors import UsageError
-from studio.importing import Arrival, import_adapter
 from studio.ui import library_parts as parts
 from studio.ui.form_parts import begin
 from studio.ui.frame import Frame, speaking
 from studio.ui.page_parts import private
+
+if TYPE_CHECKING:
+    from studio.importing import Arrival
 
 MOST_BYTES = 2 * 2**30
 
@@ -40,6 +42,8 @@ def build_import(frame: Frame, changed: gr.State, said: gr.HTML) -> gr.Dropdown:
         return parts.inspection(found), suggested_name(path), words[0] if words else ""
 
     def accept(path: str | None, name: str, word: str, trigger: str, base: str | None, changed: int) -> tuple[Any, ...]:
+        from studio.importing import import_adapter
+
         concept, adapter = import_adapter(frame.service.library, arrival_of(frame, path, name, word, trigger, base))
         return parts.receipt(concept, adapter), changed + 1, None, "", "", "", ""
 
@@ -56,7 +60,7 @@ def offered_bases(frame: Frame) -> dict[str, Any]:
     return gr.update(choices=[("as the file says", ""), *parts.bases_of(frame.service.library)], value="")
 
 
-def arrival_of(frame: Frame, path: str | None, name: str, word: str, trigger: str, base: str | None) -> Arrival:
+def arrival_of(frame: Frame, path: str | None, name: str, word: str, trigger: str, base: str | None) -> "Arrival":
     """What is to be taken in, its words trimmed; raises UsageError for what is missing or unknown."""
     if not path:
         raise UsageError("There is no file yet.", "Drop a .safetensors file above.")
@@ -64,6 +68,8 @@ def arrival_of(frame: Frame, path: str | None, name: str, word: str, trigger: st
         raise UsageError("There is no such base.", "Choose one of the list.")
     if not word.strip():
         raise UsageError("What it is, is missing.", "One word says it: cat, mug, style.")
+    from studio.importing import Arrival
+
     return Arrival(checked_upload(path), name.strip(), word.strip(), trigger.strip() or None, base or None)
 
 

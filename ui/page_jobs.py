@@ -46,12 +46,15 @@ def build(frame: Frame) -> None:
                 ]
             smoothing = gr.Slider(0, 0.99, value=0.9, step=0.01, label="Smoothing of the loss", elem_classes="slim")
             view = gr.HTML(elem_id="job-view")
+            first = gr.Button("Compose a first picture", elem_id="jobs-first", visible=False)
     for button, (_, _, states, does) in zip(buttons, _ACTIONS, strict=True):
         frame.watch(button, lambda job, states=states: _usable(_looked_at(frame, job), states), frame.job)
         button.click(_doing(frame, does), frame.job, frame.job, **private(queue=True))
     frame.watch(smoothing, lambda job: gr.update(visible=_kind(_looked_at(frame, job)) == "train"), frame.job)
     frame.watch(listed, lambda job, kind: fragments.queue(service, chosen_number(job), kind), frame.job, shown)
     frame.watch(view, lambda job, smooth: _view(frame, job, smooth), frame.job, smoothing)
+    frame.watch(first, lambda: gr.update(visible=not service.store.jobs(limit=1)))
+    first.click(lambda: "compose", None, frame.page, **private())
     listed.select(pick_job, None, frame.job, **private())
 
 

@@ -22,6 +22,7 @@ _WORDS = ("words only", "")
 def build(frame: Frame) -> None:
     """Lay the page out."""
     title("Stylize", _LEAD)
+    samples = gr.Button("Try with the samples: milo in neon", elem_id="stylize-samples", visible=False)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
             with gr.Row(equal_height=True):
@@ -49,7 +50,9 @@ def build(frame: Frame) -> None:
             result, number = gr.HTML(elem_id="stylize-result"), gr.Textbox(visible=False)
             stop = gr.Button("Cancel", size="sm", variant="stop", visible=False, elem_id="stylize-cancel")
     written = gr.State("")
-    frame.on_show("stylize", lambda: offered(frame), [content, style, left_out])
+    filled = [content, style, left_out, samples]
+    frame.on_show("stylize", lambda: offered(frame), filled)
+    samples.click(speaking(lambda: with_samples(frame)), None, filled, **private(queue=True))
     for one in (content, style):
         one.change(speaking(lambda *given: suggested(frame, *given)), [content, style, prompt, written],
                    [prompt, written], **private(queue=True))  # fmt: skip
@@ -75,14 +78,21 @@ def _build_well(frame: Frame, role: str) -> tuple[gr.Dropdown, gr.Slider]:
     return chosen, strength
 
 
-def offered(frame: Frame) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """What both lists offer, and a sentence on those that cannot be stylized."""
+def offered(frame: Frame) -> tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]:
+    """What both lists offer, a sentence on those that cannot be stylized, and the samples where there is nothing."""
     everyone = frame.service.library.concepts()
     names = [one.name for one in everyone if can_be_stylized(one)]
     choices = gr.update(choices=[_WORDS, *((name, name) for name in names)])
     others = [one.name for one in everyone if not can_be_stylized(one)]
     said = message(f"Not offered, as they are for SD 1.5: {', '.join(others)}.") if others else ""
-    return choices, choices, said
+    return choices, choices, said, gr.update(visible=not everyone)
+
+
+def with_samples(frame: Frame) -> tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]:
+    """The same with the sample concepts in the library, and two of them chosen."""
+    frame.service.add_samples()
+    content, style, *rest = offered(frame)
+    return content | {"value": "milo"}, style | {"value": "neon"}, *rest
 
 
 def suggested(frame: Frame, content: str | None, style: str | None, prompt: str, written: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Weight = Annotated[float, Field(ge=-10, le=10)]
+_BESIDE = "cpu"  # a queue of its own: seconds of arithmetic do not wait for hours of training on the best device
 
 
 class ResizeAsk(Ask):
@@ -35,7 +36,8 @@ class ResizeAsk(Ask):
         library = Library(home)
         library.find(self.name)
         library.check_free(self.new)
-        return Order("resize", f"{self.name} in rank {self.rank}", "studio.ui.reworking:resize", self.arguments())
+        title = f"{self.name} in rank {self.rank}"
+        return Order("resize", title, "studio.ui.reworking:resize", self.arguments(), _BESIDE)
 
 
 class MergeAsk(Ask):
@@ -51,7 +53,8 @@ class MergeAsk(Ask):
         library = Library(home)
         _check_pair([library.find(name) for name in self.names], self.weights)
         library.check_free(self.new)
-        return Order("merge", f"{' and '.join(self.names)} in one", "studio.ui.reworking:merge", self.arguments())
+        title = f"{' and '.join(self.names)} in one"
+        return Order("merge", title, "studio.ui.reworking:merge", self.arguments(), _BESIDE)
 
 
 def resize(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:

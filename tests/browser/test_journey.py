@@ -118,6 +118,37 @@ def test_a_training_is_followed_found_again_after_a_reload_and_cancelled(watched
     expect(second.locator("#strip .state-cancelled")).to_be_visible(timeout=10_000)
 
 
+def test_samples_are_scored(watched: Watched, address: str):
+    page = watched.open(f"{address}/?view=evaluate", viewport={"width": 1440, "height": 1000})
+    samples = page.locator("#evaluate-samples")
+    chosen = page.locator("#evaluate-names input:checked")
+    if samples.is_visible():
+        samples.click()
+    else:
+        for name in ("milo", "rex"):
+            page.locator("#evaluate-names").get_by_text(name, exact=True).click()
+    expect(chosen).to_have_count(2, timeout=60_000)
+    page.locator("#evaluate-question").get_by_text("my own prompts").click()
+    page.locator("#evaluate-prompts textarea").fill("a <milo> and a <rex> on grass")
+    page.get_by_label("number input for Pictures of each prompt").fill("1")
+    page.get_by_text("More", exact=True).locator("visible=true").click()
+    page.get_by_label("Steps").locator("visible=true").fill("4")
+    page.locator("#evaluate-go").click()
+    expect(page.locator("#evaluation table").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#evaluation tbody tr").first).to_contain_text("auto", timeout=PATIENCE)
+
+
+def test_a_smaller_copy_stands_among_the_cards_when_its_job_is_done(watched: Watched, address: str):
+    page = watched.open(f"{address}/?view=library", viewport={"width": 1440, "height": 1000})
+    page.locator(".cards [data-name=milo]").click()
+    page.get_by_text("Make a smaller copy").click(timeout=60_000)
+    page.get_by_label("Name of the copy").fill("milo-two")
+    page.get_by_label("number input for Highest rank of a layer").fill("2")
+    page.get_by_role("button", name="Make the copy").click()
+    expect(page.locator("#library-said")).to_contain_text("makes milo-two", timeout=60_000)
+    expect(page.locator(".cards [data-name=milo-two]")).to_be_visible(timeout=PATIENCE)
+
+
 def test_a_concept_is_deleted_and_comes_back(watched: Watched, address: str):
     page = watched.open(f"{address}/?view=library", viewport={"width": 1440, "height": 1000})
     page.locator(".cards [data-name=neon]").click()
