@@ -12,7 +12,7 @@ assert opened, "the hook hears nothing"
 assert not [one for one in opened if one.endswith(".pyi")]
 with gradio.Blocks() as blocks:
     gradio.Textbox().change(len, None, None)
-assert blocks.get_config()["dependencies"]
+assert blocks.fns
 """
 
 
