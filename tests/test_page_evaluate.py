@@ -97,6 +97,7 @@ def test_unknown_concepts_and_methods_are_refused(frame: Frame):
 
 
 def test_the_number_of_pictures_is_told_before():
+    assert amount(["milo"], "scenes", None, [], 1) == amount(["milo"], "scenes", "", [], 1)  # a hidden field is None
     assert amount(["milo", "rex"], "scenes", "", [], 4).startswith("32 ")
     assert amount(["milo"], "dreambooth", "", [], 4).startswith("100 ")
     assert amount([], "own", "one\ntwo\n", ["auto", "merge"], 2).startswith("8 ")

@@ -26,13 +26,15 @@ QUESTIONS = {
 METHODS_MATTER = (OWN, TOGETHER)
 
 
-def ask_of(names: Sequence[str], question: str, prompts: str, methods: Sequence[str], **numbers: Any) -> EvaluateAsk:
+def ask_of(
+    names: Sequence[str], question: str, prompts: str | None, methods: Sequence[str], **numbers: Any
+) -> EvaluateAsk:
     """What the fields of the page ask for; raises UsageError."""
     if question not in QUESTIONS.values():
         raise UsageError("It is not said what is asked.", "Choose one of the list.")
     given: dict[str, Any] = {"names": tuple(names)} | {k: v for k, v in numbers.items() if v is not None}
     if question == OWN:
-        given["prompts"] = tuple(line.strip() for line in prompts.splitlines() if line.strip())
+        given["prompts"] = _lines(prompts)
         if not given["prompts"]:
             raise UsageError("There is no prompt yet.", "Write one a line, with <name> where a concept belongs.")
     elif not names:
@@ -45,9 +47,14 @@ def ask_of(names: Sequence[str], question: str, prompts: str, methods: Sequence[
     return EvaluateAsk.read(given | more.get(question, {}))
 
 
-def amount(names: Sequence[str], question: str, prompts: str, methods: Sequence[str], seeds: int) -> str:
+def _lines(text: str | None) -> tuple[str, ...]:
+    """What is written in a field, which is None while it is hidden."""
+    return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
+
+
+def amount(names: Sequence[str], question: str, prompts: str | None, methods: Sequence[str], seeds: int) -> str:
     """How many pictures that will be, in words; "" where it is not known before."""
-    lines = sum(bool(line.strip()) for line in prompts.splitlines())
+    lines = len(_lines(prompts))
     ways = max(1, len(methods))
     each = {
         SCENES_ASKED: len(SCENES) * len(names), DREAMBOOTH: 25 * len(names), OWN: lines * ways,

@@ -122,6 +122,7 @@ def test_samples_are_scored(watched: Watched, address: str):
     page = watched.open(f"{address}/?view=evaluate", viewport={"width": 1440, "height": 1000})
     samples = page.locator("#evaluate-samples")
     chosen = page.locator("#evaluate-names input:checked")
+    expect(page.locator("#evaluate-samples:visible, #evaluate-names input")).not_to_have_count(0, timeout=30_000)
     if samples.is_visible():
         samples.click()
     else:
@@ -152,7 +153,8 @@ def test_a_smaller_copy_stands_among_the_cards_when_its_job_is_done(watched: Wat
 def test_a_concept_is_deleted_and_comes_back(watched: Watched, address: str):
     page = watched.open(f"{address}/?view=library", viewport={"width": 1440, "height": 1000})
     page.locator(".cards [data-name=neon]").click()
-    page.locator("#concept-trash").click(timeout=60_000)
+    page.get_by_text("Rename or throw away").click(timeout=60_000)
+    page.locator("#concept-trash").click()
     expect(page.locator(".cards [data-name=neon]")).to_have_count(0, timeout=60_000)
     page.locator("#library-trash").get_by_text("Trash", exact=True).click()
     page.locator("#library-trash").get_by_role("button", name="Restore", exact=True).click()

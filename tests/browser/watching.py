@@ -20,7 +20,7 @@ class Watched:
         wanted: dict[str, Any] = {"viewport": {"width": 1024, "height": 900}} | context
         page = browser.new_page(**wanted) if context and browser else self.plain.new_page()
         self.pages.append(page)
-        page.on("console", lambda said: self._note(said.type == "error", f"console: {said.text}"))
+        page.on("console", lambda said: self._note(said.type == "error", f"console: {said.text} {said.location}"))
         page.on("pageerror", lambda error: self._note(True, f"error: {error}"))
         page.on("request", lambda request: self._note(_elsewhere(request.url), f"request: {request.url[:200]}"))
         page.goto(url)
