@@ -103,14 +103,15 @@ def compose(
     emit: Emit,
     layout: Layout | None = None,
     styles: Strengths = (),
+    load: Callable[[Concept], Adapter] = load_concept,
 ) -> list[Image]:
     """`settings.count` pictures by `composer`; picture i is drawn from the seed `settings.seed + i` on the CPU.
 
     `styles` act everywhere, on every branch and word, at their strengths: the composer sees the concepts alone. The
-    base is as before at the end, also after an exception. Raises UsageError for what cannot be composed so, before
-    anything is drawn.
+    base is as before at the end, also after an exception. `load` gives the adapters. Raises UsageError for what cannot
+    be composed so, before anything is drawn.
     """
-    latents = draw(base, settings, concepts, composer, emit, layout, styles=styles)
+    latents = draw(base, settings, concepts, composer, emit, layout, styles=styles, load=load)
     return decode(base, latents, settings.vae_tiling)
 
 

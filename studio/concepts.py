@@ -50,6 +50,15 @@ class Concept:
         """The trained weights."""
         return self.folder / ADAPTER_FILE
 
+    @property
+    def file_state(self) -> tuple[int, int]:
+        """When the adapter's file was changed [ns], and its size: other content, another state. Zeros for no file."""
+        try:
+            about = self.adapter_file.stat()
+        except OSError:
+            return 0, 0
+        return about.st_mtime_ns, about.st_size
+
 
 _WORDS = ("name", "trigger", "class_word", "base", "family", "method")
 _LATER = ("sha256", "source", "tags")  # written where known, so that older records stay readable

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from studio.adapter_parts import PER_LAYER
 from studio.adapters import Adapter, check_family, check_values
 from studio.errors import UsageError
 from studio.factor_checks import fits, shape_of
-from studio.factors import Factor, fitted
+from studio.factors import Factor, LowRank, fitted
 from studio.models import BaseModel
 from studio.untrusted import shown
 
@@ -158,11 +159,18 @@ def receipt_of(placed: Placed, base: BaseModel, strength: float) -> Receipt:
 
 
 def _probe(change: Change) -> float:
-    weight = change.parameter.data.float().flatten(1)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(weight.shape[1], generator=generator).to(weight.device)
-    moved = (change.amount().flatten(1) @ x).norm()
-    return float(moved / (weight @ x).norm().clamp(min=1e-12))
+    weight, factor = change.parameter.data.float().flatten(1), change.factor
+    x = _direction(weight.shape[1]).to(weight.device)
+    if isinstance(factor, LowRank) and factor.mid is None:  # the same without the product of the two
+        moved = factor.scale * (factor.up.to(x).flatten(1) @ (factor.down.to(x).flatten(1) @ x))
+    else:
+        moved = change.amount().flatten(1) @ x
+    return float(moved.norm() / (weight @ x).norm().clamp(min=1e-12))
+
+
+@lru_cache(maxsize=64)
+def _direction(size: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
 
 
 def _missing(base: BaseModel, reached: set[str]) -> dict[str, int]:

@@ -134,6 +134,23 @@ def test_what_does_not_fit_is_counted_and_named(base, tiny_loras, tmp_path):
     assert said.count("unet.") == 3
 
 
+@pytest.mark.parametrize("path", ["down_blocks.1.attentions.0.proj_in", "conv_in"])
+def test_the_effect_is_that_of_the_dense_change(base, tmp_path, path):
+    weight = base.unet.get_submodule(path).weight.detach().double()
+    generator = torch.Generator().manual_seed(1)
+    ends = ((), ()) if weight.dim() == 2 else (weight.shape[2:], (1, 1))
+    down = torch.randn(3, weight.shape[1], *ends[0], generator=generator)
+    up = torch.randn(weight.shape[0], 3, *ends[1], generator=generator)
+    tensors = {"A.weight": down, "B.weight": up}
+    file = tmp_path / "a.safetensors"
+    save_file({f"unet.{path}.lora_{name}": one for name, one in tensors.items()}, file)
+    with attach(base, [(file, 2.0)]) as (receipt,):
+        pass
+    x = torch.randn(weight[0].numel(), generator=torch.Generator().manual_seed(0)).double()
+    change = torch.einsum("or,ri->oi", up.double().flatten(1), down.double().flatten(1))
+    assert receipt.effect == pytest.approx(float(2 * (change @ x).norm() / (weight.flatten(1) @ x).norm()), rel=1e-4)
+
+
 def test_a_file_of_which_nothing_fits_is_refused(base, tmp_path):
     file = tmp_path / "a.safetensors"
     save_file({f"unet.down_blocks.9.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}, file)

@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from studio.errors import UsageError
 from studio.library import Library
 from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
 from studio.pipelines.settings import ATTENTIONS, GenerateSettings, usual_guidance
+
+if TYPE_CHECKING:
+    from studio.adapters import Adapter
 
 Strengths = Sequence[tuple[Concept, float]]
 
@@ -113,10 +117,18 @@ def make_settings(options: Mapping[str, Any], source: BaseSource) -> GenerateSet
 
 def check_drawable(settings: GenerateSettings, source: BaseSource, concepts: Strengths) -> None:
     """Refuse now what would otherwise fail after the base is loaded; raises UsageError."""
-    from studio.adapters import check_family, load_concept
+    from studio.adapters import check_family
 
     settings.size_for(source_sizes(source))
     for text in (settings.prompt, settings.negative_prompt):
         expand_prompt(text, [concept for concept, _ in concepts])
     for concept, _ in concepts:
-        check_family(load_concept(concept, values=False), source.family, source.name)
+        check_family(_outline(concept, concept.file_state), source.family, source.name)
+
+
+@lru_cache(maxsize=64)
+def _outline(concept: Concept, state: tuple[int, int]) -> "Adapter":
+    """The adapter of `concept` without values; `state` is that of its file."""
+    from studio.adapters import load_concept
+
+    return load_concept(concept, values=False)

@@ -21,11 +21,13 @@ from studio.ui.judging import Eyes, known_pictures, scorers_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from studio.adapters import Adapter
     from studio.models import BaseModel
     from studio.pipelines.best_of import Candidate
     from studio.pipelines.evaluation import Scorer
 
 Load = Callable[["BaseSource", "str | None", bool], "BaseModel"]  # source, device, offload
+Read = Callable[[Concept], "Adapter"]
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,14 @@ class Drawn:
 
 
 def draw_and_save(
-    plan: Plan, best_of: BestOf, load: Load, device: str | None, emit: Emit, *, sheet: bool = False
+    plan: Plan, best_of: BestOf, load: Load, read: Read, device: str | None, emit: Emit, *, sheet: bool = False
 ) -> Drawn:
-    """Draw what `plan` asks for with a base that `load` gives; each method's pictures get a folder of their own where
-    there are several, and a `sheet` shows all side by side."""
+    """Draw what `plan` asks for with a base that `load` gives and adapters that `read` does; each method's pictures get
+    a folder of their own where there are several, and a `sheet` shows all side by side."""
     began = time.monotonic()
     for notice in plan.notices:
         emit(Notice(notice))
-    drawn = _draw(plan, best_of, load, device, emit)
+    drawn = _draw(plan, best_of, load, read, device, emit)
     apart = len(plan.methods) > 1 or sheet
     paths: dict[str, list[Path]] = {}
     for name, several in drawn.items():
@@ -111,7 +113,9 @@ def _description(plan: Plan, method: str) -> dict[str, Any]:
     return describe(plan.settings, plan.source, plan.concepts, method, plan.layout, plan.styles)
 
 
-def _draw(plan: Plan, best_of: BestOf, load: Load, device: str | None, emit: Emit) -> "dict[str, list[Candidate]]":
+def _draw(
+    plan: Plan, best_of: BestOf, load: Load, read: Read, device: str | None, emit: Emit
+) -> "dict[str, list[Candidate]]":
     """Pictures by method; of several methods those are left out that cannot draw this."""
     emit(Phase("Loading the base model"))
     model = load(plan.source, device, plan.settings.offload)
@@ -129,7 +133,7 @@ def _draw(plan: Plan, best_of: BestOf, load: Load, device: str | None, emit: Emi
         if len(plan.methods) > 1:
             emit(Phase(f"Method {method.name}"))
         try:
-            drawn[method.name] = _candidates(model, plan, method, best_of.number, scorers, once)
+            drawn[method.name] = _candidates(model, plan, method, best_of.number, scorers, read, once)
         except UsageError as error:
             if len(plan.methods) == 1:
                 raise
@@ -141,14 +145,14 @@ def _draw(plan: Plan, best_of: BestOf, load: Load, device: str | None, emit: Emi
 
 
 def _candidates(
-    model: "BaseModel", plan: Plan, method: Method, number: int, scorers: "Sequence[Scorer]", emit: Emit
+    model: "BaseModel", plan: Plan, method: Method, number: int, scorers: "Sequence[Scorer]", read: Read, emit: Emit
 ) -> "list[Candidate]":
     """A picture for each that is asked for: the best of its candidates."""
     from studio.pipelines.best_of import Candidate, best_of
     from studio.pipelines.compose import compose as draw
 
     def pictures(settings: GenerateSettings) -> "list[Image]":
-        return draw(model, settings, plan.concepts, method.make(), emit, plan.layout, plan.styles)
+        return draw(model, settings, plan.concepts, method.make(), emit, plan.layout, plan.styles, read)
 
     if number == 1:
         made = pictures(plan.settings)

@@ -1,11 +1,13 @@
-"""The base that drawing works with: loaded, or kept from the last time."""
+"""The base and the adapters that drawing works with: loaded, or kept from the last time."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from studio.bases import BaseSource
+from studio.concepts import Concept
 
 if TYPE_CHECKING:
+    from studio.adapters import Adapter
     from studio.job_worker import Bench
     from studio.models import BaseModel
 
@@ -17,11 +19,22 @@ def load(source: BaseSource, device: str | None, offload: bool) -> "BaseModel":
     return load_base(source, device, offload=offload)
 
 
+def read(concept: Concept) -> "Adapter":
+    """The adapter of `concept`, read now."""
+    from studio.adapters import load_concept
+
+    return load_concept(concept)
+
+
 class Warm:
-    """Loads as `load` does, and keeps the last base of a process, for as long as its files stay what they are."""
+    """Loads and reads as `load` and `read` do, but keeps the last base of a process and the adapters of its last job,
+    for as long as their files stay what they are."""
 
     def __init__(self, bench: "Bench") -> None:
         self._kept = bench.kept
+        self._before: dict[Any, Adapter] = self._kept.get("adapters", {})
+        self._now: dict[Any, Adapter] = {}
+        self._kept["adapters"] = self._now
 
     def __call__(self, source: BaseSource, device: str | None, offload: bool) -> "BaseModel":
         """The kept base where it is the same, else one that takes its place."""
@@ -30,6 +43,13 @@ class Warm:
             self._kept.pop("base", None)  # its memory first
             self._kept["base"] = (key, load(source, device, offload))
         return self._kept["base"][1]
+
+    def adapter(self, concept: Concept) -> "Adapter":
+        """The kept adapter where its file is the same, else one that is read."""
+        key = (concept, concept.file_state)
+        if key not in self._now:
+            self._now[key] = self._before[key] if key in self._before else read(concept)
+        return self._now[key]
 
 
 def _state_of(source: BaseSource) -> float:
