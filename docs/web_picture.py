@@ -1,6 +1,5 @@
 """Draws docs/web.png, the page Compose after two sample concepts were composed: `make web-picture`."""
 
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -10,8 +9,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser")]
-from conftest import FLAGS  # noqa: E402
 from test_journey import PATIENCE, draw_boxes  # noqa: E402
+from watched_pages import CHROMIUM, FLAGS  # noqa: E402
 from web import served  # noqa: E402
 
 WIDTH, HEIGHT = 1440, 1500
@@ -36,8 +35,7 @@ def main() -> None:
     """Write the picture."""
     home = tempfile.mkdtemp()
     with served(home) as address, sync_playwright() as playwright:
-        path = os.environ.get("STUDIO_CHROMIUM", "/usr/bin/chromium")
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.goto(address)
         compose(page)

@@ -10,16 +10,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before anything imports grad
 import gradio as gr
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
-from watching import Watched
+from watched_pages import CHROMIUM, FLAGS, Watched
 
 from studio.ui.theme import StudioTheme
 
-CHROMIUM = Path(os.environ.get("STUDIO_CHROMIUM", "/usr/bin/chromium"))
 SHEET = Path(str(files("studio.assets"))) / "web" / "studio.css"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-)
 
 
 @pytest.fixture(scope="session")

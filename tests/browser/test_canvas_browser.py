@@ -10,7 +10,7 @@ import pytest
 from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import ElementHandle, Page
-from watching import Watched
+from watched_pages import Watched
 
 from studio import regions
 from studio.ui.canvas import LayoutCanvas, LayoutValue, from_layout

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
-from watching import Watched
+from watched_pages import Watched
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from web import served
