@@ -1,5 +1,6 @@
 """What forms have in common: numbers that may be left out, and the button that begins a job."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +16,17 @@ def begin(
     button: gr.Button, start: Callable[..., Any], inputs: Sequence[Any], outputs: Any, meanwhile: str = "Checking ..."
 ) -> None:
     """Let `button` do `start`, and say `meanwhile` that it is at it: it may take seconds."""
-    name = button.value
     # Queued, as everything that can refuse: Gradio 6.31 shows no error of an event that is not.
-    button.click(lambda: gr.update(value=meanwhile, interactive=False), None, button, **private()).then(
+    begun = button.click(None, None, button, js=_saying(meanwhile, usable=False)).then(
         speaking(start), list(inputs), outputs, **private(queue=True)
-    ).then(lambda: gr.update(value=name, interactive=True), None, button, **private())
+    )
+    for ended in (begun.success, begun.failure):  # `then` does not come after a refusal
+        ended(None, None, button, js=_saying(button.value, usable=True))
+
+
+def _saying(text: str, *, usable: bool) -> str:
+    """What the browser does to a button by itself."""
+    return f"() => ({json.dumps({'__type__': 'update', 'value': text, 'interactive': usable})})"
 
 
 def whole(text: str | None, what: str) -> int | None:

@@ -87,6 +87,16 @@ def test_a_newcomer_composes_two_sample_concepts_and_draws_them_again(watched: W
     )
 
 
+def test_a_mistake_is_told_and_the_button_is_of_use_again(watched: Watched, address: str):
+    page = watched.open(address, viewport={"width": 1440, "height": 1000})
+    page.locator("#compose-prompt textarea").fill("a <nobody>")
+    go = page.locator("#compose-go")
+    go.click()
+    expect(page.locator(".toast-body").first).to_contain_text("'nobody'", timeout=60_000)
+    expect(go).to_be_enabled()
+    expect(go).to_have_text("Compose")
+
+
 def test_a_training_is_followed_found_again_after_a_reload_and_cancelled(watched: Watched, address: str):
     page = watched.open(address, viewport={"width": 1440, "height": 1000})
     to(page, "Train")
