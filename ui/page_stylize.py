@@ -91,8 +91,8 @@ def offered(frame: Frame) -> tuple[dict[str, Any], dict[str, Any], str, dict[str
 def with_samples(frame: Frame) -> tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]:
     """The same with the sample concepts in the library, and two of them chosen."""
     frame.service.add_samples()
-    content, style, *rest = offered(frame)
-    return content | {"value": "milo"}, style | {"value": "neon"}, *rest
+    content, style, left_out, samples = offered(frame)
+    return content | {"value": "milo"}, style | {"value": "neon"}, left_out, samples
 
 
 def suggested(frame: Frame, content: str | None, style: str | None, prompt: str, written: str) -> tuple[str, str]:
