@@ -44,6 +44,7 @@ def test_the_table_and_the_canvas_say_the_same(canvas):
     rows = compose_fields.rows_of(canvas)
     assert rows == [["milo", 10.0, 20.0, 50.0, 100.0], ["rex", 50.0, 0.0, 100.0, 90.0]]
     again = to_layout(compose_fields.from_rows(rows, canvas))
+    assert again is not None
     assert list(again.boxes) == list(BOXES)
     for name, box in BOXES.items():
         assert again.boxes[name].sides == pytest.approx(box.sides)
@@ -106,7 +107,9 @@ def test_a_picture_gives_all_of_it_back(library, canvas, tmp_path):
         compose_fields.restored(library, str(path))
     )
     assert (names, prompt, method, seed) == (["milo", "rex"], settings.prompt, "regional", "7")
-    assert {name: box.sides for name, box in to_layout(value).boxes.items()} == {n: b.sides for n, b in BOXES.items()}
+    layout = to_layout(value)
+    assert layout is not None
+    assert {name: box.sides for name, box in layout.boxes.items()} == {n: b.sides for n, b in BOXES.items()}
     assert (strengths, steps, guidance, negative, shape) == ([["milo", 0.8], ["rex", 1.0]], "9", "3.0", "night", "wide")
     assert len(rows) == 2
     assert json.dumps(value.model_dump())

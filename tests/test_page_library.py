@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -42,7 +43,8 @@ def put(home: Home, name: str, **words) -> Concept:
         write_kohya(folder / "adapter.safetensors")
     else:
         shutil.copy(file, folder / "adapter.safetensors")
-    given = {"trigger": "sks", "class_word": "cat", "base": "sd15", "family": "sd15", "method": "lora"} | words
+    given: dict[str, Any] = {"trigger": "sks", "class_word": "cat", "base": "sd15", "family": "sd15"}
+    given |= {"method": "lora"} | words
     given.setdefault("sha256", file_hash(folder / "adapter.safetensors"))
     write_concept(Concept(name, folder=folder, **given))
     return Library(home).find(name)
@@ -271,13 +273,13 @@ def test_the_page_asks_for_jobs_and_says_so(frame: Frame, home: Home):
     put(home, "milo")
     with gr.Blocks() as blocks:
         page_library.build(frame)
-    act = next(one for one in blocks.fns.values() if one.name == "handler")  # the first: the smaller copy
-    said, changed = act.fn("milo", 3, 4, " tiny ")
+    act: Any = next(one.fn for one in blocks.fns.values() if one.name == "handler")  # the first: the smaller copy
+    said, changed = act("milo", 3, 4, " tiny ")
     assert "Job 1" in said
     assert changed == 4
     assert frame.service.store.job(1).arguments == {"name": "milo", "new": "tiny", "rank": 4}
     with pytest.raises(gr.Error, match="No concept is chosen"):
-        act.fn("", 3, 4, "tiny")
+        act("", 3, 4, "tiny")
 
 
 def test_a_choice_fills_the_panel(frame: Frame, home: Home):
@@ -285,7 +287,7 @@ def test_a_choice_fills_the_panel(frame: Frame, home: Home):
     put(home, "rex")
     with gr.Blocks() as blocks:
         page_library.build(frame)
-    choose = next(one.fn for one in blocks.fns.values() if one.name == "choose")
+    choose: Any = next(one.fn for one in blocks.fns.values() if one.name == "choose")
     name, panel, view, _, tags, *_ = choose(SimpleNamespace(_data={"name": "milo"}))
     assert (name, panel["visible"], tags["value"], tags["choices"]) == ("milo", True, ["pets"], ["pets"])
     assert "sks cat" in view

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -48,11 +49,11 @@ def put(home: Home, name: str, family: str = "sdxl", **words: str) -> None:
     folder = home.library / name
     folder.mkdir(parents=True)
     (folder / "adapter.safetensors").write_bytes(b"weights")
-    given = {"trigger": "sks", "class_word": "cat", "base": family, "method": "lora"} | words
+    given: dict[str, Any] = {"trigger": "sks", "class_word": "cat", "base": family, "method": "lora"} | words
     write_concept(Concept(name, family=family, folder=folder, **given))
 
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "content": "milo", "style": "neon", "content_strength": 0.5, "style_strength": 1.5, "prompt": "a <milo> in <neon>",
     "count": 2, "seed": "7", "grid": False, "steps": "3", "guidance": "", "negative": " ",
 }  # fmt: skip
@@ -124,7 +125,7 @@ def test_fields_become_a_job(frame: Frame, library: Library):
         {"grid": True, "style": ""}, {"prompt": "a <milo> in <other>"},
     ],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_refused(frame: Frame, library: Library, changes: dict[str, object]):
+def test_what_cannot_be_drawn_is_refused(frame: Frame, library: Library, changes: dict[str, Any]):
     with pytest.raises(UsageError):
         page_stylize.started(frame, *(FIELDS | changes).values())
     assert frame.service.store.jobs() == []

@@ -71,7 +71,7 @@ def workers_of(home):
 
 def settled(client, job, seconds=120):
     """What the API tells of a job that has come to its end."""
-    until = time.monotonic() + seconds
+    until, told = time.monotonic() + seconds, None
     while time.monotonic() < until:
         told = client.predict(job, api_name="/job_show")
         if told["state"] in ("done", "failed", "cancelled", "interrupted", "paused"):
