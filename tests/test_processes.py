@@ -30,7 +30,7 @@ def test_the_processes_share_all_rows_and_none_twice() -> None:
 @pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one_that_sees_as_much(tiny_sdxl: Path, homes: list[Home]) -> None:
     changes = {
-        "steps": 10,
+        "steps": 20,
         "learning_rate": 1e-3,
         "batch_size": 4,
         "gradient_accumulation": 2,
