@@ -107,9 +107,9 @@ def compose(
 ) -> list[Image]:
     """`settings.count` pictures by `composer`; picture i is drawn from the seed `settings.seed + i` on the CPU.
 
-    `styles` act everywhere, on every branch and word, at their strengths: the composer sees the concepts alone. The
-    base is as before at the end, also after an exception. `load` gives the adapters. Raises UsageError for what cannot
-    be composed so, before anything is drawn.
+    `styles` act everywhere, on every branch and word, at their strengths: the composer sees the concepts alone; `load`
+    gives the adapters. The base is as before at the end, also after an exception. Raises UsageError for what cannot be
+    composed so, before anything is drawn.
     """
     latents = draw(base, settings, concepts, composer, emit, layout, styles=styles, load=load)
     return decode(base, latents, settings.vae_tiling)
@@ -130,7 +130,7 @@ def draw(
     """`compose` without decoding: latents [count, C, h, w].
 
     All chance comes from `generators`, one a picture or one for all, where they are given in place of seeds. Without a
-    concept, what there is to compose is plainly drawn. `load` gives the adapters.
+    concept, what there is to compose is plainly drawn.
     """
     composer = composer if concepts else cast(Composer, METHODS["merge"].make())
     with opened(base, settings, concepts, composer, emit, layout, styles, load) as run, torch.no_grad():
@@ -155,8 +155,7 @@ def opened(
     riders = AdapterBank(base, [load(one) for one, _ in styles])
     if not composer.folds and bank.shares(riders):
         raise UsageError(
-            "A style and a concept of this picture are one adapter, learned together: it cannot act both by place and"
-            " everywhere.",
+            "A style and a concept of this picture are one adapter: it cannot act both by place and everywhere.",
             "Give the style as a concept too (--concept), or take the method merge.",
         )
     receipts = [*bank.receipts(strengths), *riders.receipts([strength for _, strength in styles])]
