@@ -106,13 +106,17 @@ def test_wells_show_what_was_chosen_and_nothing_acts(frame: Frame, home: Home):
     assert "Words only" in stylizing.well(frame.service, None, "style")
 
 
+def started(frame: Frame, fields: dict[str, Any]) -> str:
+    return page_stylize.started(frame, **fields)
+
+
 def test_fields_become_a_job(frame: Frame, library: Library):
     number = page_stylize.started(frame, *FIELDS.values())
     job = frame.service.store.job(int(number))
     asked = {key: job.arguments[key] for key in ("content", "style", "count", "seed", "steps", "style_strength")}
     assert asked == {"content": "milo", "style": "neon", "count": 2, "seed": 7, "steps": 3, "style_strength": 1.5}
     assert (job.kind, job.work) == ("stylize", "studio.ui.work:stylize")
-    grid = frame.service.store.job(int(page_stylize.started(frame, *(FIELDS | {"grid": True}).values())))
+    grid = frame.service.store.job(int(started(frame, FIELDS | {"grid": True})))
     assert grid.work == "studio.ui.stylizing:stylize_grid"
     assert "style_strength" not in grid.arguments
 
@@ -127,7 +131,7 @@ def test_fields_become_a_job(frame: Frame, library: Library):
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_refused(frame: Frame, library: Library, changes: dict[str, Any]):
     with pytest.raises(UsageError):
-        page_stylize.started(frame, *(FIELDS | changes).values())
+        started(frame, FIELDS | changes)
     assert frame.service.store.jobs() == []
 
 
@@ -135,7 +139,7 @@ def test_concepts_of_sd15_are_refused(frame: Frame, home: Home, tiny_sd15: Path,
     put(home, "old", family="sd15", base=str(tiny_sd15))
     shutil.copy(tiny_loras[0], home.library / "old/adapter.safetensors")
     with pytest.raises(UsageError, match="no block is known"):
-        page_stylize.started(frame, *(FIELDS | {"content": "old", "style": "", "prompt": "a <old>"}).values())
+        started(frame, FIELDS | {"content": "old", "style": "", "prompt": "a <old>"})
 
 
 def test_a_grid_draws_every_strength_with_every_other(home: Home, library: Library):
