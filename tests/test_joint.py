@@ -387,7 +387,7 @@ def test_a_style_of_the_same_training_cannot_ride(base: BaseModel, pair: Any) ->
     milo, rex = pair[0]
     settings = dataclasses.replace(SETTINGS, prompt="a <milo>")
     with (
-        pytest.raises(UsageError, match="one adapter, learned together"),
+        pytest.raises(UsageError, match="are one adapter: it cannot act both"),
         opened(base, settings, [(milo, 1.0)], METHODS["switch"].make(), silent, styles=[(rex, 1.0)]),
     ):
         pass
