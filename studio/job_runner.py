@@ -1,8 +1,8 @@
-"""The queue of one device: `python -m studio.job_runner HOME DEVICE`, at most one of a kind, started when needed.
+"""The queue of one device: `python -m studio.job_runner HOME DEVICE [READY]`, one at most, started when needed.
 
 It gives waiting jobs to a worker, one after the other. Jobs that may share a process get the same worker for as long as
-it is warm; any other gets a fresh one. If the runner dies, its worker ends after the job at hand, and the next runner
-goes on with the queue.
+it is warm; any other gets a fresh one. With READY, work by import string, a worker does that before there is a job. If
+the runner dies, its worker ends after the job at hand, and the next runner goes on with the queue.
 """
 
 import os
@@ -29,8 +29,9 @@ LINGER_SECONDS = 600.0  # without anything to do
 _LOG_TAIL = 400
 
 
-def ensure_runner(home: Home, device: str = BEST) -> None:
-    """Start the runner of `device` if there is none; returns at once."""
+def ensure_runner(home: Home, device: str = BEST, ready: str | None = None) -> None:
+    """Start the runner of `device` if there is none; returns at once. With `ready`, work by import string, a worker
+    does that at once, so that the first job need not wait for it."""
     lock = _lock(home, device)
     try:
         lock.acquire(blocking=False)
@@ -40,7 +41,7 @@ def ensure_runner(home: Home, device: str = BEST) -> None:
     folder = home.root / "jobs"
     with (folder / f"runner-{_plain(device)}.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "studio.job_runner", str(home.root), device],
+            [sys.executable, "-m", "studio.job_runner", str(home.root), device, *([ready] if ready else [])],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True,
         )  # fmt: skip
     threading.Thread(target=process.wait, daemon=True).start()  # lest it stays a zombie of ours
@@ -64,11 +65,11 @@ class _Worker:
     fresh: bool = True
 
     @classmethod
-    def begin(cls, home: Home) -> "_Worker":
+    def begin(cls, home: Home, ready: str | None = None) -> "_Worker":
         log = (home.root / "jobs" / "worker.log").open("ab")
         with log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "studio.job_worker", str(home.root)],
+                [sys.executable, "-m", "studio.job_worker", str(home.root), *([ready] if ready else [])],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=home.root,
             )  # fmt: skip
         return cls(process, Identity.of(process.pid))
@@ -96,9 +97,9 @@ class _Worker:
 class Runner:
     """What the process does: one step after the other, `turn` by `turn`."""
 
-    def __init__(self, home: Home, device: str) -> None:
+    def __init__(self, home: Home, device: str, ready: str | None = None) -> None:
         self.store, self.device = JobStore(home), device
-        self.worker: _Worker | None = None
+        self.worker = None if ready is None else _Worker.begin(home, ready)
         self.current: int | None = None
         self.busy = time.monotonic()
 
@@ -187,7 +188,7 @@ def _overdue(job: Job) -> bool:
     return job.wish == "cancel" and job.wished is not None and time.time() - job.wished > GRACE_SECONDS
 
 
-def main(home: str, device: str) -> int:
+def main(home: str, device: str, ready: str | None = None) -> int:
     """Be the runner of `device`, unless there is one."""
     for kind in (signal.SIGINT, signal.SIGHUP):
         signal.signal(kind, signal.SIG_IGN)
@@ -198,7 +199,8 @@ def main(home: str, device: str) -> int:
             lock.acquire(blocking=False)
         except Timeout:
             return 0
-        Runner(place, device).run()
+        Runner(place, device, ready).run()
+        ready = None
         lock.release()
         if store.next_waiting(device) is None:  # one may have come between the last look and the release
             return 0

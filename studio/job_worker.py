@@ -1,7 +1,8 @@
-"""The process that does jobs: `python -m studio.job_worker HOME`, started and spoken to by the runner.
+"""The process that does jobs: `python -m studio.job_worker HOME [READY]`, started and spoken to by the runner.
 
-It reads a job's number a line, does it, and answers with that number. What it keeps between jobs (a loaded base) stays
-warm. It ends when the runner is gone, after the job at hand.
+It does READY, work by import string, which leaves behind what jobs are likely to need. Then it reads a job's number a
+line, does it, and answers with that number. What it keeps between jobs (a loaded base) stays warm. It ends when the
+runner is gone, after the job at hand.
 """
 
 import os
@@ -58,10 +59,21 @@ def do(store: JobStore, job: Job, kept: dict[str, Any]) -> None:
         traceback.print_exc()
 
 
-def main(home: str) -> int:
+def get_ready(store: JobStore, ready: str, kept: dict[str, Any]) -> None:
+    """Do `ready`; a failure is told by the first job that meets it."""
+    try:
+        find_work(ready)({}, Bench(store.home, lambda event: None, None, 0, 0, kept))
+    except Exception:
+        traceback.print_exc()
+
+
+def main(home: str, ready: str | None = None) -> int:
     """Serve the runner at the other end of stdin and stdout until it is gone."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # lest what libraries print is taken for an answer
     store, kept = JobStore(Home(Path(home))), {}
+    if ready is not None:
+        get_ready(store, ready, kept)
     while line := sys.stdin.readline():
         number = int(line)
         _log_to(store.log_file(number))
@@ -85,4 +97,4 @@ def _log_to(file: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -18,6 +18,16 @@ def add(arguments, bench):
     return {"sum": arguments["a"] + arguments["b"], "calls": len(kept), "pid": os.getpid()}
 
 
+def prepare(arguments, bench):
+    print("not an answer")
+    bench.kept["calls"] = ["ready"]
+    return {}
+
+
+def fail_to_prepare(arguments, bench):
+    raise OSError("no such thing")
+
+
 def count(arguments, bench):
     """Steps of `seconds` each, `steps` of them."""
     steps = arguments["steps"]

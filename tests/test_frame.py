@@ -3,32 +3,38 @@ import pytest
 
 from studio.errors import UsageError
 from studio.jobs import JobStore, Order
-from studio.ui.frame import _rendered, changes, speaking
+from studio.ui.frame import Frame, changes
 from studio.ui.service import Service
 
 
-def test_a_refusal_reaches_the_page_with_its_remedy_and_escaped():
-    @speaking
-    def refuse(name):
-        raise UsageError(f"There is no <{name}>.", "Look again.")
+@pytest.fixture
+def frame(home):
+    with gr.Blocks():
+        return Frame(Service(home), gr.Textbox(), gr.Textbox())
 
-    with pytest.raises(gr.Error, match=r"There is no &lt;milo&gt;\. Look again\."):
+
+def test_a_refusal_reaches_the_page_with_its_remedy_escaped_and_without_the_place_on_the_disk(frame, home):
+    @frame.speaking
+    def refuse(name):
+        raise UsageError(f"There is no <{name}> in {home.root}.", "Look again.")
+
+    with pytest.raises(gr.Error, match=r"^'There is no &lt;milo&gt; in the state folder\. Look again\.'$"):
         refuse(name="milo")
 
 
-def test_a_fault_is_not_silent(caplog):
-    @speaking
+def test_a_fault_is_not_silent(frame, home, caplog):
+    @frame.speaking
     def fail():
-        return 1 / 0
+        return (home.root / "nothing").read_text()
 
-    with pytest.raises(gr.Error, match="ZeroDivisionError"):
+    with pytest.raises(gr.Error, match=r"FileNotFoundError: .* &#x27;the state folder/nothing&#x27;"):
         fail()
-    assert "ZeroDivisionError" in caplog.text
+    assert f"{home.root}/nothing" in caplog.text
 
 
-def test_a_part_that_fails_takes_only_itself_along():
-    assert "ZeroDivisionError" in _rendered(lambda: 1 / 0, ())
-    assert _rendered(lambda a: a + 1, (1,)) == 2
+def test_a_part_that_fails_takes_only_itself_along(frame):
+    assert "ZeroDivisionError" in frame._rendered(lambda: 1 / 0, ())
+    assert frame._rendered(lambda a: a + 1, (1,)) == 2
 
 
 def test_every_write_to_the_jobs_is_a_change_whoever_writes(home):

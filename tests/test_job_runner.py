@@ -66,6 +66,16 @@ def test_jobs_that_may_share_a_process_do_and_others_get_one_of_their_own(store)
     assert results[0]["pid"] == results[1]["pid"] != results[2]["pid"]
 
 
+@pytest.mark.parametrize(("ready", "calls"), [("prepare", 2), ("fail_to_prepare", 1)])
+def test_a_worker_is_ready_before_there_is_a_job(store, ready, calls):
+    ensure_runner(store.home, ready=f"job_works:{ready}")
+    until = time.monotonic() + 30
+    while not _processes(store.home.root, "studio.job_worker"):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert wait(store, submit(store, "add", warm=True, a=1, b=2), "done").result["calls"] == calls
+
+
 def test_failures_keep_their_own_words_and_the_queue_goes_on(store):
     refused, crashed, fine = submit(store, "refuse"), submit(store, "crash"), submit(store, "add", a=1, b=1)
     assert wait(store, fine, "done").result["sum"] == 2

@@ -7,14 +7,16 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import StudioError
+from studio.job_records import STATES
 from studio.jobs import Job
 from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk
-from studio.ui.frame import speaking
+from studio.ui.frame import Frame
 from studio.ui.service import Service, TrainAsk
 
 
-def offer(service: Service) -> None:
+def offer(frame: Frame) -> None:
     """Add the endpoints to the Blocks at hand."""
+    service = frame.service
 
     def train_start(
         dataset: str, name: str, class_word: str, method: str = "lora", preset: str = "normal",
@@ -41,8 +43,7 @@ def offer(service: Service) -> None:
 
     def jobs_list(state: str = "") -> list[dict[str, Any]]:
         """The jobs, running and waiting ones first; `state` chooses those in one state."""
-        jobs = service.store.jobs((state,)) if state else service.store.jobs()
-        return [brief(job) for job in jobs]
+        return [brief(job) for job in service.store.jobs((state,) if state else STATES)]
 
     def job_show(job: int) -> dict[str, Any]:
         """Everything about one job but where its files lie; its pictures are at /studio/pictures/JOB/N."""
@@ -72,10 +73,10 @@ def offer(service: Service) -> None:
         train_start, compose, stylize, evaluate, jobs_list, job_show, job_cancel, job_pause, job_retry, concepts_list,
     )  # fmt: skip
     for function in offered:
-        _offer(service, function)
+        _offer(frame, function)
 
 
-def _offer(service: Service, function: Callable[..., Any]) -> None:
+def _offer(frame: Frame, function: Callable[..., Any]) -> None:
     """One endpoint; its refusals are plain text, in which no place on the disk is told."""
 
     @functools.wraps(function)
@@ -83,13 +84,9 @@ def _offer(service: Service, function: Callable[..., Any]) -> None:
         try:
             return function(*given, **named)
         except StudioError as error:
-            raise gr.Error(_without_places(service, str(error)), print_exception=False) from None
+            raise gr.Error(frame.service.without_places(str(error)), print_exception=False) from None
 
-    gr.api(speaking(plain), api_name=function.__name__, queue=False)
-
-
-def _without_places(service: Service, text: str) -> str:
-    return text.replace(str(service.home.root), "the state folder")
+    gr.api(frame.speaking(plain), api_name=function.__name__, queue=False)
 
 
 def brief(job: Job) -> dict[str, Any]:
@@ -111,6 +108,6 @@ def told(service: Service, job: Job) -> dict[str, Any]:
     asked = {key: value for key, value in job.arguments.items() if key not in ("recipe", "references")}
     return brief(job) | {
         "arguments": asked, "result": result | ({"pictures": pictures} if pictures else {}),
-        "problem": _without_places(service, job.problem),
-        "remedy": _without_places(service, job.remedy), "started": job.started, "ended": job.ended, "loss": job.loss,
+        "problem": service.without_places(job.problem),
+        "remedy": service.without_places(job.remedy), "started": job.started, "ended": job.ended, "loss": job.loss,
     }  # fmt: skip

@@ -90,9 +90,10 @@ def build(service: Service) -> gr.Blocks:
         page.change(lambda name: gr.Tabs(selected=name) if name in PAGES else gr.skip(), page, tabs, **private())
         gr.on([page.change, job.change], None, [page, job], None, js=_REMEMBER)
         demo.load(_arrive, None, [tabs, page, job], **private())
+        demo.load(service.get_ready, None, None, **private())
         demo.load(None, None, None, js=_LISTEN)
         frame.follow(demo.load)
-        api.offer(service)
+        api.offer(frame)
     return demo
 
 

@@ -8,17 +8,22 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import UsageError
-from studio.ui.frame import speaking
+from studio.ui.frame import Frame
 from studio.ui.page_parts import private
 
 
 def begin(
-    button: gr.Button, start: Callable[..., Any], inputs: Sequence[Any], outputs: Any, meanwhile: str = "Checking ..."
+    frame: Frame,
+    button: gr.Button,
+    start: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Any,
+    meanwhile: str = "Checking ...",
 ) -> None:
     """Let `button` do `start`, and say `meanwhile` that it is at it: it may take seconds."""
     # Queued, as everything that can refuse: Gradio 6.31 shows no error of an event that is not.
     begun = button.click(None, None, button, js=_saying(meanwhile, usable=False)).then(
-        speaking(start), list(inputs), outputs, **private(queue=True)
+        frame.speaking(start), list(inputs), outputs, **private(queue=True)
     )
     for ended in (begun.success, begun.failure):  # `then` does not come after a refusal
         ended(None, None, button, js=_saying(button.value, usable=True))

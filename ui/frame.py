@@ -21,35 +21,6 @@ Render = Callable[..., Any]
 SOON_MILLISECONDS = 40
 
 
-def speaking(handler: Callable[P, R]) -> Callable[P, R]:
-    """A handler whose refusals are shown as a message with problem and remedy, and whose faults are not silent."""
-
-    @functools.wraps(handler)
-    def shown(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return handler(*arguments, **options)
-        except StudioError as error:
-            text = f"{escape(error.problem)} {escape(error.remedy)}".strip()
-            raise gr.Error(text, duration=12, title="This cannot be done", print_exception=False) from None
-        except gr.Error:
-            raise
-        except Exception as error:
-            log.exception("A handler failed")
-            text = f"{escape(named(error))} This is a fault of the studio; the server's log has more."
-            raise gr.Error(text, duration=None, title="Something went wrong", print_exception=False) from None
-
-    return shown
-
-
-def _rendered(render: Render, given: Sequence[Any]) -> Any:
-    """What `render` makes of `given`; one that fails takes only its own part of the page with it."""
-    try:
-        return render(*given)
-    except Exception as error:
-        log.exception("A part of the page failed")
-        return message(named(error), "This is a fault of the studio; the server's log has more.", "bad")
-
-
 # Inputs often change together, and each answer costs a slow browser a tenth of a second: all of them get one.
 _SOON = f"""() => {{
   clearTimeout(window.studioSoon);
@@ -74,6 +45,28 @@ class Frame:
     job: gr.Textbox
     shows: list[tuple[str, Callable[[], Any], Sequence[Any]]] = field(default_factory=list)
     _watchers: list[_Watcher] = field(default_factory=list)
+
+    def speaking(self, handler: Callable[P, R]) -> Callable[P, R]:
+        """A handler whose refusals are shown as a message with problem and remedy, and whose faults are not silent."""
+
+        @functools.wraps(handler)
+        def shown(*arguments: P.args, **options: P.kwargs) -> R:
+            try:
+                return handler(*arguments, **options)
+            except StudioError as error:
+                text = self._plain(f"{error.problem} {error.remedy}".strip())
+                raise gr.Error(text, duration=12, title="This cannot be done", print_exception=False) from None
+            except gr.Error:
+                raise
+            except Exception as error:
+                log.exception("A handler failed")
+                text = self._plain(f"{named(error)} This is a fault of the studio; the server's log has more.")
+                raise gr.Error(text, duration=None, title="Something went wrong", print_exception=False) from None
+
+        return shown
+
+    def _plain(self, text: str) -> str:
+        return escape(self.service.without_places(text))
 
     def watch(self, component: Any, render: Render, *inputs: Any) -> None:
         """Let `component` show `render(*values of inputs)`, looked at anew whenever jobs or inputs change."""
@@ -103,10 +96,19 @@ class Frame:
         for n, watcher in enumerate(self._watchers):
             given = values[at : at + len(watcher.inputs)]
             at += len(watcher.inputs)
-            value = _rendered(watcher.render, given)
+            value = self._rendered(watcher.render, given)
             found.append(gr.skip() if n in shown and shown[n] == value else value)
             shown[n] = value
         return [{"version": version, "shown": shown}, *found]
+
+    def _rendered(self, render: Render, given: Sequence[Any]) -> Any:
+        """What `render` makes of `given`; one that fails takes only its own part of the page with it."""
+        try:
+            return render(*given)
+        except Exception as error:
+            log.exception("A part of the page failed")
+            told = self.service.without_places(named(error))
+            return message(told, "This is a fault of the studio; the server's log has more.", "bad")
 
 
 def changes(service: Service) -> tuple[int, int]:

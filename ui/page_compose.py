@@ -21,7 +21,7 @@ from studio.ui.compose_fields import (
 )
 from studio.ui.composed import composed
 from studio.ui.form_parts import begin
-from studio.ui.frame import Frame, speaking
+from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, name_picker, private, title
 
 SHAPES = ("square", "wide", "tall")
@@ -147,9 +147,11 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
 
     outputs = [a.canvas, a.table, a.chips, a.prompt, a.written, a.strengths]
     for trigger in (a.concepts.input, a.shape.input):
-        trigger(speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private(queue=True))
+        trigger(
+            frame.speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private(queue=True)
+        )
     a.canvas.layout_changed(rows_of, a.canvas, a.table, queue=False, api_visibility="private")
-    a.table.input(speaking(from_rows), [a.table, a.canvas], a.canvas, **private(queue=True))
+    a.table.input(frame.speaking(from_rows), [a.table, a.canvas], a.canvas, **private(queue=True))
     a.chips.select(inserted, a.prompt, a.prompt, **private())
     a.method.change(cost, a.method, a.cost, **private())
 
@@ -161,7 +163,7 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
         a.prompt, a.concepts, a.canvas, a.method, a.count, a.seed, a.beside, a.styles, a.strengths, a.steps,
         a.guidance, a.negative, a.best_of,
     ]  # fmt: skip
-    begin(a.go, start, given, [number, frame.job])
+    begin(frame, a.go, start, given, [number, frame.job])
 
     def refill() -> list[Any]:
         """What is in the library now."""
@@ -176,10 +178,12 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
 
     filled = [a.concepts, a.styles, a.samples]
     frame.on_show("compose", refill, filled)
-    added = a.samples.click(speaking(add_samples), None, filled, **private(queue=True))
+    added = a.samples.click(frame.speaking(add_samples), None, filled, **private(queue=True))
     added.success(
-        speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private(queue=True)
+        frame.speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private(queue=True)
     )
     refilled = [a.concepts, a.canvas, a.table, a.prompt, a.written, a.method, a.count, a.seed, a.strengths,
                 a.steps, a.guidance, a.negative, a.shape]  # fmt: skip
-    dropped.upload(speaking(lambda file: restored(service.library, file)), dropped, refilled, **private(queue=True))
+    dropped.upload(
+        frame.speaking(lambda file: restored(service.library, file)), dropped, refilled, **private(queue=True)
+    )

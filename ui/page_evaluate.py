@@ -20,7 +20,7 @@ from studio.ui.evaluation_view import (
     of_kind,
 )
 from studio.ui.form_parts import begin, decimal, whole
-from studio.ui.frame import Frame, speaking
+from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, pick_job, picker, private, title
 
 _LEAD = (
@@ -70,7 +70,7 @@ def build(frame: Frame) -> None:
     frame.watch(stop, lambda job: gr.update(visible=_open(frame, job)), number)
     for name, button in saves.items():
         frame.watch(button, lambda job, name=name: saved(frame, job, name), number)
-    stop.click(speaking(lambda job: _cancel(frame, job)), number, None, **private(queue=True))
+    stop.click(frame.speaking(lambda job: _cancel(frame, job)), number, None, **private(queue=True))
 
 
 def _ask() -> _Asked:
@@ -114,14 +114,14 @@ def _bind(frame: Frame, a: _Asked, samples: gr.Button, number: gr.Textbox) -> No
         return str(frame.service.evaluate(ask).id)
 
     frame.on_show("evaluate", refill, [a.names, samples])
-    samples.click(speaking(add_samples), None, [a.names, samples], **private(queue=True))
+    samples.click(frame.speaking(add_samples), None, [a.names, samples], **private(queue=True))
     a.question.change(
         lambda question: (gr.update(visible=question == OWN), gr.update(visible=question in METHODS_MATTER)),
         a.question, [a.prompts, a.methods], **private(),
     )  # fmt: skip
     counted = [a.names, a.question, a.prompts, a.methods, a.seeds]
     gr.on([one.change for one in counted], lambda *given: note(amount(*given)), counted, a.amount, **private())
-    begin(a.go, start, [*counted, a.seed, a.steps, a.guidance], number)
+    begin(frame, a.go, start, [*counted, a.seed, a.steps, a.guidance], number)
 
 
 def note(text: str) -> str:

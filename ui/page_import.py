@@ -8,7 +8,7 @@ import gradio as gr
 from studio.errors import UsageError
 from studio.ui import library_parts as parts
 from studio.ui.form_parts import begin
-from studio.ui.frame import Frame, speaking
+from studio.ui.frame import Frame
 from studio.ui.page_parts import private
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def build_import(frame: Frame, changed: gr.State, said: gr.HTML) -> gr.Dropdown:
         concept, adapter = import_adapter(frame.service.library, arrival_of(frame, path, name, word, trigger, base))
         return parts.receipt(concept, adapter), changed + 1, None, "", "", "", ""
 
-    file.change(speaking(look), file, [report, name, trigger], **private(queue=True, show_progress="minimal"))
+    file.change(frame.speaking(look), file, [report, name, trigger], **private(queue=True, show_progress="minimal"))
     begin(
-        take, accept, [file, name, class_word, trigger, base, changed],
+        frame, take, accept, [file, name, class_word, trigger, base, changed],
         [said, changed, file, report, name, class_word, trigger], "Taking it in ...",
     )  # fmt: skip
     return base

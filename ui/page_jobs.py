@@ -9,7 +9,7 @@ from studio.errors import UsageError
 from studio.job_records import ENDED, STATES
 from studio.jobs import Job
 from studio.ui import fragments
-from studio.ui.frame import Frame, speaking
+from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, pick_job, picker, private
 from studio.ui.service import Service
 
@@ -79,7 +79,7 @@ def _doing(frame: Frame, does: Action) -> Callable[[str], str]:
         after = does(frame.service, found.id)
         return "" if after is None else str(after.id)
 
-    return speaking(act)
+    return frame.speaking(act)
 
 
 def _looked_at(frame: Frame, job: str) -> Job | None:

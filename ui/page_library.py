@@ -11,7 +11,7 @@ from studio.ui import library_parts as parts
 from studio.ui.downloads import AS_IT_IS, KINDS, exported
 from studio.ui.form_parts import begin
 from studio.ui.fragments import message
-from studio.ui.frame import Frame, speaking
+from studio.ui.frame import Frame
 from studio.ui.page_import import build_import, offered_bases
 from studio.ui.page_parts import name_picker, named, private, title
 from studio.ui.page_trash import build_trash, trash_choices
@@ -38,7 +38,7 @@ class _Page:
         def handler(name: str, changed: int, *values: Any) -> tuple[str, int]:
             return do(_named(name), *values), changed + 1
 
-        begin(button, handler, [self.chosen, self.changed, *inputs], [self.said, self.changed])
+        begin(self.frame, button, handler, [self.chosen, self.changed, *inputs], [self.said, self.changed])
 
 
 def build(frame: Frame) -> gr.State:
@@ -65,9 +65,11 @@ def build(frame: Frame) -> gr.State:
     frame.on_show("library", fill, lists)
     page.changed.change(fill, None, lists, **private())
     page.chosen.change(lambda name: gr.update(visible=bool(name)), page.chosen, panel, **private())
-    listed.select(speaking(choose), None, [page.chosen, panel, view, page.said, *fields], **private(queue=True)).then(
-        None, None, None, js=_SHOW_PANEL, **private()
-    ).then(speaking(lambda name: parts.inspected(library.find(name))), page.chosen, held, **private(queue=True))
+    listed.select(
+        frame.speaking(choose), None, [page.chosen, panel, view, page.said, *fields], **private(queue=True)
+    ).then(None, None, None, js=_SHOW_PANEL, **private()).then(
+        frame.speaking(lambda name: parts.inspected(library.find(name))), page.chosen, held, **private(queue=True)
+    )
     return page.changed
 
 
@@ -129,7 +131,7 @@ def _build_cards(page: _Page) -> tuple[gr.HTML, list[gr.Dropdown]]:
         names = ", ".join(frame.service.add_samples())
         return message(f"In the library: {names}.", "Choose one, or name them on the page Compose."), changed + 1
 
-    begin(samples, add, [page.changed], [page.said, page.changed], "Bringing them in ...")
+    begin(frame, samples, add, [page.changed], [page.said, page.changed], "Bringing them in ...")
     return listed, filters
 
 
@@ -152,14 +154,14 @@ def _build_panel(page: _Page) -> tuple[gr.HTML, gr.HTML, list[Any]]:
         return changed + 1
 
     # Not `input`, which Gradio 6.31 leaves out for a value that is new to the list.
-    tags.change(speaking(retag), [page.chosen, tags, page.changed], page.changed, **private(queue=True))
+    tags.change(frame.speaking(retag), [page.chosen, tags, page.changed], page.changed, **private(queue=True))
     with gr.Accordion("Save it for other programs", open=False):
         kind = gr.Radio(list(KINDS), value=AS_IT_IS, label="Format", info="kohya is what ComfyUI and A1111 read.")
         make = gr.Button("Make the file", size="sm")
         made = gr.File(label="To save", visible=False, interactive=False, file_count="multiple")
     begin(
-        make, lambda name, kind: gr.update(value=_export(frame, name, kind), visible=True), [page.chosen, kind], made,
-        "Making it ...",
+        frame, make, lambda name, kind: gr.update(value=_export(frame, name, kind), visible=True),
+        [page.chosen, kind], made, "Making it ...",
     )  # fmt: skip
     renamed = _build_names(page)
     smaller, other, merged = _build_reworking(page)
@@ -185,8 +187,8 @@ def _build_names(page: _Page) -> gr.Textbox:
         return message(f"{name} is in the trash.", "It can be restored below the cards."), "", changed + 1
 
     outputs = [page.said, page.chosen, page.changed]
-    rename.click(speaking(call), [page.chosen, renamed, page.changed], outputs, **private(queue=True))
-    discard.click(speaking(throw), [page.chosen, page.changed], outputs, **private(queue=True))
+    rename.click(page.frame.speaking(call), [page.chosen, renamed, page.changed], outputs, **private(queue=True))
+    discard.click(page.frame.speaking(throw), [page.chosen, page.changed], outputs, **private(queue=True))
     return renamed
 
 

@@ -8,7 +8,7 @@ from studio.errors import UsageError
 from studio.ui.asks import StylizeAsk
 from studio.ui.form_parts import begin, decimal, whole
 from studio.ui.fragments import message
-from studio.ui.frame import Frame, speaking
+from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, private, title
 from studio.ui.stylizing import GridAsk, can_be_stylized, sentence, stylized, submit_grid, well
 
@@ -52,17 +52,17 @@ def build(frame: Frame) -> None:
     written = gr.State("")
     filled = [content, style, left_out, samples]
     frame.on_show("stylize", lambda: offered(frame), filled)
-    samples.click(speaking(lambda: with_samples(frame)), None, filled, **private(queue=True))
+    samples.click(frame.speaking(lambda: with_samples(frame)), None, filled, **private(queue=True))
     for one in (content, style):
-        one.change(speaking(lambda *given: suggested(frame, *given)), [content, style, prompt, written],
+        one.change(frame.speaking(lambda *given: suggested(frame, *given)), [content, style, prompt, written],
                    [prompt, written], **private(queue=True))  # fmt: skip
     given = [
         content, style, content_strength, style_strength, prompt, count, seed, grid, steps, guidance, negative,
     ]  # fmt: skip
-    begin(go, lambda *values: started(frame, *values), given, number)
+    begin(frame, go, lambda *values: started(frame, *values), given, number)
     frame.watch(result, lambda job: stylized(frame.service, chosen_number(job) or _latest(frame)), number)
     frame.watch(stop, lambda job: gr.update(visible=_open(frame, job)), number)
-    stop.click(speaking(lambda job: cancelled(frame, job)), number, None, **private(queue=True))
+    stop.click(frame.speaking(lambda job: cancelled(frame, job)), number, None, **private(queue=True))
 
 
 def _build_well(frame: Frame, role: str) -> tuple[gr.Dropdown, gr.Slider]:
@@ -74,7 +74,7 @@ def _build_well(frame: Frame, role: str) -> tuple[gr.Dropdown, gr.Slider]:
         )
         seen = gr.HTML(well(frame.service, None, role))
         strength = gr.Slider(0, 1.5, value=1, step=0.05, label="Strength")
-    chosen.change(speaking(lambda name: well(frame.service, name, role)), chosen, seen, **private(queue=True))
+    chosen.change(frame.speaking(lambda name: well(frame.service, name, role)), chosen, seen, **private(queue=True))
     return chosen, strength
 
 

@@ -11,7 +11,7 @@ from studio.errors import StudioError
 from studio.folders import SUFFIXES
 from studio.ui.form_parts import begin
 from studio.ui.fragments import message
-from studio.ui.frame import Frame, speaking
+from studio.ui.frame import Frame
 from studio.ui.page_parts import name_picker, named, private, title
 from studio.ui.service import SAMPLE, TrainAsk
 from studio.ui.train_fields import (
@@ -107,7 +107,7 @@ def build(frame: Frame) -> None:
         button.click(lambda step=step: gr.Walkthrough(selected=step), None, steps, **private())
     to_recipe.click(_usual(frame), fields.all(), [settings, cards], **private())
     to_check.click(_checked(frame), fields.all(), [steps, listed, command], **private())
-    begin(start, _started(frame), fields.all(), [frame.job, frame.page])
+    begin(frame, start, _started(frame), fields.all(), [frame.job, frame.page])
 
 
 def _bind_pictures(frame: Frame, f: _Fields, files: gr.File, sample: gr.Dropdown, table: gr.HTML) -> None:
@@ -126,10 +126,10 @@ def _bind_pictures(frame: Frame, f: _Fields, files: gr.File, sample: gr.Dropdown
         kind = _sample_words().get(name, "style")
         return [dataset, picture_table(service, dataset, None), concept or name, word or kind]
 
-    files.upload(speaking(uploaded), [files, f.base], [f.dataset, sample, table], **private(queue=True))
+    files.upload(frame.speaking(uploaded), [files, f.base], [f.dataset, sample, table], **private(queue=True))
     files.clear(lambda: ("", picture_table(service, "", None)), None, [f.dataset, table], **private())
     sample.input(
-        speaking(sampled),
+        frame.speaking(sampled),
         [sample, f.name, f.class_word],
         [f.dataset, table, f.name, f.class_word],
         **private(queue=True),

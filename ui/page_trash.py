@@ -7,7 +7,7 @@ import gradio as gr
 
 from studio.errors import UsageError
 from studio.ui.fragments import message
-from studio.ui.frame import Frame, speaking
+from studio.ui.frame import Frame
 from studio.ui.library_parts import size_words
 from studio.ui.page_parts import private
 
@@ -36,10 +36,10 @@ def build_trash(frame: Frame, changed: gr.State, said: gr.HTML) -> gr.Dropdown:
         gone = "1 concept is" if count == 1 else f"{count} concepts are"
         return message(f"{gone} deleted for good."), changed + 1, *_asking(False)
 
-    restore.click(speaking(bring_back), [entry, name, changed], [said, name, changed], **private(queue=True))
+    restore.click(frame.speaking(bring_back), [entry, name, changed], [said, name, changed], **private(queue=True))
     empty.click(lambda: _asking(True), None, [empty, really, keep], **private())
     keep.click(lambda: _asking(False), None, [empty, really, keep], **private())
-    really.click(speaking(delete), changed, [said, changed, empty, really, keep], **private(queue=True))
+    really.click(frame.speaking(delete), changed, [said, changed, empty, really, keep], **private(queue=True))
     return entry
 
 

@@ -156,6 +156,14 @@ class Service:
         ensure_runner(self.home, job.device)
         return job
 
+    def without_places(self, text: str) -> str:
+        """`text` without the place of the home on the disk, which pages and programs need not know."""
+        return text.replace(str(self.home.root), "the state folder")
+
+    def get_ready(self) -> None:
+        """Let a worker load what the first picture will need, while the page is read."""
+        ensure_runner(self.home, ready="studio.ui.work:get_ready")
+
     def wake(self) -> None:
         """See to it that somebody works where jobs wait, and that what died is known to be dead."""
         self.store.reconcile()

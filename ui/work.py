@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.bases import EMBEDDED, find_base
 from studio.home import Home
 from studio.job_worker import Bench
 from studio.library import Library
@@ -14,6 +15,15 @@ from studio.ui.loading import Warm
 
 if TYPE_CHECKING:
     from studio.trainers.recipe import Recipe
+
+
+def get_ready(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
+    """Import and load what a first picture would otherwise wait for."""
+    import studio.judge
+    import studio.pipelines.compose  # noqa: F401
+
+    Warm(bench)(find_base(EMBEDDED), bench.device, False)
+    return {}
 
 
 def compose(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
