@@ -2,9 +2,10 @@
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isfinite, prod
+from itertools import chain
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,11 @@ def check_values(adapter: Adapter) -> None:
         **{f"{layer}.bias": Full(bias) for layer, bias in adapter.biases.items()},
         **{f"the word {token}": Full(one) for token, made in adapter.embeddings.items() for one in made.values()},
     }
-    for name, factor in pieces.items():
-        if not all(map(isfinite, alphas_of(factor))) or not all(_are_finite(one) for one in tensors_of(factor)):
-            raise StudioError(
-                f"{adapter.name}: {shown(name)} holds values that are not finite numbers.", "Train or export it again."
-            )
+    if not _are_finite(pieces.values()):
+        name = next(name for name, factor in pieces.items() if not _are_finite([factor]))
+        raise StudioError(
+            f"{adapter.name}: {shown(name)} holds values that are not finite numbers.", "Train or export it again."
+        )
     if not any(map(is_active, pieces.values())):
         raise StudioError(
             f"{adapter.name} changes nothing: every change in it is zero.",
@@ -152,8 +153,13 @@ def _read_tensors(path: Path, values: bool) -> tuple[dict[str, Tensor], dict[str
         raise UsageError(f"{path} cannot be read: {shown(str(error))}.", "Download or export it again.") from error
 
 
-def _are_finite(tensor: Tensor) -> bool:
-    return bool((tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite().all())
+def _are_finite(factors: Iterable[Factor]) -> bool:
+    """Whether every number of `factors` is finite; of all tensors at once, as there are hundreds."""
+    factors = list(factors)
+    tensors = [one for each in factors for one in tensors_of(each) if one.numel()]
+    plain = [one if one.is_floating_point() and one.dtype.itemsize > 1 else one.float() for one in tensors]
+    largest = torch._foreach_norm(plain, inf) if plain else []
+    return all(map(isfinite, chain(map(float, largest), *map(alphas_of, factors))))
 
 
 def _read_folder(folder: Path, values: bool) -> Adapter:

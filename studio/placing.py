@@ -1,6 +1,7 @@
 """Where the changes of an adapter land on a base, and the receipt for it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -145,8 +146,7 @@ def receipt_of(placed: Placed, base: BaseModel, strength: float) -> Receipt:
     reached = {change.layer for change in changes}
     words = tuple(token for token, towers in adapter.embeddings.items() if set(towers) != {PER_LAYER})
     matched = Counter(layer.partition(".")[0] for layer in reached)
-    effects = [_probe(change) for change in changes if change.factor is not None and change.parameter.dim() > 1]
-    effect = abs(strength) * (float(torch.tensor(effects).median()) if effects else 0.0)
+    effect = abs(strength) * _effect([one for one in changes if one.factor is not None and one.parameter.dim() > 1])
     scattered = tuple(f"the word {token} (a row for each layer)" for token in adapter.embeddings if token not in words)
     by_component: dict[str, tuple[str, ...]] = {}
     for layer in unmatched:
@@ -158,14 +158,32 @@ def receipt_of(placed: Placed, base: BaseModel, strength: float) -> Receipt:
     )  # fmt: skip
 
 
-def _probe(change: Change) -> float:
+def _effect(changes: Sequence[Change]) -> float:
+    """The median over layers of |change x| / |weight x|, x a random direction."""
+    if not changes:
+        return 0.0
+    probes = [_probe(change) for change in changes]
+    moved, whole = (torch.stack(torch._foreach_norm([pair[n].cpu() for pair in probes])) for n in (0, 1))
+    return float((moved / whole.clamp(min=1e-12)).median())
+
+
+def _effect(changes: Sequence[Change]) -> float:
+    """The median over layers of |change x| / |weight x|, x a random direction."""
+    if not changes:
+        return 0.0
+    moved, whole = (torch._foreach_norm(several) for several in zip(*map(_probe, changes), strict=True))
+    ratios = [float(a) / max(float(b), 1e-12) for a, b in zip(moved, whole, strict=True)]
+    return sorted(ratios)[(len(ratios) - 1) // 2]
+
+
+def _probe(change: Change) -> tuple[Tensor, Tensor]:
     weight, factor = change.parameter.data.float().flatten(1), change.factor
     x = _direction(weight.shape[1]).to(weight.device)
     if isinstance(factor, LowRank) and factor.mid is None:  # the same without the product of the two
         moved = factor.scale * (factor.up.to(x).flatten(1) @ (factor.down.to(x).flatten(1) @ x))
     else:
         moved = change.amount().flatten(1) @ x
-    return float(moved.norm() / (weight @ x).norm().clamp(min=1e-12))
+    return moved, weight @ x
 
 
 @lru_cache(maxsize=64)

@@ -66,6 +66,14 @@ def test_jobs_that_may_share_a_process_do_and_others_get_one_of_their_own(store)
     assert results[0]["pid"] == results[1]["pid"] != results[2]["pid"]
 
 
+@pytest.mark.parametrize(("own", "taken"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5")])
+def test_threads_of_a_job_do_not_spin_for_long_unless_the_user_says_so(store, monkeypatch, own, taken):
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    job = submit(store, "count", warm=True, steps=1000, seconds=0.02)
+    assert psutil.Process(running(store, job).pid).environ()["GOMP_SPINCOUNT"] == taken
+
+
 @pytest.mark.parametrize(("ready", "calls"), [("prepare", 2), ("fail_to_prepare", 1)])
 def test_a_worker_is_ready_before_there_is_a_job(store, ready, calls):
     ensure_runner(store.home, ready=f"job_works:{ready}")
