@@ -12,7 +12,6 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 
-from studio.adapters import Adapter, load_concept
 from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.errors import StudioError, UsageError
@@ -30,6 +29,7 @@ from studio.spans import Spelled, spell
 
 Tensor = torch.Tensor
 Strengths = Sequence[tuple[Concept, float]]
+BankOf = Callable[[BaseModel, Sequence[Concept]], AdapterBank]
 AfterStep = Callable[[int, Tensor, Tensor], Tensor | None]  # (step, timestep, latents) -> latents; None ends the loop
 
 
@@ -103,15 +103,15 @@ def compose(
     emit: Emit,
     layout: Layout | None = None,
     styles: Strengths = (),
-    load: Callable[[Concept], Adapter] = load_concept,
+    bank_of: BankOf = AdapterBank.of,
 ) -> list[Image]:
     """`settings.count` pictures by `composer`; picture i is drawn from the seed `settings.seed + i` on the CPU.
 
-    `styles` act everywhere, on every branch and word, at their strengths: the composer sees the concepts alone; `load`
-    gives the adapters. The base is as before at the end, also after an exception. Raises UsageError for what cannot be
-    composed so, before anything is drawn.
+    `styles` act everywhere, on every branch and word, at their strengths: the composer sees the concepts alone;
+    `bank_of` gives the adapters. The base is as before at the end, also after an exception. Raises UsageError for what
+    cannot be composed so, before anything is drawn.
     """
-    latents = draw(base, settings, concepts, composer, emit, layout, styles=styles, load=load)
+    latents = draw(base, settings, concepts, composer, emit, layout, styles=styles, bank_of=bank_of)
     return decode(base, latents, settings.vae_tiling)
 
 
@@ -125,7 +125,7 @@ def draw(
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     after_step: AfterStep | None = None,
     styles: Strengths = (),
-    load: Callable[[Concept], Adapter] = load_concept,
+    bank_of: BankOf = AdapterBank.of,
 ) -> Tensor:
     """`compose` without decoding: latents [count, C, h, w].
 
@@ -133,7 +133,7 @@ def draw(
     concept, what there is to compose is plainly drawn.
     """
     composer = composer if concepts else cast(Composer, METHODS["merge"].make())
-    with opened(base, settings, concepts, composer, emit, layout, styles, load) as run, torch.no_grad():
+    with opened(base, settings, concepts, composer, emit, layout, styles, bank_of) as run, torch.no_grad():
         return denoise(run, composer, settings, emit, generators, after_step)
 
 
@@ -146,13 +146,13 @@ def opened(
     emit: Emit,
     layout: Layout | None = None,
     styles: Strengths = (),
-    load: Callable[[Concept], Adapter] = load_concept,
+    bank_of: BankOf = AdapterBank.of,
 ) -> Iterator[Run]:
     """A run that `composer` has begun, with the adapters on the base while the block runs; raises UsageError."""
     check_request(settings, concepts, layout, styles)
     known, strengths = [one for one, _ in concepts], tuple(strength for _, strength in concepts)
-    bank = AdapterBank(base, [load(one) for one in known])
-    riders = AdapterBank(base, [load(one) for one, _ in styles])
+    bank = bank_of(base, known)
+    riders = bank_of(base, [one for one, _ in styles])
     if not composer.folds and bank.shares(riders):
         raise UsageError(
             "A style and a concept of this picture are one adapter: it cannot act both by place and everywhere.",

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from studio.adapters import Adapter, load_concept
+from studio.bank import AdapterBank
 from studio.bases import find_base
 from studio.concepts import CONCEPT_FILE, Concept, placeholders, read_concept
 from studio.errors import UsageError
@@ -132,7 +134,8 @@ class ComposedPipeline:
         check_request(settings, chosen, layout, riding)
         latents = draw(
             self.base, settings, chosen, self._composer(composer, settings, chosen, layout), _warn, layout,
-            _generators(generator, settings.count), self._after_step(callback_on_step_end), riding, self._load,
+            _generators(generator, settings.count), self._after_step(callback_on_step_end), riding,
+            partial(AdapterBank.of, load=self._load),
         )  # fmt: skip
         if output_type == "latent":
             return ComposedOutput(latents)

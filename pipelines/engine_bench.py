@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,9 +64,10 @@ def loops(
     settings = GenerateSettings(f"{words} at night, flat style", steps=steps, guidance=2.5, seed=9_500_000)
     read = {one.name: load_concept(one) for one in concepts}
     chosen = [(one, 1.0) for one in concepts]
+    bank_of = partial(AdapterBank.of, load=lambda one: read[one.name])
 
     def ours(composer: Any) -> Tensor:
-        return draw(base, settings, chosen, composer, silent, load=lambda one: read[one.name])
+        return draw(base, settings, chosen, composer, silent, bank_of=bank_of)
 
     calls: dict[str, Callable[[], Tensor]] = {
         "switched": lambda: loop.draw(settings),

@@ -6,10 +6,12 @@ learned from several pictures with style of B. The halves lie in blocks of their
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from PIL.Image import Image
 
 from studio.adapters import Adapter, load_concept
+from studio.bank import AdapterBank
 from studio.bases import BaseSource, role_blocks
 from studio.blora import Half, half_of
 from studio.concepts import Concept
@@ -41,10 +43,9 @@ def stylize(
     for half in halves.values():
         if notice := half.notice():
             emit(Notice(notice))
-    latents = draw(
-        base, settings, [content] if content else [], Merge(), emit,
-        styles=[style] if style else [], load=lambda concept: halves[concept.name].adapter,
-    )  # fmt: skip
+    bank_of = partial(AdapterBank.of, load=lambda concept: halves[concept.name].adapter)
+    chosen, styles = [content] if content else [], [style] if style else []
+    latents = draw(base, settings, chosen, Merge(), emit, styles=styles, bank_of=bank_of)
     return decode(base, latents, settings.vae_tiling)
 
 

@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from studio.adapters import Adapter
+from studio.adapters import Adapter, load_concept
 from studio.attaching import merge, teach_words
 from studio.bank_layers import Addition, Layer, groups, stack
+from studio.concepts import Concept
 from studio.errors import StudioError
 from studio.extended import Member, extend
 from studio.gates import Gate
@@ -42,6 +43,13 @@ class AdapterBank:
         self.placed: list[Placed] = [place(base, replace(one, factors=dict(one.factors))) for one in distinct]
         self.gate: Gate | None = None
         self._layers: list[Layer] | None = None
+
+    @classmethod
+    def of(
+        cls, base: BaseModel, concepts: Sequence[Concept], load: Callable[[Concept], Adapter] = load_concept
+    ) -> "AdapterBank":
+        """The adapters of `concepts`, as `load` gives them."""
+        return cls(base, [load(one) for one in concepts])
 
     @property
     def count(self) -> int:

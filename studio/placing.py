@@ -1,9 +1,8 @@
 """Where the changes of an adapter land on a base, and the receipt for it."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -80,6 +79,16 @@ class Placed:
     changes: list[Change]
     unmatched: list[str]
 
+    @cached_property
+    def effect(self) -> float:
+        """The median over layers of |change x| / |weight x|, x a random direction, at strength 1."""
+        moving = [one for one in self.changes if one.factor is not None and one.parameter.dim() > 1]
+        if not moving:
+            return 0.0
+        moved, whole = (torch._foreach_norm(several) for several in zip(*map(_probe, moving), strict=True))
+        ratios = [float(a) / max(float(b), 1e-12) for a, b in zip(moved, whole, strict=True)]
+        return sorted(ratios)[(len(ratios) - 1) // 2]
+
 
 def place(base: BaseModel, adapter: Adapter) -> Placed:
     """Find what `adapter` changes in `base`; nothing is changed yet.
@@ -142,11 +151,10 @@ def _refuse_unmatched(placed: Placed, base: BaseModel) -> None:
 
 def receipt_of(placed: Placed, base: BaseModel, strength: float) -> Receipt:
     """The receipt of an adapter that acts on `base` with `strength`."""
-    adapter, changes, unmatched = placed.adapter, placed.changes, placed.unmatched
-    reached = {change.layer for change in changes}
+    adapter, unmatched = placed.adapter, placed.unmatched
+    reached = {change.layer for change in placed.changes}
     words = tuple(token for token, towers in adapter.embeddings.items() if set(towers) != {PER_LAYER})
     matched = Counter(layer.partition(".")[0] for layer in reached)
-    effect = abs(strength) * _effect([one for one in changes if one.factor is not None and one.parameter.dim() > 1])
     scattered = tuple(f"the word {token} (a row for each layer)" for token in adapter.embeddings if token not in words)
     by_component: dict[str, tuple[str, ...]] = {}
     for layer in unmatched:
@@ -154,26 +162,8 @@ def receipt_of(placed: Placed, base: BaseModel, strength: float) -> Receipt:
         by_component[component] = (*by_component.get(component, ()), layer)
     return Receipt(
         adapter.name, adapter.family, base.source.name, base.family, strength, dict(matched), by_component,
-        _missing(base, reached), (*adapter.unread, *scattered), words, effect,
+        _missing(base, reached), (*adapter.unread, *scattered), words, abs(strength) * placed.effect,
     )  # fmt: skip
-
-
-def _effect(changes: Sequence[Change]) -> float:
-    """The median over layers of |change x| / |weight x|, x a random direction."""
-    if not changes:
-        return 0.0
-    probes = [_probe(change) for change in changes]
-    moved, whole = (torch.stack(torch._foreach_norm([pair[n].cpu() for pair in probes])) for n in (0, 1))
-    return float((moved / whole.clamp(min=1e-12)).median())
-
-
-def _effect(changes: Sequence[Change]) -> float:
-    """The median over layers of |change x| / |weight x|, x a random direction."""
-    if not changes:
-        return 0.0
-    moved, whole = (torch._foreach_norm(several) for several in zip(*map(_probe, changes), strict=True))
-    ratios = [float(a) / max(float(b), 1e-12) for a, b in zip(moved, whole, strict=True)]
-    return sorted(ratios)[(len(ratios) - 1) // 2]
 
 
 def _probe(change: Change) -> tuple[Tensor, Tensor]:

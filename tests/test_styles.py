@@ -1,6 +1,7 @@
 """Styles that ride along: whatever the method, they act as if the base had been trained so."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from test_generate import difference
 
 from studio.adapters import Adapter, load_adapter
 from studio.attaching import attach
+from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.errors import UsageError
 from studio.events import Notice, silent
@@ -114,8 +116,9 @@ def test_what_depends_on_the_bases_weights_depends_on_its_own(base, style, tiny_
     }
     milo = [(tiny_concepts[0], 0.7)]
     settings = dataclasses.replace(SETTINGS, prompt="a <milo> on the grass")
+    bank_of = partial(AdapterBank.of, load=lambda one: adapters[one.name])
     one, both = (
-        draw(base, settings, milo, how, silent, styles=[(style, 0.3)], load=lambda one: adapters[one.name])
+        draw(base, settings, milo, how, silent, styles=[(style, 0.3)], bank_of=bank_of)
         for how in (Composite(), Merge())
     )
     assert (one - both).abs().max() < 1e-3

@@ -32,7 +32,7 @@ from studio.ui.asking import (
 from studio.ui.composing import Plan, make_plan, methods_of, places_of
 from studio.ui.drawing import BestOf, draw_and_save
 from studio.ui.judging import BestOfOption, ClipOption, ReferencesOption, reference_folders
-from studio.ui.loading import load, read
+from studio.ui.loading import bank_of, load
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
@@ -104,7 +104,7 @@ def _run(plan: Plan, best_of: BestOf, state: Home, device: str | None, as_json: 
 
     order = ComposeAsk.of(plan, best_of, compare=compare).order(device)
     with progress() as shown, recorded(state, order, shown) as job:
-        drawn = draw_and_save(plan, best_of, load, read, device, job, sheet=compare)
+        drawn = draw_and_save(plan, best_of, load, bank_of, device, job, sheet=compare)
         job.result = drawn.report()
     if as_json:
         print_json(job.result)

@@ -21,13 +21,13 @@ from studio.ui.judging import Eyes, known_pictures, scorers_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from studio.adapters import Adapter
+    from studio.bank import AdapterBank
     from studio.models import BaseModel
     from studio.pipelines.best_of import Candidate
     from studio.pipelines.evaluation import Scorer
 
 Load = Callable[["BaseSource", "str | None", bool], "BaseModel"]  # source, device, offload
-Read = Callable[[Concept], "Adapter"]
+BankOf = Callable[["BaseModel", Sequence[Concept]], "AdapterBank"]
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class Drawn:
 
 
 def draw_and_save(
-    plan: Plan, best_of: BestOf, load: Load, read: Read, device: str | None, emit: Emit, *, sheet: bool = False
+    plan: Plan, best_of: BestOf, load: Load, bank_of: BankOf, device: str | None, emit: Emit, *, sheet: bool = False
 ) -> Drawn:
-    """Draw what `plan` asks for with a base that `load` gives and adapters that `read` does; each method's pictures get
-    a folder of their own where there are several, and a `sheet` shows all side by side."""
+    """Draw what `plan` asks for with a base that `load` gives and adapters that `bank_of` does; each method's pictures
+    get a folder of their own where there are several, and a `sheet` shows all side by side."""
     began = time.monotonic()
     for notice in plan.notices:
         emit(Notice(notice))
-    drawn = _draw(plan, best_of, load, read, device, emit)
+    drawn = _draw(plan, best_of, load, bank_of, device, emit)
     apart = len(plan.methods) > 1 or sheet
     paths: dict[str, list[Path]] = {}
     for name, several in drawn.items():
@@ -114,7 +114,7 @@ def _description(plan: Plan, method: str) -> dict[str, Any]:
 
 
 def _draw(
-    plan: Plan, best_of: BestOf, load: Load, read: Read, device: str | None, emit: Emit
+    plan: Plan, best_of: BestOf, load: Load, bank_of: BankOf, device: str | None, emit: Emit
 ) -> "dict[str, list[Candidate]]":
     """Pictures by method; of several methods those are left out that cannot draw this."""
     emit(Phase("Loading the base model"))
@@ -133,7 +133,7 @@ def _draw(
         if len(plan.methods) > 1:
             emit(Phase(f"Method {method.name}"))
         try:
-            drawn[method.name] = _candidates(model, plan, method, best_of.number, scorers, read, once)
+            drawn[method.name] = _candidates(model, plan, method, best_of.number, scorers, bank_of, once)
         except UsageError as error:
             if len(plan.methods) == 1:
                 raise
@@ -145,14 +145,20 @@ def _draw(
 
 
 def _candidates(
-    model: "BaseModel", plan: Plan, method: Method, number: int, scorers: "Sequence[Scorer]", read: Read, emit: Emit
+    model: "BaseModel",
+    plan: Plan,
+    method: Method,
+    number: int,
+    scorers: "Sequence[Scorer]",
+    bank_of: BankOf,
+    emit: Emit,
 ) -> "list[Candidate]":
     """A picture for each that is asked for: the best of its candidates."""
     from studio.pipelines.best_of import Candidate, best_of
     from studio.pipelines.compose import compose as draw
 
     def pictures(settings: GenerateSettings) -> "list[Image]":
-        return draw(model, settings, plan.concepts, method.make(), emit, plan.layout, plan.styles, read)
+        return draw(model, settings, plan.concepts, method.make(), emit, plan.layout, plan.styles, bank_of)
 
     if number == 1:
         made = pictures(plan.settings)

@@ -1,5 +1,6 @@
 """The base and the adapters that drawing works with: loaded, or kept from the last time."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ from studio.bases import BaseSource
 from studio.concepts import Concept
 
 if TYPE_CHECKING:
-    from studio.adapters import Adapter
+    from studio.bank import AdapterBank
     from studio.job_worker import Bench
     from studio.models import BaseModel
 
@@ -19,36 +20,43 @@ def load(source: BaseSource, device: str | None, offload: bool) -> "BaseModel":
     return load_base(source, device, offload=offload)
 
 
-def read(concept: Concept) -> "Adapter":
-    """The adapter of `concept`, read now."""
-    from studio.adapters import load_concept
+def bank_of(base: "BaseModel", concepts: Sequence[Concept]) -> "AdapterBank":
+    """The adapters of `concepts`, read now."""
+    from studio.bank import AdapterBank
 
-    return load_concept(concept)
+    return AdapterBank.of(base, concepts)
 
 
 class Warm:
-    """Loads and reads as `load` and `read` do, but keeps the last base of a process and the adapters of its last job,
-    for as long as their files stay what they are."""
+    """Loads as `load` and `bank_of` do, but keeps the last base of a process, and where it is to `keep_bank` the
+    adapters of the job, stacked as they were, for as long as their files stay what they are."""
 
-    def __init__(self, bench: "Bench") -> None:
+    def __init__(self, bench: "Bench", *, keep_bank: bool = False) -> None:
         self._kept = bench.kept
-        self._before: dict[Any, Adapter] = self._kept.get("adapters", {})
-        self._now: dict[Any, Adapter] = {}
-        self._kept["adapters"] = self._now
+        self._before: dict[Any, AdapterBank] = self._kept.pop("banks", {})
+        self._now: dict[Any, AdapterBank] = {}
+        if keep_bank:
+            self._kept["banks"] = self._now
+        else:
+            self._before = {}
 
     def __call__(self, source: BaseSource, device: str | None, offload: bool) -> "BaseModel":
         """The kept base where it is the same, else one that takes its place."""
         key = (source, device, offload, _state_of(source))
         if self._kept.get("base", (None,))[0] != key:
-            self._kept.pop("base", None)  # its memory first
+            self._before.clear()  # their memory first
+            self._kept.pop("base", None)
             self._kept["base"] = (key, load(source, device, offload))
         return self._kept["base"][1]
 
-    def adapter(self, concept: Concept) -> "Adapter":
-        """The kept adapter where its file is the same, else one that is read."""
-        key = (concept, concept.file_state)
-        if key not in self._now:
-            self._now[key] = self._before[key] if key in self._before else read(concept)
+    def bank_of(self, base: "BaseModel", concepts: Sequence[Concept]) -> "AdapterBank":
+        """The kept adapters where they and their files are the same, else those that take their place."""
+        key = tuple((one, one.file_state) for one in concepts)
+        if key in self._before:
+            self._now[key] = self._before.pop(key)
+        if key not in self._now or self._now[key].base is not base:
+            self._before.clear()
+            self._now[key] = bank_of(base, concepts)
         return self._now[key]
 
 

@@ -32,8 +32,8 @@ def compose(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
     plan = ask.plan(bench.home)
     folders = {name: Path(folder) for name, folder in ask.references.items()}
     chosen = BestOf.planned(ask.best_of, ask.clip, folders, plan, Library(bench.home))
-    warm = Warm(bench)
-    drawn = draw_and_save(plan, chosen, warm, warm.adapter, bench.device, bench.emit, sheet=ask.compare)
+    warm = Warm(bench, keep_bank=True)
+    drawn = draw_and_save(plan, chosen, warm, warm.bank_of, bench.device, bench.emit, sheet=ask.compare)
     from studio.ui.leaking import leaks_of
 
     return drawn.report() | {"leaks": leaks_of(drawn, Library(bench.home), bench.emit)}
