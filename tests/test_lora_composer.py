@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from composing import HALVES, SETTINGS, latents
 from fixtures_models import build_lora
 
 from studio.adapters import Adapter, load_concept
+from studio.bank import AdapterBank
 from studio.errors import UsageError
 from studio.events import silent
 from studio.models import find_base, load_base
@@ -212,12 +214,13 @@ def test_the_authors_way_is_the_plain_adapter_where_that_has_no_more_than_they_u
         )
 
     plain, found = without_triggers(concepts)[:1], []
-    for composer, layout, load in (
+    for composer, layout, read in (
         (LoraComposer(step_size=0, whole_from=1), WHOLE, load_concept),
         (Switch(), None, used),
         (Switch(), None, load_concept),
     ):
-        with opened(base, ONE, paired(plain), composer, silent, layout, load=load) as run, torch.no_grad():
+        bank_of = partial(AdapterBank.of, load=read)
+        with opened(base, ONE, paired(plain), composer, silent, layout, bank_of=bank_of) as run, torch.no_grad():
             found.append(denoise(run, composer, ONE, silent))
     torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=0)
     assert float((found[0] - found[2]).abs().max()) > 1e-2

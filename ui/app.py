@@ -41,8 +41,6 @@ MOST_WAITING = 256
 KEPT = ("library", "jobs", "jobs.sqlite", "cache", "datasets", "outputs")  # of the home; nothing is handed out by path
 QUEUE_SECONDS = 0.05  # between two looks into Gradio's queue, through which everything goes that may be refused
 WAKE_SECONDS = 5.0  # between two looks whether jobs wait and nobody works
-_MASTHEAD = """<header class="masthead"><h1 class="product">concept <em>studio</em></h1>
-<p class="tagline">Your concepts in one picture, each itself.</p></header>"""
 # Asking for a few bytes costs nothing, and unlike a stream takes none of the six connections that a browser allows all
 # tabs of a server together.
 _LISTEN = """() => {
@@ -55,11 +53,6 @@ _LISTEN = """() => {
     setTimeout(ask, document.hidden ? 4000 : 700);
   };
   ask();
-  document.addEventListener('keydown', (event) => {
-    if (!(event.ctrlKey || event.metaKey) || event.key !== 'Enter') return;
-    const go = [...document.querySelectorAll('button.go')].find((button) => button.offsetParent);
-    if (go) { event.preventDefault(); go.click(); }
-  });
 }"""
 # The address keeps page and job, so that a reload or a second tab lands where the first was. ("page" is Gradio's own.)
 _REMEMBER = """(page, job) => {
@@ -73,7 +66,7 @@ _REMEMBER = """(page, job) => {
 def build(service: Service) -> gr.Blocks:
     """The pages and the API of `service`."""
     with gr.Blocks(title="concept studio", analytics_enabled=False, delete_cache=(3600, 86400)) as demo:
-        gr.HTML(_MASTHEAD)
+        gr.HTML(_text("masthead.html"))
         strip = gr.HTML(elem_id="strip")
         job, page = gr.Textbox(visible=False), gr.Textbox("compose", visible=False)
         frame = Frame(service, page, job)
@@ -92,6 +85,7 @@ def build(service: Service) -> gr.Blocks:
         demo.load(_arrive, None, [tabs, page, job], **private())
         demo.load(service.get_ready, None, None, **private())
         demo.load(None, None, None, js=_LISTEN)
+        demo.load(None, None, None, js=_text("keys.js"))
         frame.follow(demo.load)
         api.offer(frame)
     return demo
@@ -165,11 +159,11 @@ def _settle_environment(home: Home) -> None:
 
 
 def _style() -> str:
-    return "".join(_asset(f"{name}.css").read_text(encoding="utf-8") for name in ("studio", "pages", "library"))
+    return "".join(_text(f"{name}.css") for name in ("studio", "pages", "library"))
 
 
-def _asset(name: str) -> Path:
-    return Path(str(files("studio.assets"))) / "web" / name
+def _text(name: str) -> str:
+    return (Path(str(files("studio.assets"))) / "web" / name).read_text(encoding="utf-8")
 
 
 def _routes(service: Service) -> list[Route]:

@@ -171,6 +171,24 @@ def test_a_concept_is_deleted_and_comes_back(watched: Watched, address: str):
     expect(page.locator(".cards [data-name=neon]")).to_be_visible(timeout=60_000)
 
 
+def test_keys_are_listed_and_lead_to_pages_but_not_while_one_types(watched: Watched, address: str):
+    page = watched.open(address)
+    prompt = page.locator("#compose-prompt textarea")
+    prompt.fill("")
+    prompt.press_sequentially("?2")
+    expect(prompt).to_have_value("?2")
+    prompt.blur()
+    expect(page.locator("#keys")).to_be_hidden()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#keys")).to_be_hidden()
+    page.locator(".masthead .keys").click()
+    page.locator("#keys").get_by_role("button", name="Close").click()
+    page.keyboard.press("2")
+    expect(page.get_by_role("tab", selected=True).first).to_contain_text("Train")
+
+
 @pytest.mark.parametrize("width", [1440, 1024, 390])
 @pytest.mark.parametrize("view", ["compose", "train", "stylize", "library", "evaluate", "jobs"])
 def test_every_page_fits_its_width_and_names_its_pictures(watched: Watched, address: str, view: str, width: int):
