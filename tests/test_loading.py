@@ -11,7 +11,7 @@ import torch
 from composing import SETTINGS
 
 from studio.bank import AdapterBank
-from studio.bases import find_base
+from studio.bases import EMBEDDED, find_base
 from studio.concepts import Concept, file_hash
 from studio.errors import StudioError
 from studio.events import silent
@@ -19,8 +19,11 @@ from studio.job_worker import Bench
 from studio.models import load_base
 from studio.pipelines.compose import draw
 from studio.pipelines.methods import METHODS
+from studio.trainers.shipped_concepts import add_shipped
 from studio.ui import loading
+from studio.ui.asks import ComposeAsk
 from studio.ui.loading import Warm
+from studio.ui.work import get_ready
 
 
 @pytest.fixture
@@ -90,3 +93,12 @@ def test_the_base_is_kept_until_its_files_change(home, tiny_sdxl, tmp_path):
     assert job(home, kept)(source, "cpu", False) is base
     os.utime(folder / "model_index.json", (2**31, 2**31))
     assert job(home, kept)(source, "cpu", False) is not base
+
+
+def test_a_worker_that_got_ready_has_the_base_that_a_first_picture_asks_for(home, monkeypatch):
+    bench = Bench(home, silent, "cpu", 0, 0)
+    get_ready({}, bench)
+    monkeypatch.setattr(loading, "load", lambda *given: pytest.fail("loaded anew"))
+    add_shipped(home)
+    first = ComposeAsk.read({"prompt": "a <milo>"}).plan(home)
+    assert Warm(bench)(first.source, "cpu", first.settings.offload).source.name == EMBEDDED

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 
 def get_ready(arguments: dict[str, Any], bench: Bench) -> dict[str, Any]:
-    """Import and load what a first picture would otherwise wait for."""
+    """Import and load what a first picture would otherwise wait for; nothing on an accelerator, which another job may
+    have for itself."""
     import studio.judge
     import studio.pipelines.compose  # noqa: F401
+    from studio.devices import pick_device
 
-    Warm(bench)(find_base(EMBEDDED), bench.device, False)
+    if pick_device(bench.device).type == "cpu":
+        Warm(bench)(find_base(EMBEDDED), bench.device, False)
     return {}
 
 
