@@ -33,12 +33,11 @@ class Warm:
 
     def __init__(self, bench: "Bench", *, keep_bank: bool = False) -> None:
         self._kept = bench.kept
-        self._before: dict[Any, AdapterBank] = self._kept.pop("banks", {})
         self._now: dict[Any, AdapterBank] = {}
+        before = self._kept.pop("banks", {})
+        self._before: dict[Any, AdapterBank] = before if keep_bank else {}
         if keep_bank:
             self._kept["banks"] = self._now
-        else:
-            self._before = {}
 
     def __call__(self, source: BaseSource, device: str | None, offload: bool) -> "BaseModel":
         """The kept base where it is the same, else one that takes its place."""
