@@ -24,20 +24,24 @@ from studio.ui.thumbs import Thumbs
 
 @dataclass(frozen=True)
 class MethodCard:
-    """A way to learn: what it is for, and on the embedded base seconds a step (two CPU cores) and megabytes."""
+    """A way to learn: what it is for, and on the embedded base, preset normal, seconds a step (two CPU cores), what a
+    step holds in memory beside the libraries (GB, as `trainers.estimate` has it), and the file (MB)."""
 
     name: str
     title: str
     does: str
     seconds: float
+    memory: float
     megabytes: float
 
 
 CARDS = (
-    MethodCard("lora", "LoRA", "The usual way. One thing from 4 to 10 pictures; every tool reads the file.", 0.26, 4.5),
+    MethodCard("lora", "LoRA", "The usual way. One thing from 4 to 10 pictures; every tool reads the file.", 0.26, 0.15,
+               4.6),
     MethodCard("krona", "DiffuseKronA", "Kronecker products: a third of the file, a little less like the thing.", 0.26,
-               1.5),
-    MethodCard("b-lora", "B-LoRA", "One picture, split into what it shows and how it is drawn: for Stylize.", 0.2, 0.2),
+               0.17, 1.5),
+    MethodCard("b-lora", "B-LoRA", "One picture, split into what it shows and how it is drawn: for Stylize.", 0.2, 0.04,
+               0.2),
 )  # fmt: skip
 KINDS = ("person", "animal", "object", "character", "style")
 _HIDDEN = ("name", "pictures", "class_word", "trigger", "method", "preset", "base")  # which have fields of their own
@@ -80,14 +84,15 @@ def _surveyed(service: Service, dataset: str, base: str | None) -> tuple[list[Fi
 
 
 def method_cards(service: Service, chosen: str, recipe: Recipe | None) -> str:
-    """A card a method, with its time on this machine as far as it is known."""
+    """A card a method, with its time on this machine, memory and file as far as they are known."""
     cards = []
     for card in CARDS:
         seconds = _seconds_a_step(service, card, recipe)
         steps = recipe.steps if recipe is not None else None
         time = f"about {duration(seconds * steps)}" if seconds and steps else ""
-        size = f"{card.megabytes:g} MB" if recipe is None or recipe.base == EMBEDDED else ""
-        cards.append({"card": card, "facts": ", ".join(one for one in (time, size) if one)})
+        ours = recipe is None or recipe.base == EMBEDDED
+        sizes = f"{card.memory:g} GB of memory, a file of {card.megabytes:g} MB" if ours else ""
+        cards.append({"card": card, "facts": ", ".join(one for one in (time, sizes) if one)})
     return render("methods.html", cards=cards, chosen=chosen)
 
 
