@@ -153,7 +153,9 @@ def test_a_smaller_copy_stands_among_the_cards_when_its_job_is_done(watched: Wat
     page = watched.open(f"{address}/?view=library", viewport={"width": 1440, "height": 1000})
     page.locator(".cards [data-name=milo]").click()
     page.get_by_text("Make a smaller copy").click(timeout=60_000)
-    page.get_by_label("Name of the copy").fill("milo-two")
+    name = page.get_by_label("Name of the copy")
+    expect(name).to_have_value("milo-small", timeout=60_000)  # a field that opens is given its value a moment later
+    name.fill("milo-two")
     page.get_by_label("number input for Highest rank of a layer").fill("2")
     page.get_by_role("button", name="Make the copy").click()
     expect(page.locator("#library-said")).to_contain_text("makes milo-two", timeout=60_000)
