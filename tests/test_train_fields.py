@@ -85,7 +85,7 @@ def test_cards_know_how_long_it_took_here_the_last_time(service):
     service.store.start(job, Identity.of())
     service.store._update(job, ("running",), started=time.time() - 2.0 * recipe.steps)
     service.store.end(job, "done", {})
-    assert "about 5 min 20 s, 0.15 GB of memory, a file of 4.6 MB" in train_fields.method_cards(service, "lora", recipe)
+    assert "about 5 min 20 s, 0.15 GB of memory, a file of 4.7 MB" in train_fields.method_cards(service, "lora", recipe)
     elsewhere = recipe.model_copy(update={"base": "sdxl"})
     assert "of memory" not in train_fields.method_cards(service, "lora", elsewhere)
 
