@@ -24,8 +24,8 @@ from studio.ui.thumbs import Thumbs
 
 @dataclass(frozen=True)
 class MethodCard:
-    """A way to learn: what it is for, and on the embedded base, preset normal, seconds a step (two slow CPU cores), what a
-    step holds in memory beside the libraries (GB, as `trainers.estimate` has it), and the file (MB)."""
+    """A way to learn: what it is for, and on the embedded base, preset normal, seconds a step (two slow CPU cores),
+    what a step holds in memory beside the libraries (GB, as `trainers.estimate` has it), and the file (MB)."""
 
     name: str
     title: str
@@ -36,13 +36,21 @@ class MethodCard:
 
 
 CARDS = (
-    MethodCard("lora", "LoRA", "The usual way. One thing from 4 to 10 pictures; every tool reads the file.", 0.76, 0.15,
-               4.7),
-    MethodCard("krona", "DiffuseKronA", "Kronecker products: a third of the file, a little less like the thing.", 0.77,
-               0.17, 1.5),
-    MethodCard("b-lora", "B-LoRA", "One picture, split into what it shows and how it is drawn: for Stylize.", 0.13, 0.04,
-               0.2),
-)  # fmt: skip
+    MethodCard(
+        "lora", "LoRA", "The usual way. One thing from 4 to 10 pictures; every tool reads the file.", 0.76, 0.15, 4.7
+    ),
+    MethodCard(
+        "krona",
+        "DiffuseKronA",
+        "Kronecker products: a third of the file, a little less like the thing.",
+        0.77,
+        0.17,
+        1.5,
+    ),
+    MethodCard(
+        "b-lora", "B-LoRA", "One picture, split into what it shows and how it is drawn: for Stylize.", 0.13, 0.04, 0.2
+    ),
+)
 KINDS = ("person", "animal", "object", "character", "style")
 _HIDDEN = ("name", "pictures", "class_word", "trigger", "method", "preset", "base")  # which have fields of their own
 
