@@ -51,7 +51,7 @@ class ComposedPipeline:
         self.base = base
         self.library = Library(Home.resolve(None if home is None else Path(home)))
         self._added: dict[str, Concept] = {}
-        self._loaded: dict[str, tuple[Concept, int, int, Adapter]] = {}
+        self._loaded: dict[str, tuple[Concept, tuple[int, int], Adapter]] = {}
         self._imported: list[TemporaryDirectory[str]] = []
         self._interrupt = False
 
@@ -147,13 +147,12 @@ class ComposedPipeline:
 
     def _load(self, concept: Concept) -> Adapter:
         """Its adapter, read anew where the file's size or time has changed since."""
-        about = concept.adapter_file.stat()
-        state = (concept, about.st_size, about.st_mtime_ns)
+        state = (concept, concept.file_state)
         known = self._loaded.get(concept.name)
-        if known is None or known[:3] != state:
+        if known is None or known[:2] != state:
             known = (*state, load_concept(concept))
             self._loaded[concept.name] = known
-        return known[3]
+        return known[2]
 
     def _composer(
         self,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import StudioError
-from studio.events import Emit
+from studio.events import Emit, silent
 from studio.home import Home
 from studio.job_records import BEST
 from studio.job_work import leased, working
@@ -62,7 +62,7 @@ def do(store: JobStore, job: Job, kept: dict[str, Any]) -> None:
 def get_ready(store: JobStore, ready: str, kept: dict[str, Any]) -> None:
     """Do `ready`; a failure is told by the first job that meets it."""
     try:
-        find_work(ready)({}, Bench(store.home, lambda event: None, None, 0, 0, kept))
+        find_work(ready)({}, Bench(store.home, silent, None, 0, 0, kept))
     except Exception:
         traceback.print_exc()
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ class Placed:
             return 0.0
         moved, whole = (torch._foreach_norm(several) for several in zip(*map(_probe, moving), strict=True))
         ratios = [float(a) / max(float(b), 1e-12) for a, b in zip(moved, whole, strict=True)]
-        return sorted(ratios)[(len(ratios) - 1) // 2]
+        return median_low(ratios)
 
 
 def place(base: BaseModel, adapter: Adapter) -> Placed:

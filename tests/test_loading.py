@@ -55,7 +55,7 @@ def test_those_that_are_not_wanted_again_are_let_go_before_others_are_read(home,
     kept: dict = {}
     first = weakref.ref(job(home, kept).bank_of(base, [concept]))
     alive: list = []
-    monkeypatch.setattr(loading, "bank_of", lambda *given: alive.append(gc.collect() and first()))
+    monkeypatch.setattr(loading, "bank_of", lambda *given: alive.append((gc.collect(), first())[1]))
     job(home, kept).bank_of(base, [replace(concept, name="rex")])
     assert alive == [None]
 

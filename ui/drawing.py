@@ -21,13 +21,12 @@ from studio.ui.judging import Eyes, known_pictures, scorers_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from studio.bank import AdapterBank
     from studio.models import BaseModel
     from studio.pipelines.best_of import Candidate
+    from studio.pipelines.compose import BankOf
     from studio.pipelines.evaluation import Scorer
 
 Load = Callable[["BaseSource", "str | None", bool], "BaseModel"]  # source, device, offload
-BankOf = Callable[["BaseModel", Sequence[Concept]], "AdapterBank"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Drawn:
 
 
 def draw_and_save(
-    plan: Plan, best_of: BestOf, load: Load, bank_of: BankOf, device: str | None, emit: Emit, *, sheet: bool = False
+    plan: Plan, best_of: BestOf, load: Load, bank_of: "BankOf", device: str | None, emit: Emit, *, sheet: bool = False
 ) -> Drawn:
     """Draw what `plan` asks for with a base that `load` gives and adapters that `bank_of` does; each method's pictures
     get a folder of their own where there are several, and a `sheet` shows all side by side."""
@@ -114,7 +113,7 @@ def _description(plan: Plan, method: str) -> dict[str, Any]:
 
 
 def _draw(
-    plan: Plan, best_of: BestOf, load: Load, bank_of: BankOf, device: str | None, emit: Emit
+    plan: Plan, best_of: BestOf, load: Load, bank_of: "BankOf", device: str | None, emit: Emit
 ) -> "dict[str, list[Candidate]]":
     """Pictures by method; of several methods those are left out that cannot draw this."""
     emit(Phase("Loading the base model"))
@@ -150,7 +149,7 @@ def _candidates(
     method: Method,
     number: int,
     scorers: "Sequence[Scorer]",
-    bank_of: BankOf,
+    bank_of: "BankOf",
     emit: Emit,
 ) -> "list[Candidate]":
     """A picture for each that is asked for: the best of its candidates."""

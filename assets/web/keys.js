@@ -7,11 +7,11 @@
     else if (event.target === list()) list().close(); // beside it
   });
   document.addEventListener('keydown', (event) => {
-    const commanding = event.ctrlKey || event.metaKey || event.altKey;
+    const commanding = event.ctrlKey || event.metaKey;
     if (commanding && event.key === 'Enter') {
       const go = [...document.querySelectorAll('button.go')].find((button) => button.offsetParent);
       if (go) { event.preventDefault(); go.click(); }
-    } else if (commanding || typing(event.target)) {
+    } else if (commanding || event.altKey || typing(event.target)) {
       return;
     } else if (event.key === '?') {
       list().open ? list().close() : list().showModal();
