@@ -1,6 +1,6 @@
 """Who may look at what: a branch's biases on its attention, by regions of the picture."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -119,15 +119,28 @@ class BatchBias:
         self._taps: list[tuple[str, torch.nn.Module, Act]] | None = None
 
     @contextmanager
-    def over(self, unet: torch.nn.Module) -> Iterator[None]:
+    def over(self, unet: torch.nn.Module, but: Collection[torch.nn.Module] = ()) -> Iterator[None]:
         """Add them in the forwards of `unet` in this block, always the same one; layers that no row has a bias for are
-        not touched."""
+        not touched, nor those that get it otherwise (`but`)."""
         if self._taps is None:
             self._taps = list(self._wanted(unet)) if any(self._words) or any(self._apart) else []
         with ExitStack() as undo:
             for name, module, act in self._taps:
-                tap(name, module, act, undo)
+                if module not in but:
+                    tap(name, module, act, undo)
             yield
+
+    @property
+    def simple(self) -> bool:
+        """Whether it is no more than what `on_words` gives."""
+        return not any(self._apart) and all(one is None or one.texts is None for one in self._words)
+
+    def on_words(self, size: tuple[int, int], keys: int) -> Tensor | None:
+        """[B, 1, pixels, keys], what is added to the scores of layers of that grid that read the text."""
+        if not any(self._words):
+            return None
+        make = partial(self._stacked, size, self._words, size[0] * size[1], keys)
+        return self._made("attn2", size, self._words, make)
 
     def _wanted(self, unet: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, Act]]:
         """Attention layers for which some row has a bias, and what adds it."""

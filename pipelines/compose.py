@@ -19,6 +19,8 @@ from studio.events import Emit, Notice, Phase, Step
 from studio.kernels.blend import blend
 from studio.models import BaseModel
 from studio.pipelines.attention_backend import attending
+from studio.pipelines.compiled import compiled_blocks
+from studio.pipelines.decoding import decode
 from studio.pipelines.denoiser import Branch, Denoiser
 from studio.pipelines.methods import METHODS
 from studio.pipelines.request import check_request, notices, words_of
@@ -170,8 +172,12 @@ def opened(
         told = (run.prompt.text, run.negative)
         for message in (*filter(None, warnings), *notices(base, settings, told, layout, styles)):
             emit(Notice(message))
+        if settings.compiled:
+            run.denoiser.compiled = compiled_blocks(base, bank.hooked, emit)
         composer.begin(run)
         yield run
+        if run.denoiser.compiled is not None and not run.denoiser.compiled.forwards:
+            emit(Notice("Nothing was compiled: every step of this method looks into the network."))
 
 
 @contextmanager
@@ -272,29 +278,3 @@ def advance(run: Run, scheduler: Any, guided: Tensor, timestep: Tensor, latents:
     """The latents [n, C, H, W] after a step of `scheduler`, by a guided prediction of that shape."""
     extra = {"generator": run.generators} if "generator" in scheduler.step.__code__.co_varnames else {}
     return scheduler.step(guided, timestep, latents, **extra, return_dict=False)[0]
-
-
-@torch.no_grad()
-def decode(base: BaseModel, latents: Tensor, tiling: bool, output_type: str = "pil") -> Any:
-    """Pictures of latents, of a type named as in diffusers; raises StudioError where half precision overflowed."""
-    vae: Any = base.vae
-    upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
-    if tiling:
-        vae.enable_tiling()
-    try:
-        if upcast:
-            vae.to(torch.float32)
-        shift = vae.config.get("shift_factor") or 0.0
-        scaled = latents.to(vae.dtype) / vae.config["scaling_factor"] + shift
-        pictures = torch.cat([vae.decode(one[None], return_dict=False)[0] for one in scaled])
-    finally:
-        if upcast:
-            vae.to(torch.float16)
-        vae.disable_tiling()
-        base.pipe.maybe_free_model_hooks()
-    if not pictures.isfinite().all():
-        raise StudioError(
-            f"The base {base.source.name!r} drew no numbers: its values overflow in {base.dtype}.",
-            "Use a base whose VAE is made for half precision, or --device cpu.",
-        )
-    return base.pipe.image_processor.postprocess(pictures.float(), output_type=output_type)

@@ -16,7 +16,8 @@ from studio.models import BaseModel
 from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS, Subject
 from studio.pipelines.base_bench import draw_prompts
 from studio.pipelines.baselines import Merge
-from studio.pipelines.compose import Composer, decode, draw
+from studio.pipelines.compose import Composer, draw
+from studio.pipelines.decoding import decode
 from studio.pipelines.methods import AS_PUBLISHED, METHODS, Method
 from studio.pipelines.protocols import columns, in_a_row
 from studio.pipelines.scores import Marks, Setting, canvas, draw_truth, mark_places, side_by_side

@@ -20,7 +20,8 @@ from studio.home import Home
 from studio.importing import Arrival, import_adapter
 from studio.library import Library
 from studio.models import BaseModel, load_base, wrap_pipe
-from studio.pipelines.compose import Composer, decode, draw
+from studio.pipelines.compose import Composer, draw
+from studio.pipelines.decoding import decode
 from studio.pipelines.methods import DEFAULT_METHOD, find_method
 from studio.pipelines.request import check_request
 from studio.pipelines.schedulers import DEFAULT
@@ -112,13 +113,15 @@ class ComposedPipeline:
         callback_on_step_end: OnStepEnd | None = None,
         scheduler: str = DEFAULT,
         attention: str = ATTENTIONS[0],
+        compiled: bool = False,
     ) -> ComposedOutput:
         """Draw; arguments are named as in diffusers, defaults are those of `studio compose`.
 
         `concepts` are strengths by name, or names; by default those that the prompt names, at strength 1. `styles` are
         given likewise and act everywhere, by any composer. A list of generators gives one picture each. Without a
         generator, torch's global one is asked for seeds. The callback gets and may return {"latents": ...}; setting
-        `pipe._interrupt` in it ends the drawing. `attention` is "sdpa" or "xformers". Raises UsageError.
+        `pipe._interrupt` in it ends the drawing. `attention` is "sdpa" or "xformers"; where `compiled`, the
+        UNet's blocks are, once for all pictures of a size. Raises UsageError.
         """
         if not isinstance(prompt, str):
             raise UsageError(f"The prompt is a {type(prompt).__name__}.", "Give one text, and call again for another.")
@@ -129,7 +132,7 @@ class ComposedPipeline:
         settings = GenerateSettings(
             prompt, negative_prompt, width, height, num_inference_steps,
             usual_guidance(self.base.source) if guidance_scale is None else guidance_scale, scheduler,
-            count=_count(generator, num_images_per_prompt), attention=attention,
+            count=_count(generator, num_images_per_prompt), attention=attention, compiled=compiled,
         )  # fmt: skip
         check_request(settings, chosen, layout, riding)
         latents = draw(

@@ -13,6 +13,7 @@ from studio.gates import Gate
 from studio.hush import hushed
 from studio.models import BaseModel
 from studio.pipelines.attention_bias import AttentionBias, BatchBias, BiasedRow
+from studio.pipelines.compiled import CompiledBlocks
 from studio.pipelines.feature_cache import FeatureCache
 from studio.pipelines.probe import AttentionProbe, Maps
 from studio.pipelines.text_cache import TextCache, TextRows
@@ -79,9 +80,10 @@ class Denoiser:
 
     `forwards` counts calls of the UNet, `rows` the samples in full ones and `cached_rows` those in cached ones, for
     which `features` must be there; `looks` and `looked` count the same of `look`. Where `layers` are named by their
-    endings, the adapters leave all other layers of the UNet alone. Keys and values of the texts are
-    computed once where `keep_text`. Where there is a `probe`, `maps` are what it read in the last prediction, one a
-    branch, of the words (not of the negative ones).
+    endings, the adapters leave all other layers of the UNet alone. Keys and values of the texts are computed once where
+    `keep_text`; then forwards without gradients go through the `compiled` blocks, where there are any, but for those
+    that show their attention or keep regions apart. Where there is a `probe`, `maps` are what it read in the last
+    prediction, one a branch, of the words (not of the negative ones).
     """
 
     keep_text = True
@@ -93,6 +95,7 @@ class Denoiser:
         self.layers: tuple[str, ...] | None = None
         self.features: FeatureCache | None = None
         self.probe: AttentionProbe | None = None
+        self.compiled: CompiledBlocks | None = None
         self.maps: list[Maps] = []
         self.forwards = self.rows = self.cached_rows = self.looks = self.looked = 0
         self._batches: dict[Any, _Batch] = {}
@@ -177,9 +180,14 @@ class Denoiser:
             if whole:
                 self._reckon(latents, branches, rows, block)
             block.enter_context(self.bank.use(batch.gate))
-            block.enter_context(batch.bias.over(self.base.unet))
+            compiled = self.compiled if whole and self._unseen(batch) else None
+            readers = () if compiled is None else compiled.readers
+            block.enter_context(batch.bias.over(self.base.unet, readers))
             if self.keep_text:
-                block.enter_context(batch.text.over(self.base.unet))
+                block.enter_context(batch.text.over(self.base.unet, readers))
+            if compiled is not None:
+                size = (latents.shape[2], latents.shape[3])
+                block.enter_context(compiled.over(size, self.bank.gate, batch.bias, batch.text))
             return self.base.unet(
                 latents[[i for _, _, i in rows]],
                 timestep,
@@ -187,6 +195,10 @@ class Denoiser:
                 added_cond_kwargs=batch.added,
                 return_dict=False,
             )[0]
+
+    def _unseen(self, batch: _Batch) -> bool:
+        """Whether nothing looks into the forward, and all that acts in it is data."""
+        return self.keep_text and self.probe is None and batch.bias.simple and not torch.is_grad_enabled()
 
     def _reckon(self, latents: Tensor, branches: Sequence[Branch], rows: list[_Row], block: ExitStack) -> None:
         """Count the rows, and let the cache of features take part in the forward of `block`."""

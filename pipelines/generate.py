@@ -1,7 +1,7 @@
 """Pictures from a prompt, with any number of concepts merged by plain addition."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from studio.events import Emit, Notice, Phase, Step
 from studio.hush import hushed
 from studio.models import BaseModel
 from studio.pipelines.attention_backend import attending
+from studio.pipelines.compiled import compiled_blocks
 from studio.pipelines.schedulers import make_scheduler
 from studio.pipelines.settings import GenerateSettings
 
@@ -58,7 +59,8 @@ def generate(
     ):
         for warning in filter(None, (receipt.warning() for receipt in receipts)):
             emit(Notice(warning))
-        return _draw_all(base, settings, emit)
+        with compiled_blocks(base, (), emit).plain() if settings.compiled else nullcontext():
+            return _draw_all(base, settings, emit)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class GenerateSettings:
     vae_tiling: bool = False
     offload: bool = False
     attention: str = ATTENTIONS[0]
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -49,6 +50,9 @@ class GenerateSettings:
             raise UsageError(f"The seed is {self.seed}.", "Give a whole number from 0 to 2^63 less the count.")
         if self.attention not in ATTENTIONS:
             raise UsageError(f"There is no attention {self.attention!r}.", f"Use one of: {', '.join(ATTENTIONS)}.")
+        if self.compiled and (self.offload or self.attention != ATTENTIONS[0]):
+            other = "--offload" if self.offload else f"--attention {self.attention}"
+            raise UsageError(f"--compile and {other} do not go together.", "Leave out one of them.")
         if self.attention == "xformers" and find_spec("xformers") is None:
             raise UsageError(
                 "xformers is not installed.", "Leave out --attention, or: pip install 'concept-studio[gpu]'"

@@ -19,7 +19,8 @@ from studio.errors import UsageError
 from studio.events import Emit, Notice
 from studio.models import BaseModel
 from studio.pipelines.baselines import Merge
-from studio.pipelines.compose import decode, draw
+from studio.pipelines.compose import draw
+from studio.pipelines.decoding import decode
 from studio.pipelines.settings import GenerateSettings
 
 Chosen = tuple[Concept, float] | None

@@ -1,6 +1,6 @@
 """Keys and values of the text, computed once for all steps."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,36 +40,41 @@ class TextCache:
         self._text, self._keys, self._rows = text, keys, rows
         self._known: dict[nn.Module, Tensor] = {}
         self._unet: nn.Module | None = None
-        self._instead: list[tuple[dict[str, Any], str, Any]] = []
+        self._instead: list[tuple[nn.Module, str, Any]] = []
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self._text.shape[1]
 
     @contextmanager
-    def over(self, unet: nn.Module) -> Iterator[None]:
-        """Answer from the cache in the forwards of this block."""
+    def over(self, unet: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
+        """Answer from the cache in the forwards of this block, `but` for the attention layers that get it otherwise."""
         if unet is not self._unet:
             self._unet = unet
             readers = [module for name, module in unet.named_modules() if name.endswith("attn2")]
             self._instead = [
-                (vars(one), part, self._instead_of(getattr(one, part))) for one in readers for part in ("to_k", "to_v")
+                (one, part, self._instead_of(getattr(one, part))) for one in readers for part in ("to_k", "to_v")
             ]
         # An attribute of the object goes before a child module, which stays what and where it is.
-        for attributes, part, answer in self._instead:
+        instead = [(vars(one), part, answer) for one, part, answer in self._instead if one not in but]
+        for attributes, part, answer in instead:
             attributes[part] = answer
         try:
             yield
         finally:
-            for attributes, part, _ in self._instead:
+            for attributes, part, _ in instead:
                 del attributes[part]
 
-    def _instead_of(self, layer: nn.Module) -> Any:
-        def answer(text: Tensor) -> Tensor:
-            if text is not self._text:
-                return layer(text)
-            if layer not in self._known:
-                found = self._rows.find(self._keys, layer)
-                if found is None:
-                    found = layer(text)
-                    self._rows.keep(self._keys, layer, found)
-                self._known[layer] = found
-            return self._known[layer]
+    def of(self, layer: nn.Module) -> Tensor:
+        """[B, N, D], what `layer` gives for the text."""
+        if layer not in self._known:
+            found = self._rows.find(self._keys, layer)
+            if found is None:
+                found = layer(self._text)
+                self._rows.keep(self._keys, layer, found)
+            self._known[layer] = found
+        return self._known[layer]
 
-        return answer
+    def _instead_of(self, layer: nn.Module) -> Any:
+        return lambda text: self.of(layer) if text is self._text else layer(text)

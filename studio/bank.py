@@ -43,6 +43,7 @@ class AdapterBank:
         self.placed: list[Placed] = [place(base, replace(one, factors=dict(one.factors))) for one in distinct]
         self.gate: Gate | None = None
         self._layers: list[Layer] | None = None
+        self._installed = False
 
     @classmethod
     def of(
@@ -60,6 +61,11 @@ class AdapterBank:
     def adapters(self) -> list[Adapter]:
         """All k, those that are the same as often as they were given."""
         return [self.placed[owner].adapter for owner in self._owners]
+
+    @property
+    def hooked(self) -> list[Layer]:
+        """The layers that it changes now, which are none but inside `installed()`."""
+        return (self._layers or []) if self._installed else []
 
     def shares(self, other: "AdapterBank") -> bool:
         """Whether an adapter of it is one of `other` too."""
@@ -96,6 +102,8 @@ class AdapterBank:
                 undo.callback(layer.module.register_forward_hook(self._hook(layer)).remove)
             for one in self.placed:
                 teach_words(self.base, one.adapter, undo)
+            self._installed = True
+            undo.callback(setattr, self, "_installed", False)
             yield self
 
     @contextmanager

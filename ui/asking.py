@@ -56,6 +56,9 @@ TilingOption = Annotated[
 ]
 OffloadOption = Annotated[bool, typer.Option("--offload", help="Keep only the part at work on the GPU: less memory.")]
 AttentionOption = Annotated[str | None, typer.Option(help=f"{' or '.join(ATTENTIONS)}. Default: {ATTENTIONS[0]}.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the network first, by torch.compile: for many pictures of one size.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: the best there is.")]
 
 

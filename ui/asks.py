@@ -73,12 +73,13 @@ class DrawAsk(Ask):
     vae_tiling: bool | None = None
     offload: bool | None = None
     attention: Name | None = None
+    compiled: bool | None = None
 
     def options(self) -> dict[str, Any]:
         """The settings that GenerateSettings knows, None for what is not given."""
         names = (
             "prompt", "negative_prompt", "width", "height", "steps", "guidance", "scheduler", "seed", "count",
-            "vae_tiling", "offload", "attention",
+            "vae_tiling", "offload", "attention", "compiled",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

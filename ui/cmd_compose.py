@@ -14,6 +14,7 @@ from studio.pipelines.recall import recall
 from studio.ui.asking import (
     AttentionOption,
     BaseOption,
+    CompileOption,
     ConceptOption,
     CountOption,
     DeviceOption,
@@ -76,6 +77,7 @@ def compose(
     vae_tiling: TilingOption = None,
     offload: OffloadOption = False,
     attention: AttentionOption = None,
+    compiled: CompileOption = False,
     device: DeviceOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -90,7 +92,7 @@ def compose(
     options = {
         "prompt": prompt, "width": width, "height": height, "steps": steps, "guidance": guidance, "seed": seed,
         "negative_prompt": negative, "scheduler": scheduler, "count": count, "vae_tiling": vae_tiling,
-        "offload": offload, "attention": attention,
+        "offload": offload, "attention": attention, "compiled": compiled,
     }  # fmt: skip
     plan = make_plan(state, options, concept or [], style or [], base, methods, places, out, told)
     folders = reference_folders([one for one, _ in plan.concepts], references or [])

@@ -17,6 +17,7 @@ from studio.pipelines.settings import GenerateSettings
 from studio.ui.asking import (
     AttentionOption,
     BaseOption,
+    CompileOption,
     ConceptOption,
     CountOption,
     DeviceOption,
@@ -60,6 +61,7 @@ def generate(
     vae_tiling: TilingOption = None,
     offload: OffloadOption = False,
     attention: AttentionOption = None,
+    compiled: CompileOption = False,
     device: DeviceOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -72,7 +74,7 @@ def generate(
     options = {
         "prompt": prompt, "negative_prompt": negative, "width": width, "height": height, "steps": steps,
         "guidance": guidance, "scheduler": scheduler, "seed": seed, "count": count, "vae_tiling": vae_tiling,
-        "offload": offload, "attention": attention,
+        "offload": offload, "attention": attention, "compiled": compiled,
     }  # fmt: skip
     plan = plan_of(state, options, concept or [], base, out)
     order = GenerateAsk.of(plan.settings, plan.source, plan.concepts).order(device)

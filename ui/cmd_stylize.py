@@ -22,6 +22,7 @@ from studio.pipelines.settings import GenerateSettings
 from studio.ui.asking import (
     AttentionOption,
     BaseOption,
+    CompileOption,
     CountOption,
     DeviceOption,
     GuidanceOption,
@@ -98,6 +99,7 @@ def stylize(
     vae_tiling: TilingOption = None,
     offload: OffloadOption = False,
     attention: AttentionOption = None,
+    compiled: CompileOption = False,
     device: DeviceOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -107,7 +109,7 @@ def stylize(
     options: dict[str, Any] = {
         "prompt": prompt, "width": width, "height": height, "steps": steps, "guidance": guidance, "seed": seed,
         "negative_prompt": negative, "scheduler": scheduler, "count": count, "vae_tiling": vae_tiling,
-        "offload": offload, "attention": attention,
+        "offload": offload, "attention": attention, "compiled": compiled,
     }  # fmt: skip
     wanted = {"content": (content, content_strength), "style": (style, style_strength)}
     if blora_compat:
