@@ -26,7 +26,7 @@ from studio.pipelines.text_cache import TextCache, TextRows
 
 Tensor = torch.Tensor
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-NONE = "no adapter"
+NONE, ONCE = "no adapter", "text computed once"
 SWITCHES = 15  # times that a switch is timed
 
 
@@ -39,17 +39,17 @@ class AdapterBench:
     rank: int = 16
     rows: int = 2
     rounds: int = 20
-    compiled: bool = False
 
 
 @dataclass
-class _Arm:
+class Arm:
     """A way to compute; `same_as` another, or as none, is how its answer is checked."""
 
     name: str
     call: Callable[[], Tensor]
     same_as: str | None
     ready: Callable[[], object] = field(default=lambda: None)  # before it is called, not timed
+    seen: bool = True  # by the counter of operators, which compiled code does not let in
 
 
 def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype, emit: Emit) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
     with ExitStack() as block:
         arms, switches = _arms(bench, unet, base, adapters, given, block)
         with torch.no_grad():
-            rows, seconds = _timed(arms, bench.rounds, device, emit)
+            rows, seconds = timed(arms, bench.rounds, device, emit)
             took = {name: milliseconds(call, SWITCHES) for name, call in switches.items()}
     return {
         "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape, "rows": bench.rows,
@@ -72,17 +72,18 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
     }  # fmt: skip
 
 
-def _timed(
-    arms: Sequence[_Arm], rounds: int, device: torch.device, emit: Emit
+def timed(
+    arms: Sequence[Arm], rounds: int, device: torch.device, emit: Emit
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What is told of every arm, the first being what the others are held against, and the seconds of its rounds."""
     answers = {arm.name: _prepared(arm)().float() for arm in arms}
-    operators = {arm.name: _operators(_prepared(arm)) for arm in arms}
+    operators = {arm.name: _operators(_prepared(arm)) if arm.seen else None for arm in arms}
     emit(Phase(f"Time {len(arms)} arms in turn", rounds))
     ready = {arm.name: partial(_warm, arm) for arm in arms}
     seconds = interleaved({arm.name: arm.call for arm in arms}, rounds, device, emit, ready)
     rows: dict[str, Any] = {}
     for arm in arms:
-        over = ratio(seconds[arm.name], seconds[NONE])
+        over = ratio(seconds[arm.name], seconds[arms[0].name])
         rows[arm.name] = spread(seconds[arm.name]) | {"over none": over, "operators": operators[arm.name]}
         if arm.same_as is not None:
             truth = answers[arm.same_as]
@@ -92,58 +93,45 @@ def _timed(
 
 
 def _ratios(seconds: dict[str, list[float]], most: int) -> dict[str, Any]:
+    peft, ours, gated = f"PEFT, {most}", f"ours, {most} everywhere", f"ours, {most} by region"
     pairs = {
-        f"PEFT's {most} over ours": (f"PEFT, {most}", f"ours, {most} everywhere"),
-        f"PEFT's {most} over ours, text computed once in both": (
-            f"PEFT, {most}, text computed once", f"ours, {most} everywhere, text computed once"
-        ),
-        f"PEFT's {most} over ours as composed": (
-            f"PEFT, {most}", f"ours, {most} everywhere, text computed once"
-        ),
-        f"{most} gated over 1 gated": (f"ours, {most} by region", "ours, 1 by region"),
-        f"{most} gated over 1 gated, text computed once": (
-            f"ours, {most} by region, text computed once", "ours, 1 by region, text computed once"
-        ),
-    }  # fmt: skip
+        f"PEFT's {most} over ours": (peft, ours),
+        f"PEFT's {most} over ours, {ONCE} in both": (f"{peft}, {ONCE}", f"{ours}, {ONCE}"),
+        f"PEFT's {most} over ours as composed": (peft, f"{ours}, {ONCE}"),
+        f"{most} gated over 1 gated": (gated, "ours, 1 by region"),
+        f"{most} gated over 1 gated, {ONCE}": (f"{gated}, {ONCE}", f"ours, 1 by region, {ONCE}"),
+    }
     return {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items()}
 
 
 def _arms(
     bench: AdapterBench, unet: Any, base: Any, adapters: Sequence[Adapter], given: dict[str, Any], block: ExitStack
-) -> tuple[list[_Arm], dict[str, Callable[[int], object]]]:
+) -> tuple[list[Arm], dict[str, Callable[[int], object]]]:
     most, side = len(adapters), given["sample"].shape[-1]
-    wrapped = _with_peft(copy_of(unet), adapters)
+    wrapped = with_peft(copy_of(unet), adapters)
     names = [one.name for one in adapters]
-    arms = [_Arm(NONE, lambda: unet(**given)[0], None)]
-    arms.append(_Arm(f"{NONE}, text computed once", _cached(unet, lambda: unet(**given)[0], given), NONE))
+    arms = [Arm(NONE, lambda: unet(**given)[0], None)]
+    arms.append(Arm(f"{NONE}, {ONCE}", text_once(unet, lambda: unet(**given)[0], given), NONE))
 
     def chosen(k: int) -> Callable[[], object]:
         return lambda: wrapped.set_adapters(names[:k], [1.0] * k)
 
     for k in bench.counts:
-        arms.append(_Arm(f"PEFT, {k}", lambda: wrapped(**given)[0], None, chosen(k)))
-    cached = _cached(wrapped, lambda: wrapped(**given)[0], given)
-    arms.append(_Arm(f"PEFT, {most}, text computed once", cached, f"PEFT, {most}", chosen(most)))
-    fused = _with_peft(copy_of(unet), adapters)
+        arms.append(Arm(f"PEFT, {k}", lambda: wrapped(**given)[0], None, chosen(k)))
+    kept = text_once(wrapped, lambda: wrapped(**given)[0], given)
+    arms.append(Arm(f"PEFT, {most}, {ONCE}", kept, f"PEFT, {most}", chosen(most)))
+    fused = with_peft(copy_of(unet), adapters)
     with hushed():
         fused.set_adapters(names, [1.0] * most)
         fused.fuse_lora(adapter_names=names)
-    arms.append(_Arm(f"PEFT, {most} fused", lambda: fused(**given)[0], f"PEFT, {most}"))
-    if bench.compiled:
-        compiled = _with_peft(copy_of(unet), adapters)
-        compiled.set_adapters(names, [1.0] * most)
-        compiled.compile_repeated_blocks(fullgraph=True)
-        arms.append(_Arm(f"PEFT, {most} compiled", lambda: compiled(**given)[0], f"PEFT, {most}"))
+    arms.append(Arm(f"PEFT, {most} fused", lambda: fused(**given)[0], f"PEFT, {most}"))
     merged = base_around(copy_of(unet), base.family)
     block.enter_context(AdapterBank(merged, adapters).merged([1.0] * most))
-    arms.append(_Arm(f"ours, {most} merged", lambda: merged.unet(**given)[0], f"PEFT, {most}"))
+    arms.append(Arm(f"ours, {most} merged", lambda: merged.unet(**given)[0], f"PEFT, {most}"))
     ours, banks, gates = _ours(bench, base, adapters, given, block)
     arms += ours
     swapped, states = copy_of(unet), [_state(one) for one in adapters]
     swapped.load_lora_adapter(states[0], prefix=None, adapter_name="one")
-    if bench.compiled:
-        swapped.compile_repeated_blocks(fullgraph=True)
-        arms.append(_Arm("PEFT, 1 hot-swapped, compiled", lambda: swapped(**given)[0], "PEFT, 1"))
 
     def swap(n: int) -> None:
         swapped.load_lora_adapter(states[n % most], prefix=None, adapter_name="one", hotswap=True)
@@ -153,29 +141,29 @@ def _arms(
         "PEFT: set_adapters, all": lambda n: wrapped.set_adapters(names, [1.0 - n / 100] * most),
         "PEFT: set_adapters, one": lambda n: wrapped.set_adapters([names[n % most]]),
         "ours: a gate of other scales": lambda n: _changed(banks[most], gates[f"{most} everywhere"], n),
-        "ours: a gate of other regions": lambda n: _gate(most, bench.rows, side, given["sample"], shift=n),
+        "ours: a gate of other regions": lambda n: gate_of(most, bench.rows, side, given["sample"], shift=n),
     }
     return arms, switches
 
 
 def _ours(
     bench: AdapterBench, base: Any, adapters: Sequence[Adapter], given: dict[str, Any], block: ExitStack
-) -> tuple[list[_Arm], dict[int, AdapterBank], dict[str, Gate]]:
+) -> tuple[list[Arm], dict[int, AdapterBank], dict[str, Gate]]:
     """The bank's arms, its banks by their number of adapters, and the gates by what they let act."""
     arms, side = [], given["sample"].shape[-1]
     banks = {k: AdapterBank(base, adapters[:k]) for k in bench.counts}
     gates = {
-        f"{k} {where}": _gate(k, bench.rows, side if where == "by region" else None, given["sample"])
+        f"{k} {where}": gate_of(k, bench.rows, side if where == "by region" else None, given["sample"])
         for k in bench.counts for where in ("everywhere", "by region")
     }  # fmt: skip
     installed = _Installed(block)
     for what, gate in gates.items():
         k = int(what.split()[0])
-        call = _gated(banks[k], gate, given)
+        call = gated(banks[k], gate, given)
         ready = installed.only(banks[k])
         same = f"PEFT, {k}" if what.endswith("everywhere") else None
-        arms.append(_Arm(f"ours, {what}", call, same, ready))
-        arms.append(_Arm(f"ours, {what}, text computed once", _cached(base.unet, call, given), f"ours, {what}", ready))
+        arms.append(Arm(f"ours, {what}", call, same, ready))
+        arms.append(Arm(f"ours, {what}, {ONCE}", text_once(base.unet, call, given), f"ours, {what}", ready))
     return arms, banks, gates
 
 
@@ -210,7 +198,9 @@ class _Installed:
         return ready
 
 
-def _gated(bank: AdapterBank, gate: Gate, given: dict[str, Any]) -> Callable[[], Tensor]:
+def gated(bank: AdapterBank, gate: Gate, given: dict[str, Any]) -> Callable[[], Tensor]:
+    """A forward of the bank's base, the adapters acting by `gate`."""
+
     def call() -> Tensor:
         with bank.use(gate):
             return bank.base.unet(**given)[0]
@@ -223,24 +213,25 @@ def _changed(bank: AdapterBank, gate: Gate, n: int) -> None:
         pass
 
 
-def _gate(count: int, rows: int, side: int | None, like: Tensor, shift: int = 0) -> Gate:
+def gate_of(count: int, rows: int, side: int | None, like: Tensor, shift: int = 0) -> Gate:
     """All adapters everywhere, or each on a strip of its own of a side."""
     weights = torch.ones(rows, count).to(like)
     return Gate(weights) if side is None else Gate(weights, strips(count, rows, (side, side), like, shift))
 
 
-def _cached(unet: Any, call: Callable[[], Tensor], given: dict[str, Any]) -> Callable[[], Tensor]:
+def text_once(unet: Any, call: Callable[[], Tensor], given: dict[str, Any]) -> Callable[[], Tensor]:
+    """`call`, a forward of `unet`, with keys and values of the text computed once for all calls."""
     text = given["encoder_hidden_states"]
     cache = TextCache(text, [object() for _ in text], TextRows())
 
-    def cached() -> Tensor:
+    def once() -> Tensor:
         with cache.over(unet):
             return call()
 
-    return cached
+    return once
 
 
-def _with_peft(unet: Any, adapters: Sequence[Adapter]) -> Any:
+def with_peft(unet: Any, adapters: Sequence[Adapter]) -> Any:
     """`unet` with the adapters as PEFT has them, in the precision of its weights."""
     with hushed():
         for one in adapters:
@@ -257,13 +248,13 @@ def _with_peft(unet: Any, adapters: Sequence[Adapter]) -> Any:
     return unet.requires_grad_(False)
 
 
-def _warm(arm: _Arm) -> None:
+def _warm(arm: Arm) -> None:
     """Once, untimed: the first forward after a switch is slower than those that follow."""
     arm.ready()
     arm.call()
 
 
-def _prepared(arm: _Arm) -> Callable[[], Tensor]:
+def _prepared(arm: Arm) -> Callable[[], Tensor]:
     arm.ready()
     return arm.call
 
@@ -279,7 +270,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _operators(call: Callable[[], object]) -> int:
-    """How many operators that compute something were asked for; of compiled code, none is seen."""
+    """How many operators that compute something were asked for."""
     with _Counter() as counter:
         call()
     return counter.count

@@ -267,4 +267,5 @@ TABLES = {
     "krona": krona, "krona-rates": krona_rates, "metrics": metrics, "best-of": best_of,
     "kernels": speed_tables.kernels, "step-sdxl-tenth": speed_tables.step, "step-sd15-tenth": speed_tables.step,
     "step-sdxl": speed_tables.step, "step-sd15": speed_tables.step, "ahead": speed_tables.ahead,
+    "compiled-sdxl-tenth": speed_tables.compiled, "compiled-sdxl": speed_tables.compiled,
 }  # fmt: skip

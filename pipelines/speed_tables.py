@@ -28,17 +28,29 @@ def kernels(report: dict[str, Any]) -> str:
 def step(report: dict[str, Any]) -> str:
     """What k adapters cost in a forward."""
     rows = [
-        (name, f"{arm['ms']:.1f} [{arm['p10']:.1f}, {arm['p90']:.1f}]", interval(arm["over none"]),
-         f"{arm['operators']:,}", f"{arm['largest difference']:.0e} from {arm['same as']}"
-         if arm.get("largest difference") else "")
+        (name, _milliseconds(arm), interval(arm["over none"]), f"{arm['operators']:,}", _difference(arm))
         for name, arm in report["arms"].items()
-    ]  # fmt: skip
+    ]
     ratios = "; ".join(f"{name} {interval(found)}" for name, found in report["ratios"].items())
     switches = "; ".join(f"{name} {value:g} ms" for name, value in report["switch, ms"].items())
     return table((report["shape"], "ms", "over no adapter", "operators", "difference"), rows) + (
         f"\n\n{_measured(report)}, {report['rows']} rows, rank {report['rank']}, medians of {report['rounds']} rounds"
         f" in turns with p10 and p90, ratios with quartiles. {ratios}. Letting others act: {switches}."
         f" `studio bench step --shape {report['shape']}` measures it again."
+    )
+
+
+def compiled(report: dict[str, Any]) -> str:
+    """What they cost where the blocks are compiled."""
+    rows = [
+        (name, _milliseconds(arm), interval(arm["over none"]), _difference(arm)) for name, arm in report["arms"].items()
+    ]
+    ratios = "; ".join(f"{name} {interval(found)}" for name, found in report["ratios"].items())
+    again = ", ".join(f"{count} for {what}" for what, count in report["compiled again"].items())
+    return table((report["shape"], "ms", "over the first", "difference"), rows) + (
+        f"\n\n{_measured(report)}, {report['rows']} rows, rank {report['rank']}, medians of {report['rounds']} rounds"
+        f" in turns with p10 and p90, ratios with quartiles. {ratios}. Functions compiled anew: {again}."
+        f" `studio bench step --shape {report['shape']} --compiled` measures it again."
     )
 
 
@@ -57,6 +69,14 @@ def ahead(report: list[dict[str, Any]]) -> str:
         f"\n\nRegisters a thread and bytes of shared memory a program, bf16; {len(report)} compilations, fp16 among"
         f" them, spill {spilled} bytes in all. `python -m studio.kernels.ahead` compiles them again."
     )
+
+
+def _milliseconds(arm: dict[str, Any]) -> str:
+    return f"{arm['ms']:.1f} [{arm['p10']:.1f}, {arm['p90']:.1f}]"
+
+
+def _difference(arm: dict[str, Any]) -> str:
+    return f"{arm['largest difference']:.0e} from {arm['same as']}" if arm.get("largest difference") else ""
 
 
 def _measured(report: dict[str, Any]) -> str:

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from studio.events import silent
+from studio.pipelines import compiled
 from studio.pipelines.adapter_bench import AdapterBench, bench_adapters
+from studio.pipelines.compiled_bench import bench_compiled
 from studio.pipelines.random_bases import SHAPES
 
 SMALL = {
@@ -47,3 +49,15 @@ def test_every_ratio_and_switch_is_told(report):
         "ours: a gate of other regions",
     }  # fmt: skip
     assert report["switch, ms"]["ours: a gate of other scales"] <= 1
+
+
+def test_compiled_arms_give_the_same_answers_and_compile_nothing_again(monkeypatch):
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    monkeypatch.setitem(SHAPES, "sdxl-test", SHAPES["sdxl"] | SMALL)
+    bench = AdapterBench("sdxl-test", (4,), 16, rounds=1)
+    found = bench_compiled(bench, torch.device("cpu"), torch.float32, silent)
+    assert [name.endswith("compiled") for name in found["arms"]] == [False, True] * 4
+    differences = [row["largest difference"] for row in found["arms"].values() if "same as" in row]
+    assert len(differences) == 5
+    assert max(differences) < 1e-5
+    assert found["compiled again"] == {"other scales and regions": 0, "other adapters": 0, "half as many": 2}

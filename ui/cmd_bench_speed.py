@@ -20,7 +20,9 @@ def step(
         str | None, typer.Option(help=f"{', '.join(SHAPES)}. Default: sdxl on CUDA, sdxl-tenth elsewhere.")
     ] = None,
     rounds: RoundsOption = 20,
-    compiled: Annotated[bool, typer.Option("--compiled", help="With an arm of PEFT compiled: takes minutes.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="With and without torch.compile: takes minutes.")
+    ] = False,
     device: SpeedDeviceOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -32,15 +34,15 @@ def step(
     with progress() as emit:
         from studio.devices import pick_device, pick_dtype
         from studio.pipelines.adapter_bench import AdapterBench, bench_adapters
+        from studio.pipelines.compiled_bench import bench_compiled
 
         chosen = pick_device(device)
-        bench = AdapterBench(
-            shape or ("sdxl" if chosen.type == "cuda" else "sdxl-tenth"), rounds=rounds, compiled=compiled
-        )
-        report = bench_adapters(bench, chosen, pick_dtype(chosen), emit) | _about(chosen)
-    _keep(out, f"step-{bench.shape}", report)
+        bench = AdapterBench(shape or ("sdxl" if chosen.type == "cuda" else "sdxl-tenth"), rounds=rounds)
+        run = bench_compiled if compiled else bench_adapters
+        report = run(bench, chosen, pick_dtype(chosen), emit) | _about(chosen)
+    _keep(out, f"{'compiled' if compiled else 'step'}-{bench.shape}", report)
     rows = [
-        (name, f"{row['ms']:.2f}", share_text(row["over none"]), str(row["operators"]), _number(row))
+        (name, f"{row['ms']:.2f}", share_text(row["over none"]), str(row["operators"] or ""), _number(row))
         for name, row in report["arms"].items()
     ]
     show(report, (bench.shape, "ms", "over no adapter", "operators", "largest difference"), rows, as_json)
