@@ -162,3 +162,13 @@ def test_what_is_really_compiled_draws_the_same(base, concepts, monkeypatch):
     truth, _ = latents(base, concepts, METHODS["regional"].make(), SETTINGS, layout=HALVES)
     found, _ = latents(base, concepts, METHODS["regional"].make(), COMPILED, layout=HALVES)
     torch.testing.assert_close(found, truth, atol=1e-4 * float(truth.abs().max()), rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["auto", "composite"])
+def test_a_gpu_draws_the_same_through_compiled_blocks(tiny_sdxl, concepts, cuda, monkeypatch, method):
+    monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    on_gpu = load_base(find_base(str(tiny_sdxl)), cuda, torch.float32)
+    truth, _ = latents(on_gpu, concepts, METHODS[method].make(), SETTINGS)
+    found, _ = latents(on_gpu, concepts, METHODS[method].make(), COMPILED)
+    torch.testing.assert_close(found, truth, atol=1e-3 * float(truth.abs().max()), rtol=0)
