@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
+from torch._dynamo import config
+from torch._dynamo.exc import TorchDynamoException
 
 from studio.bank_layers import Layer
 from studio.errors import StudioError, UsageError
@@ -146,9 +148,9 @@ class CompiledBlocks:
         for name, block in self._blocks.items():
             block._compiled_call_impl = self._call(block, biases[name])
         try:
-            with torch._dynamo.config.patch(recompile_limit=_SHAPES, accumulated_recompile_limit=_SHAPES):
+            with config.patch(recompile_limit=_SHAPES, accumulated_recompile_limit=_SHAPES):
                 yield
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             raise StudioError(
                 f"torch could not compile the network: {str(error).splitlines()[0]}", _LEFT_OUT
             ) from error

@@ -44,6 +44,7 @@ def test_compiled_blocks_draw_the_same_by_every_method(base, concepts, method):
     settings = replace(COMPILED, steps=11)
     truth, _ = latents(base, concepts, METHODS[method].make(), replace(settings, compiled=False), (0.7, -0.4), layout)
     found, run = latents(base, concepts, METHODS[method].make(), settings, (0.7, -0.4), layout)
+    assert run.denoiser.compiled
     assert run.denoiser.compiled.forwards > settings.steps // 2
     torch.testing.assert_close(found, truth, atol=1e-4 * float(truth.abs().max()), rtol=0)
 
