@@ -29,6 +29,7 @@ class PeftTuner:
 
     loads = False
     text = frozenset[str]()
+    ups = ()
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe = base, recipe

@@ -1,7 +1,7 @@
 """One training under way: what it holds, how it takes a step, and its state as plain tensors."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
 
@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 
 from studio.errors import StudioError
 from studio.models import BaseModel
-from studio.trainers.averaging import Average, schedule_free
+from studio.trainers.averaging import Average, schedule_free, strengthened
 from studio.trainers.cache import Tensors
 from studio.trainers.data import Batch, generator_for
 from studio.trainers.dataset import Dataset
@@ -213,14 +213,19 @@ class Training:
         with self.tuner.without():
             return self.predict(noisy, drawn.timesteps, batch, batch.plain_embeds, batch.plain_pooled).float()
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """While the block runs, what is trained is as previews and the file show it: averaged where the recipe says so;
-        then bit for bit as before."""
-        if self.average is not None:
-            return self.average.shown()
-        if self.recipe.optimizer == "adamw-schedule-free":
-            return schedule_free(self.plain_optimizer, self.parameters)
-        return nullcontext()
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """While the block runs, what is trained is as previews and the file show it: averaged, and stronger, where the
+        recipe says so; then bit for bit as before."""
+        with ExitStack() as undo:
+            if self.average is not None:
+                undo.enter_context(self.average.shown())
+            elif self.recipe.optimizer == "adamw-schedule-free":
+                undo.enter_context(schedule_free(self.plain_optimizer, self.parameters))
+            if self.recipe.strength != 1:
+                ups = {name: one for name, one in self.parameters.items() if name.endswith(self.tuner.ups)}
+                undo.enter_context(strengthened(ups, self.recipe.strength))
+            yield
 
     def state(self) -> Tensors:
         """Weights and their averages, what the optimiser keeps, float16's loss scale and the losses so far, as tensors
