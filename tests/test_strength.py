@@ -69,6 +69,7 @@ def planned(home: Home, **given: Any) -> Recipe:
         ({"preset": "best"}, 1.0),
         ({"class_word": "style"}, 1.0),
         ({"method": "b-lora"}, 1.0),
+        ({"method": "krona"}, 1.0),
         ({"method": "lokr"}, 1.0),
         ({"method": "oft"}, 1.0),
         ({"dora": True}, 1.0),

@@ -44,7 +44,7 @@ _OF_ONE_PICTURE: dict[str, Any] = {
     "pair_share": 0.0,
 }
 _OF_METHOD: dict[tuple[str, bool], dict[str, Any]] = {  # by method, and whether the base is the studio's own
-    ("krona", True): {"factors": (4, 4), "learning_rate": 0.012},
+    ("krona", True): {"factors": (4, 4), "learning_rate": 0.012, "strength": 1.0},
     ("krona", False): {"factors": (64, 8), "learning_rate": 1e-3, "schedule": "constant", "gradient_accumulation": 4},
     ("lokr", True): {"decompose_factor": 4, "learning_rate": 0.012, "strength": 1.0},
     ("lokr", False): {"learning_rate": 1e-3},
