@@ -35,8 +35,8 @@ def bench_compiled(bench: AdapterBench, device: torch.device, dtype: torch.dtype
     like = given["sample"]
     regions = [gate_of(most, bench.rows, like.shape[-1], like, shift) for shift in range(3)]
     bank = AdapterBank(base, adapters)
-    with torch.no_grad(), bank.installed():
-        arms = _arms(bench, unet, bank, regions[0], given)
+    with bank.installed():
+        arms = _arms(unet, bank, regions[0], given)
         rows, seconds = timed(arms, bench.rounds, device, emit)
     names = [arm.name for arm in arms]
     return {
@@ -46,7 +46,7 @@ def bench_compiled(bench: AdapterBench, device: torch.device, dtype: torch.dtype
     }  # fmt: skip
 
 
-def _arms(bench: AdapterBench, unet: Any, bank: AdapterBank, regions: Gate, given: dict[str, Any]) -> list[Arm]:
+def _arms(unet: Any, bank: AdapterBank, regions: Gate, given: dict[str, Any]) -> list[Arm]:
     """Pairs: as it is, and compiled."""
     most = bank.count
     wrapped = with_peft(copy_of(unet), bank.adapters)
