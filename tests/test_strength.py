@@ -1,4 +1,4 @@
-"""A file may hold its adapter stronger than it was trained: the training itself does not change."""
+"""A file may hold convolutions stronger than they were trained: the training itself does not change."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ KINDS: list[dict[str, Any]] = [
     {"rank_stabilised": True, "ema": 0.5, "new_word": True},
     {"text_rank": 2, "init": "orthogonal"},
     {"optimizer": "adamw-schedule-free"},
-    {"method": "krona", "factors": (4, 2), "targets": ("to_q", "conv1")},
+    {"method": "krona", "factors": (4, 2)},
 ]
+BOTH = {"targets": ("to_q", "conv1"), "steps": 3}
 
 
 def trained(base: Path, home: Home, changes: dict[str, Any]) -> tuple[Adapter, list[float]]:
@@ -31,27 +32,28 @@ def trained(base: Path, home: Home, changes: dict[str, Any]) -> tuple[Adapter, l
         if isinstance(event, Loss):
             losses.append(event.loss)
 
-    recipe = tiny_recipe(base, home, {"steps": 3} | changes)
+    recipe = tiny_recipe(base, home, BOTH | changes)
     return load_concept(train_concept(recipe, home, listen, overwrite=True)), losses
 
 
 @pytest.mark.parametrize("changes", KINDS)
-def test_every_change_in_the_file_is_so_many_times_what_was_trained(
+def test_convolutions_in_the_file_are_so_many_times_what_was_trained_and_nothing_else_is(
     tiny_sdxl: Path, home: Home, changes: dict[str, Any]
 ) -> None:
     if changes.get("optimizer"):
         pytest.importorskip("schedulefree")
     plain, losses = trained(tiny_sdxl, home, changes)
-    strong, same_losses = trained(tiny_sdxl, home, changes | {"strength": 1.5})
+    strong, same_losses = trained(tiny_sdxl, home, changes | {"conv_strength": 1.5})
     assert same_losses == losses
     assert strong.factors.keys() == plain.factors.keys()
     for layer in plain.factors:
-        torch.testing.assert_close(strong.delta(layer), 1.5 * plain.delta(layer), rtol=1e-5, atol=1e-8)
+        times = 1.5 if layer.endswith("conv1") else 1.0
+        torch.testing.assert_close(strong.delta(layer), times * plain.delta(layer), rtol=1e-5, atol=1e-8)
         assert plain.delta(layer).any()
     for token, rows in plain.embeddings.items():
         assert all(torch.equal(strong.embeddings[token][part], row) for part, row in rows.items())
-    assert strong.metadata["studio.strength"] == "1.5"
-    assert "studio.strength" not in plain.metadata
+    assert strong.metadata["studio.conv_strength"] == "1.5"
+    assert "studio.conv_strength" not in plain.metadata
 
 
 def planned(home: Home, **given: Any) -> Recipe:
@@ -63,9 +65,9 @@ def planned(home: Home, **given: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("given", "strength"),
     [
-        ({}, 1.2),
-        ({"preset": "quick"}, 1.2),
-        ({"strength": 1.1}, 1.1),
+        ({}, 1.3),
+        ({"preset": "quick"}, 1.3),
+        ({"conv_strength": 1.1}, 1.1),
         ({"preset": "best"}, 1.0),
         ({"class_word": "style"}, 1.0),
         ({"method": "b-lora"}, 1.0),
@@ -74,25 +76,31 @@ def planned(home: Home, **given: Any) -> Recipe:
         ({"method": "oft"}, 1.0),
         ({"dora": True}, 1.0),
         ({"init": "pissa"}, 1.0),
+        ({"targets": ("to_q",)}, 1.0),
     ],
 )
 def test_subjects_on_small_bases_are_written_stronger_where_that_was_measured(
     home: Home, given: dict[str, Any], strength: float
 ) -> None:
-    assert planned(home, **given).strength == strength
+    assert planned(home, **given).conv_strength == strength
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"method": "loha"}, "strength says nothing to the method loha"),
-        ({"method": "oft"}, "strength says nothing to the method oft"),
-        ({"dora": True}, "with dora an adapter has the strength that it was trained at"),
-        ({"init": "olora"}, "with init olora an adapter has the strength"),
-        ({"strength": 0}, "strength is 0; it must be more than 0"),
-        ({"strength": 9}, "strength is 9; it must be at most 4"),
+        ({"method": "loha"}, "conv_strength says nothing to the method loha"),
+        ({"method": "oft"}, "conv_strength says nothing to the method oft"),
+        ({"dora": True}, "with dora layers have the strength that they were trained at"),
+        ({"init": "olora"}, "with init olora layers have the strength"),
+        ({"conv_strength": 0}, "conv_strength is 0; it must be more than 0"),
+        ({"conv_strength": 9}, "conv_strength is 9; it must be at most 4"),
     ],
 )
 def test_where_there_is_no_such_thing_it_is_refused(home: Home, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        planned(home, **{"strength": 1.2} | given)
+        planned(home, **{"conv_strength": 1.2} | given)
+
+
+def test_where_no_convolution_is_trained_it_is_refused(tiny_sdxl: Path, home: Home) -> None:
+    with pytest.raises(UsageError, match="no convolution is trained"):
+        trained(tiny_sdxl, home, {"targets": ("to_q",), "conv_strength": 1.5})

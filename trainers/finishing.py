@@ -82,7 +82,7 @@ def _notes(training: Training, view: Recipe, data: str, pictures: list[list[Pict
         "studio.family": training.base.family,
         "studio.method": view.method,
         **training.tuner.notes,
-        **({} if view.strength == 1 else {"studio.strength": str(view.strength)}),
+        **({} if view.conv_strength == 1 else {"studio.conv_strength": str(view.conv_strength)}),
         **({ZERO_SNR_NOTE: "True"} if view.zero_terminal_snr else {}),
         **({"studio.others": _others(view)} if view.others else {}),
         "studio.steps": str(view.steps),

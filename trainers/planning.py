@@ -25,7 +25,7 @@ _LOKR = ("decompose_factor",)
 _OFT = ("block_size",)
 _LORA = ("dora", "rank_stabilised", "dropout", "init")
 _RANK = ("rank", "alpha")
-_STRENGTH = ("strength",)
+_STRENGTH = ("conv_strength",)
 _FOREIGN = {  # settings that say nothing to a method
     "lora": _KRONA + _LOKR + _OFT,
     "b-lora": _KRONA + _LOKR + _OFT + _TEXT + ("others",),
@@ -73,8 +73,9 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
     _refuse_foreign("optimizer", optimizer, FOREIGN, given, chosen, preset)
     if vram is not None:
         preset |= _fitting(vram, facts.own)
-    if chosen.get("dora") or chosen.get("init") in SPLIT:
-        preset["strength"] = 1.0
+    attention_only = not any("conv" in target for target in chosen.get("targets", ("conv1",)))
+    if chosen.get("dora") or chosen.get("init") in SPLIT or attention_only:
+        preset["conv_strength"] = 1.0
     if method == "b-lora":
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:

@@ -69,7 +69,7 @@ class Recipe(BaseModel):
 
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Annotated[float, Field(gt=0)]
-    strength: Annotated[float, Field(gt=0, le=4)] = 1.0
+    conv_strength: Annotated[float, Field(gt=0, le=4)] = 1.0
     dora: bool = False
     rank_stabilised: bool = False
     dropout: Share = 0.0
@@ -157,9 +157,9 @@ class Recipe(BaseModel):
             raise ValueError("krona is sized by factors (a1, a2) or by parameter_count, by one of the two")
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"init orthogonal takes an even rank, and rank is {self.rank}")
-        if self.strength != 1 and (self.dora or self.init in SPLIT):
+        if self.conv_strength != 1 and (self.dora or self.init in SPLIT):
             what = "dora" if self.dora else f"init {self.init}"
-            raise ValueError(f"with {what} an adapter has the strength that it was trained at, and strength is not 1")
+            raise ValueError(f"with {what} layers have the strength that they were trained at: conv_strength must be 1")
         return self
 
     @model_validator(mode="after")

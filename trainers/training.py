@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from studio.errors import StudioError
+from studio.errors import StudioError, UsageError
 from studio.models import BaseModel
 from studio.trainers.averaging import Average, schedule_free, strengthened
 from studio.trainers.cache import Tensors
@@ -81,8 +81,18 @@ class Training:
         if recipe.optimizer == "adamw-schedule-free":
             self.optimizer.train()
         self.average = Average(self.parameters, recipe.ema) if recipe.ema else None
+        self._raised = self._convolutions() if recipe.conv_strength != 1 else {}
         if recipe.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
+
+    def _convolutions(self) -> dict[str, torch.nn.Parameter]:
+        ups = {name: one for name, one in self.tuner.parameters.items() if name.endswith(self.tuner.ups)}
+        if not (found := {name: one for name, one in ups.items() if one.dim() == 4}):
+            raise UsageError(
+                f"conv_strength is {self.recipe.conv_strength}, and no convolution is trained.",
+                "Leave it out, or name convolutions in `targets`, such as conv1 and conv2.",
+            )
+        return found
 
     @property
     def step(self) -> int:
@@ -215,16 +225,15 @@ class Training:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """While the block runs, what is trained is as previews and the file show it: averaged, and stronger, where the
-        recipe says so; then bit for bit as before."""
+        """While the block runs, what is trained is as previews and the file show it: averaged, and convolutions
+        stronger, where the recipe says so; then bit for bit as before."""
         with ExitStack() as undo:
             if self.average is not None:
                 undo.enter_context(self.average.shown())
             elif self.recipe.optimizer == "adamw-schedule-free":
                 undo.enter_context(schedule_free(self.plain_optimizer, self.parameters))
-            if self.recipe.strength != 1:
-                ups = {name: one for name, one in self.parameters.items() if name.endswith(self.tuner.ups)}
-                undo.enter_context(strengthened(ups, self.recipe.strength))
+            if self._raised:
+                undo.enter_context(strengthened(self._raised, self.recipe.conv_strength))
             yield
 
     def state(self) -> Tensors:
