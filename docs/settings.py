@@ -42,8 +42,6 @@ MEANINGS: dict[str, dict[str, str]] = {
         "method": "What is trained: LoRA, Kronecker products (KronA, LoKr), LoHa, rotations (OFT), or two blocks.",
         "rank": "The rank of the LoRA, LoKr or LoHa; KronA and OFT have none.",
         "alpha": "The LoRA acts by alpha / rank.",
-        "conv_strength": "LoRA and KronA: previews and the file have what was learned of convolutions so many times as"
-        " strong as it was trained.",
         "init": "How a LoRA begins: by chance, by the weights, or by what passes through its layers.",
         "dora": "Gives every layer a magnitude of its own (DoRA).",
         "rank_stabilised": "The LoRA acts by alpha / sqrt(rank) instead.",

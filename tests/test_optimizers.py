@@ -119,7 +119,7 @@ def test_a_training_is_what_the_package_makes_of_its_gradients(
         training.take_step()
     if free:
         alone.eval()
-    with training.shown():
+    with training.averaged():
         shown = copies(training)
     assert equal(shown, {name: one.detach() for name, one in plain.items()})
 
@@ -191,7 +191,7 @@ def test_schedule_free_shows_the_mean_of_where_it_has_been(tiny_sdxl: Path, home
         training.take_step()
         seen.append({n: training.plain_optimizer.state[one]["z"].double() for n, one in training.parameters.items()})
     before = training.state()
-    with training.shown():
+    with training.averaged():
         shown = copies(training)
     assert equal(before, training.state())
     for name, one in shown.items():

@@ -47,14 +47,6 @@ def schedule_free(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> Ite
             optimizer.train()
 
 
-@contextmanager
-def strengthened(parameters: Mapping[str, nn.Parameter], strength: float) -> Iterator[None]:
-    """The parameters are `strength` times what they are while the block runs."""
-    with _kept(parameters):
-        _put(parameters, {name: strength * one.detach() for name, one in parameters.items()})
-        yield
-
-
 @torch.no_grad()
 def _put(parameters: Mapping[str, nn.Parameter], tensors: Tensors) -> None:
     for name, parameter in parameters.items():

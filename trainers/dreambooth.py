@@ -188,7 +188,7 @@ def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
     paths: list[Path] = []
     for number, prompt in enumerate(recipe.sample_prompts):
         seeds = [recipe.seed + number]
-        with training.shown(), drawing_as_trained(training.base, recipe):
+        with training.averaged(), drawing_as_trained(training.base, recipe):
             picture = draw(training.base, [prompt], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)[0]
         path = workplace.samples / f"step-{training.step:06d}-{number}.png"
         paths.append(write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG")))

@@ -49,7 +49,7 @@ def finish(
         for view, workplace in views
     ]
     told = [_notes(training, view, data, pictures) for view, _ in views]
-    with training.shown():
+    with training.averaged():
         words = {} if training.word is None else training.word.rows()
         for concept, notes in zip(concepts, told, strict=True):
             training.tuner.write(concept.adapter_file, notes, words)
@@ -82,7 +82,6 @@ def _notes(training: Training, view: Recipe, data: str, pictures: list[list[Pict
         "studio.family": training.base.family,
         "studio.method": view.method,
         **training.tuner.notes,
-        **({} if view.conv_strength == 1 else {"studio.conv_strength": str(view.conv_strength)}),
         **({ZERO_SNR_NOTE: "True"} if view.zero_terminal_snr else {}),
         **({"studio.others": _others(view)} if view.others else {}),
         "studio.steps": str(view.steps),

@@ -28,7 +28,6 @@ class KronaTuner:
 
     loads = False
     text = frozenset[str]()
-    ups = (".b",)
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe, self._acts = base, recipe, True

@@ -40,7 +40,6 @@ class LoraTuner:
     """
 
     loads = True
-    ups = (f".lora_B.{_ADAPTER}.weight",)
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe = base, recipe

@@ -32,7 +32,6 @@ class OftTuner:
 
     loads = False
     text = frozenset[str]()
-    ups = ()
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe, self._acts = base, recipe, True

@@ -29,7 +29,6 @@ class PeftTuner:
 
     loads = False
     text = frozenset[str]()
-    ups = ()
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._recipe = base, recipe

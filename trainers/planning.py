@@ -9,7 +9,7 @@ from studio.home import Home
 from studio.library import Library
 from studio.trainers.optimizer_choice import FOREIGN, check_installed, usual_settings
 from studio.trainers.presets import FITTING, BaseFacts, defaults, free_trigger, read_facts
-from studio.trainers.recipe import SPLIT, Recipe, build_recipe, read_toml
+from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.workplace import RECIPE_FILE, check_start, workplace_of
 from studio.trainers.zero_snr import check_rescalable
 
@@ -25,14 +25,13 @@ _LOKR = ("decompose_factor",)
 _OFT = ("block_size",)
 _LORA = ("dora", "rank_stabilised", "dropout", "init")
 _RANK = ("rank", "alpha")
-_STRENGTH = ("conv_strength",)
 _FOREIGN = {  # settings that say nothing to a method
     "lora": _KRONA + _LOKR + _OFT,
     "b-lora": _KRONA + _LOKR + _OFT + _TEXT + ("others",),
     "krona": _RANK + _LORA + _LOKR + _OFT + _TEXT + _PLUS,
-    "lokr": _LORA + _KRONA + _OFT + _TEXT + _PLUS + _STRENGTH,
-    "loha": _LORA + _KRONA + _LOKR + _OFT + _TEXT + _PLUS + _STRENGTH,
-    "oft": _RANK + _LORA + _KRONA + _LOKR + _TEXT + _PLUS + _STRENGTH,
+    "lokr": _LORA + _KRONA + _OFT + _TEXT + _PLUS,
+    "loha": _LORA + _KRONA + _LOKR + _OFT + _TEXT + _PLUS,
+    "oft": _RANK + _LORA + _KRONA + _LOKR + _TEXT + _PLUS,
 }
 
 
@@ -73,9 +72,6 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
     _refuse_foreign("optimizer", optimizer, FOREIGN, given, chosen, preset)
     if vram is not None:
         preset |= _fitting(vram, facts.own)
-    attention_only = not any("conv" in target for target in chosen.get("targets", ("conv1",)))
-    if chosen.get("dora") or chosen.get("init") in SPLIT or attention_only:
-        preset["conv_strength"] = 1.0
     if method == "b-lora":
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:

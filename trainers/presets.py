@@ -44,15 +44,15 @@ _OF_ONE_PICTURE: dict[str, Any] = {
     "pair_share": 0.0,
 }
 _OF_METHOD: dict[tuple[str, bool], dict[str, Any]] = {  # by method, and whether the base is the studio's own
-    ("krona", True): {"factors": (4, 4), "learning_rate": 0.012, "conv_strength": 1.0},
+    ("krona", True): {"factors": (4, 4), "learning_rate": 0.012},
     ("krona", False): {"factors": (64, 8), "learning_rate": 1e-3, "schedule": "constant", "gradient_accumulation": 4},
-    ("lokr", True): {"decompose_factor": 4, "learning_rate": 0.012, "conv_strength": 1.0},
+    ("lokr", True): {"decompose_factor": 4, "learning_rate": 0.012},
     ("lokr", False): {"learning_rate": 1e-3},
-    ("loha", True): {"rank": 8, "alpha": 8.0, "learning_rate": 0.02, "conv_strength": 1.0},
+    ("loha", True): {"rank": 8, "alpha": 8.0, "learning_rate": 0.02},
     ("loha", False): {"rank": 8, "alpha": 8.0, "learning_rate": 1e-3},
-    ("oft", True): {"block_size": 16, "learning_rate": 1e-3, "conv_strength": 1.0},
+    ("oft", True): {"block_size": 16, "learning_rate": 1e-3},
     ("oft", False): {"block_size": 32, "learning_rate": 1e-4},
-    ("b-lora", True): _OF_ONE_PICTURE | {"conv_strength": 1.0, "steps": 300, "learning_rate": 4e-3, "batch_size": 2},
+    ("b-lora", True): _OF_ONE_PICTURE | {"steps": 300, "learning_rate": 4e-3, "batch_size": 2},
     ("b-lora", False): _OF_ONE_PICTURE | {"rank": 64, "alpha": 64.0, "steps": 1000, "learning_rate": 5e-5},
 }
 
@@ -121,7 +121,6 @@ def _own(preset: str, class_word: str) -> dict[str, Any]:
     return {
         "rank": 16,
         "alpha": 16.0,
-        "conv_strength": 1.0 if class_word == "style" or preset == "best" else 1.3,
         "targets": (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"),
         "steps": steps,
         "timesteps": "logit-normal",

@@ -30,7 +30,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Weighting = Literal["none", "min-snr", "debiased"]
 Timesteps = Literal["uniform", "logit-normal"]
 Method = Literal["lora", "krona", "b-lora", "lokr", "loha", "oft"]
-SPLIT = ("pissa", "olora", "lora-ga")  # a half of the LoRA is not trained, and takes off what the other began with
 Init = Literal["gaussian", "default", "orthogonal", "pissa", "olora", "eva", "lora-ga"]
 
 
@@ -69,7 +68,6 @@ class Recipe(BaseModel):
 
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: Annotated[float, Field(gt=0)]
-    conv_strength: Annotated[float, Field(gt=0, le=4)] = 1.0
     dora: bool = False
     rank_stabilised: bool = False
     dropout: Share = 0.0
@@ -152,14 +150,15 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _what_the_method_bears(self) -> "Recipe":
+    def _one_size(self) -> "Recipe":
         if self.method == "krona" and (self.factors is None) == (self.parameter_count is None):
             raise ValueError("krona is sized by factors (a1, a2) or by parameter_count, by one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _even_rank(self) -> "Recipe":
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"init orthogonal takes an even rank, and rank is {self.rank}")
-        if self.conv_strength != 1 and (self.dora or self.init in SPLIT):
-            what = "dora" if self.dora else f"init {self.init}"
-            raise ValueError(f"with {what} layers have the strength that they were trained at: conv_strength must be 1")
         return self
 
     @model_validator(mode="after")

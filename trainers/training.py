@@ -1,7 +1,7 @@
 """One training under way: what it holds, how it takes a step, and its state as plain tensors."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import cos, pi
 
@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from studio.errors import StudioError, UsageError
+from studio.errors import StudioError
 from studio.models import BaseModel
-from studio.trainers.averaging import Average, schedule_free, strengthened
+from studio.trainers.averaging import Average, schedule_free
 from studio.trainers.cache import Tensors
 from studio.trainers.data import Batch, generator_for
 from studio.trainers.dataset import Dataset
@@ -81,18 +81,8 @@ class Training:
         if recipe.optimizer == "adamw-schedule-free":
             self.optimizer.train()
         self.average = Average(self.parameters, recipe.ema) if recipe.ema else None
-        self._raised = self._convolutions() if recipe.conv_strength != 1 else {}
         if recipe.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
-
-    def _convolutions(self) -> dict[str, torch.nn.Parameter]:
-        ups = {name: one for name, one in self.tuner.parameters.items() if name.endswith(self.tuner.ups)}
-        if not (found := {name: one for name, one in ups.items() if one.dim() == 4}):
-            raise UsageError(
-                f"conv_strength is {self.recipe.conv_strength}, and no convolution is trained.",
-                "Leave it out, or name convolutions in `targets`, such as conv1 and conv2.",
-            )
-        return found
 
     @property
     def step(self) -> int:
@@ -223,18 +213,14 @@ class Training:
         with self.tuner.without():
             return self.predict(noisy, drawn.timesteps, batch, batch.plain_embeds, batch.plain_pooled).float()
 
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """While the block runs, what is trained is as previews and the file show it: averaged, and convolutions
-        stronger, where the recipe says so; then bit for bit as before."""
-        with ExitStack() as undo:
-            if self.average is not None:
-                undo.enter_context(self.average.shown())
-            elif self.recipe.optimizer == "adamw-schedule-free":
-                undo.enter_context(schedule_free(self.plain_optimizer, self.parameters))
-            if self._raised:
-                undo.enter_context(strengthened(self._raised, self.recipe.conv_strength))
-            yield
+    def averaged(self) -> AbstractContextManager[None]:
+        """While the block runs, what is trained is as previews and the file show it: averaged where the recipe says so;
+        then bit for bit as before."""
+        if self.average is not None:
+            return self.average.shown()
+        if self.recipe.optimizer == "adamw-schedule-free":
+            return schedule_free(self.plain_optimizer, self.parameters)
+        return nullcontext()
 
     def state(self) -> Tensors:
         """Weights and their averages, what the optimiser keeps, float16's loss scale and the losses so far, as tensors

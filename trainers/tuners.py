@@ -29,14 +29,12 @@ class Tuner(Protocol):
     """An adapter while it is trained: put in when made, as nothing at first.
 
     `parameters` are its float32 tensors by name, all that is trained; those named in `text` lie in the text encoders.
-    Of a layer's the one whose name ends as one of `ups` decides how strong the change is, linearly; a kind without them
-    has one strength. `notes` say its size in the file's metadata; `loads` says whether plain diffusers reads that file.
-    `kept` are tensors of it that are not trained, but not to be made again from the recipe bit for bit.
+    `notes` say its size in the file's metadata; `loads` says whether plain diffusers reads that file. `kept` are
+    tensors of it that are not trained, but not to be made again from the recipe bit for bit.
     """
 
     parameters: dict[str, torch.nn.Parameter]
     text: frozenset[str]
-    ups: tuple[str, ...]
     notes: dict[str, str]
     loads: bool
     kept: dict[str, torch.Tensor]

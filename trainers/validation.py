@@ -111,7 +111,7 @@ class Validator:
     def measure(self) -> None:
         """Measure the training as it stands; at its last step, say which step is recommended."""
         training, step, recipe = self._training, self._training.step, self._training.recipe
-        with training.shown():
+        with training.averaged():
             loss = validation_loss(training, self._samples)
             fidelity = self._score() if self._scorers else None
             if step:
