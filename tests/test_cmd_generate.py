@@ -65,6 +65,7 @@ def test_without_json_the_paths_are_printed(run_studio, home, tiny_sd15):
         (["a cat", "--scheduler", "eular"], "no scheduler 'eular'"),
         (["a cat", "--width", "33"], "width 33 is not a multiple of 16"),
         (["a cat", "--guidance", "-1"], "guidance is -1"),
+        (["a cat", "--compile", "--offload"], "--compile and --offload do not go together"),
         (["a cat", "--concept", "mil"], "no concept 'mil'"),
         (["a cat", "--concept", "milo=strong"], "'strong' is no strength"),
         (["a cat", "--concept", "milo=nan"], "'nan' is no strength"),

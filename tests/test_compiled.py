@@ -1,3 +1,5 @@
+import shutil
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -26,8 +28,9 @@ LOOKING = ("clora", "lora-composer")  # they look into the network, or keep regi
 
 @pytest.fixture(autouse=True)
 def traced(monkeypatch):
-    """Traced and guarded as ever, but run by PyTorch: to compile C++ takes a minute."""
+    """Traced and guarded as ever, but run by PyTorch: to compile C++ takes a minute, and a compiler."""
     monkeypatch.setattr(compiled, "BACKEND", "eager")
+    monkeypatch.setenv("CXX", sys.executable)
 
 
 def traces() -> int:
@@ -160,6 +163,9 @@ def test_what_torch_cannot_compile_is_told_in_a_sentence(base, concepts, monkeyp
 @pytest.mark.slow
 def test_what_is_really_compiled_draws_the_same(base, concepts, monkeypatch):
     monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    monkeypatch.delenv("CXX")
+    if not any(map(shutil.which, compiled._COMPILERS)):
+        pytest.skip("no C++ compiler")
     truth, _ = latents(base, concepts, METHODS["regional"].make(), SETTINGS, layout=HALVES)
     found, _ = latents(base, concepts, METHODS["regional"].make(), COMPILED, layout=HALVES)
     torch.testing.assert_close(found, truth, atol=1e-4 * float(truth.abs().max()), rtol=0)
