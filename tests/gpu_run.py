@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 MAPPED = ("pipelines", "trainers", "kernels", "ui", "assets")
 MODULES = {"pillow": "PIL", "open-clip-torch": "open_clip", "huggingface-hub": "huggingface_hub", "tomli-w": "tomli_w"}
-TIMES = {"tests": 180, "kernels": 80, "step-sdxl": 80, "step-sd15": 60, "compiled-sdxl": 170}  # seconds at most
+TIMES = {"tests": 150, "kernels": 80, "step-sdxl": 150, "step-sd15": 80, "compiled-sdxl": 130}  # seconds at most
 
 
 def main() -> int:
