@@ -136,8 +136,10 @@ def caption(scene: Scene, rng: random.Random, drop: float = 0.12, identifiers: f
         subject = phrases[0]
         if rng.random() < 0.25:
             subject = f"a {scene.size} {subject.split(' ', 1)[1]}"
-    else:
+    elif len(phrases) == 2:
         subject = _pair(phrases[0], phrases[1], rng)
+    else:
+        subject = _three(phrases, rng)
     where = "" if rng.random() < drop else rng.choice(BACKGROUND_WORDS[scene.background])
     style = "" if rng.random() < drop else rng.choice(STYLE_WORDS[scene.style])
     opening = rng.choice(("", "", "", "a picture of ", "a photo of ", "a drawing of "))
@@ -154,6 +156,13 @@ def _pair(left: str, right: str, rng: random.Random) -> str:
     if wording == 4:
         return f"{right} on the right and {left} on the left"
     return f"{left} to the left of {right}" if rng.random() < 0.5 else f"{right} to the right of {left}"
+
+
+def _three(phrases: list[str], rng: random.Random) -> str:
+    first, second, third = phrases
+    if rng.random() < 0.4:
+        return f"{first}, {second} and {third}"
+    return f"{first} on the left, {second} in the middle and {third} on the right"
 
 
 SAMPLE_SUBJECTS: dict[str, Subject] = {

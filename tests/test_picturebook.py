@@ -86,6 +86,13 @@ def test_a_full_caption_names_every_attribute():
             assert subject.pattern == "plain" or subject.pattern in text
 
 
+def test_captions_of_three_name_them_from_left_to_right():
+    for number, scene in enumerate(scenes(9, 50, subjects=3)):
+        text = caption(scene, random.Random(number), drop=0, identifiers=0)
+        seen = [word.strip(",") for word in text.split() if word.strip(",") in CLASSES]
+        assert seen == [subject.kind for subject in scene.subjects]
+
+
 def test_there_are_enough_identifiers_and_none_is_a_word_of_the_world():
     assert len(set(IDENTIFIERS)) >= 32
     words = {w for i, s in enumerate(scenes(6, 500, None)) for w in caption(s, random.Random(i), 0, 0).split()}

@@ -18,6 +18,7 @@ from studio.trainers.picturebook_unet import (
     TextSide,
     build_scheduler,
     build_unet,
+    draw_pool,
     draw_timesteps,
     learning_rate,
     signal_levels,
@@ -53,6 +54,19 @@ def test_timesteps_cover_the_schedule_and_favour_its_middle():
     assert ((drawn > 250) & (drawn < 750)).float().mean() == pytest.approx(0.75 * 0.728 + 0.25 * 0.5, abs=0.02)
 
 
+def test_a_share_of_the_timesteps_is_nearly_clear():
+    drawn = draw_timesteps(20_000, torch.Generator().manual_seed(0), clear=0.4)
+    usual = draw_timesteps(20_000, torch.Generator().manual_seed(0))
+    below = (usual < 350).float().mean()
+    assert (drawn < 350).float().mean() == pytest.approx(0.4 + 0.6 * float(below), abs=0.02)
+
+
+def test_a_pool_of_three_lies_on_a_wider_canvas():
+    scenes, latents = draw_pool(build_vae(torch.rand(4, 3, 32, 32)).eval(), 32, 2, "test", "cpu", three=True)
+    assert latents.shape == (2, 4, 8, 12)
+    assert all(len(scene.subjects) == 3 and not any(s.held_out for s in scene.subjects) for scene in scenes)
+
+
 def test_an_average_of_a_constant_is_that_constant():
     model = torch.nn.Linear(2, 2)
     average = Averaged(model)
@@ -70,8 +84,8 @@ def test_a_stage_goes_on_from_its_state(tmp_path: Path):
     vae = build_vae(torch.rand(4, 3, 32, 32)).eval()
 
     def train(samples: int) -> Any:
-        stage = Stage(size=32, samples=samples, batch=2, peak=1e-3, last=1e-4)
-        return train_unet(stage, build_unet(), vae, text, tmp_path, 4, lambda unet, done: seen.append(done), Team())
+        stage = Stage(size=32, samples=samples, batch=2, peak=1e-3, last=1e-4, threes=2)
+        return train_unet(stage, build_unet(), vae, text, tmp_path, 8, lambda unet, done: seen.append(done), Team())
 
     seen: list[int] = []
     once = train(4)

@@ -10,6 +10,8 @@ import json
 import os
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from studio.errors import StudioError
 from studio.picturebook import IDENTIFIERS, caption, random_scene
 from studio.trainers.picturebook_text import train_tokenizer, train_towers
 from studio.trainers.picturebook_unet import Stage, Team, TextSide, build_scheduler, build_unet, train_unet
@@ -28,7 +32,7 @@ from studio.trainers.picturebook_vae import psnr, train_vae
 
 STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
-    "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1),
+    "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1, clear=0.4, threes=8),
 }
 BLOCKS = {"content": "up_blocks.1.attentions.1", "style": "up_blocks.1.attentions.2"}  # found by studio bench blocks
 MEETING = "meeting"  # the file by which the processes of a team find each other
@@ -139,9 +143,20 @@ def _train_share(team: Team, stage: Stage, folder: Path, pool: int, device: str)
     def preview(unet: UNet2DConditionModel, done: int) -> None:
         contact_sheet(assemble(vae, text, unet), stage.size).save(folder / f"preview-{done:07d}.png")
 
-    average = train_unet(stage, pipe.unet, vae, text, folder, pool, preview, team)
-    if team.rank == 0:
-        average.save_pretrained(folder / "unet")
+    with _alone_in(folder) if team.rank == 0 else nullcontext():
+        average = train_unet(stage, pipe.unet, vae, text, folder, pool, preview, team)
+        if team.rank == 0:
+            average.save_pretrained(folder / "unet")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder: a team may outlive the process that began it, and a second one would write the same states."""
+    try:
+        with FileLock(folder / "lock", blocking=False):
+            yield
+    except Timeout:
+        raise StudioError(f"Another process trains in {folder}.", "Stop it, or take another --run.") from None
 
 
 def prior_prompts() -> list[str]:

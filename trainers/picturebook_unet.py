@@ -35,7 +35,11 @@ SAVE_SECONDS = 300
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the training: pictures of `size` px, how many of them, and the learning rate's course."""
+    """One part of the training: pictures of `size` px, how many of them, and the learning rate's course.
+
+    The share `clear` of all timesteps is drawn from the first third alone, where edges are decided; every so many
+    steps (`threes`, 0: never) the batch is one of three things on a canvas half as wide again.
+    """
 
     size: int
     samples: int
@@ -44,6 +48,8 @@ class Stage:
     last: float
     warmup: int = 200
     seed: int = 0
+    clear: float = 0.0
+    threes: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,29 +98,35 @@ def signal_levels() -> Tensor:
 
 
 @torch.no_grad()
-def draw_pool(vae: AutoencoderTiny, size: int, count: int, seed: str, device: str) -> tuple[list[Scene], Tensor]:
-    """`count` scenes without held-out subjects, and their scaled latents [count, 4, size/4, size/4] in fp16."""
-    rng = random.Random(f"pool {size} {seed}")
-    scenes = [random_scene(rng) for _ in range(count)]
-    latents = torch.empty(count, 4, size // 4, size // 4, dtype=torch.float16)
+def draw_pool(
+    vae: AutoencoderTiny, size: int, count: int, seed: str, device: str, three: bool = False
+) -> tuple[list[Scene], Tensor]:
+    """`count` scenes without held-out subjects, and their scaled latents [count, 4, h, w] in fp16: of one or two things
+    in a square of `size` px, or of `three` on a canvas half as wide again."""
+    rng = random.Random(f"pool {size} {seed}{' of three' * three}")
+    scenes = [random_scene(rng, subjects=3 if three else None) for _ in range(count)]
+    width = size * 3 // 2 if three else size
+    latents = torch.empty(count, 4, size // 4, width // 4, dtype=torch.float16)
     few = 16 if device == "cpu" else 128  # what a CPU's cache holds
     for start in range(0, count, few):
-        arrays = np.stack([np.asarray(render(scene, size, size)) for scene in scenes[start : start + few]])
+        arrays = np.stack([np.asarray(render(scene, width, size)) for scene in scenes[start : start + few]])
         x = torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         latents[start : start + few] = (encode(vae, x) * vae.config["scaling_factor"]).half().cpu()
     return scenes, latents
 
 
-def draw_timesteps(batch: int, rng: torch.Generator) -> Tensor:
-    """[B] of 0..999: three quarters logit-normal, one quarter uniform."""
+def draw_timesteps(batch: int, rng: torch.Generator, clear: float = 0.0) -> Tensor:
+    """[B] of 0..999: three quarters logit-normal, one quarter uniform; but the share `clear` below 350."""
     normal = torch.randn(batch, generator=rng).sigmoid()
     uniform = torch.rand(batch, generator=rng)
     chosen = torch.where(torch.rand(batch, generator=rng) < 0.75, normal, uniform)
+    if clear:
+        chosen = torch.where(torch.rand(batch, generator=rng) < clear, 0.35 * uniform, chosen)
     return (chosen * 1000).long().clamp(max=999)
 
 
 def training_loss(
-    unet: nn.Module, text: TextSide, x0: Tensor, captions: list[str], size: int, rng: torch.Generator
+    unet: nn.Module, text: TextSide, x0: Tensor, captions: list[str], rng: torch.Generator, clear: float = 0.0
 ) -> Tensor:
     """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x0 on clean latents `x0` [B, 4, h, w].
 
@@ -123,14 +135,15 @@ def training_loss(
     """
     batch, device = len(captions), x0.device
     noise = torch.randn(x0.shape, generator=rng).to(device)
-    timesteps = draw_timesteps(batch, rng).to(device)
+    timesteps = draw_timesteps(batch, rng, clear).to(device)
     level = signal_levels().to(device)[timesteps].view(-1, 1, 1, 1)
     noisy = level.sqrt() * x0 + (1 - level).sqrt() * noise
     states, pooled = text.encode(captions)
     fate = torch.rand(batch, generator=rng).to(device)
     states = states * (fate >= 0.1).view(-1, 1, 1)
     pooled = pooled * (fate >= 0.4).view(-1, 1)
-    sizes = torch.tensor([[size, size, 0, 0, size, size]] * batch, dtype=torch.float32, device=device)
+    height, width = (4 * side for side in x0.shape[2:])
+    sizes = torch.tensor([[height, width, 0, 0, height, width]] * batch, dtype=torch.float32, device=device)
     condition = {"text_embeds": pooled, "time_ids": sizes}
     prediction = unet(noisy, timesteps, states, added_cond_kwargs=condition).sample
     return (prediction - (level.sqrt() * noise - (1 - level).sqrt() * x0)).square().mean()
@@ -197,21 +210,24 @@ def train_unet(
     if half and device == "cpu":
         keep_softmax_wide(unet)
     average, state_file = Averaged(unet), folder / "state.pt"
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.peak, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     parts = {"unet": unet, "average": average.model, "optimizer": optimizer}
     done = _restore(state_file, parts, device)
     average.steps = done // stage.batch
     share, key = stage.batch // team.size, f"{stage.seed} {done} {team.rank}"
-    scenes, latents = draw_pool(vae, stage.size, pool // team.size, f"{stage.seed} {team.rank}", device)
+    pools = [draw_pool(vae, stage.size, pool // team.size, f"{stage.seed} {team.rank}", device)]
+    if stage.threes:
+        pools.append(draw_pool(vae, stage.size, pool // team.size // 8, f"{stage.seed} {team.rank}", device, three=True))
     rng = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     words = random.Random(f"captions {key}")
     window: list[float] = []
     began = saved = time.monotonic()
     while done < stage.samples:
+        scenes, latents = pools[bool(stage.threes) and done // stage.batch % stage.threes == 0]
         index = torch.randint(len(scenes), (share,), generator=rng)
         captions = [caption(scenes[i], words) for i in index.tolist()]
         with torch.autocast(unet.device.type, torch.bfloat16, enabled=half):
-            loss = training_loss(unet, text, latents[index].float().to(device), captions, stage.size, rng)
+            loss = training_loss(unet, text, latents[index].float().to(device), captions, rng, stage.clear)
         loss.backward()
         team.average_gradients(list(unet.parameters()))
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
