@@ -120,8 +120,7 @@ def draw_timesteps(batch: int, rng: torch.Generator, clear: float = 0.0) -> Tens
     normal = torch.randn(batch, generator=rng).sigmoid()
     uniform = torch.rand(batch, generator=rng)
     chosen = torch.where(torch.rand(batch, generator=rng) < 0.75, normal, uniform)
-    if clear:
-        chosen = torch.where(torch.rand(batch, generator=rng) < clear, 0.35 * uniform, chosen)
+    chosen = torch.where(torch.rand(batch, generator=rng) < clear, 0.35 * uniform, chosen)
     return (chosen * 1000).long().clamp(max=999)
 
 
@@ -217,7 +216,8 @@ def train_unet(
     share, key = stage.batch // team.size, f"{stage.seed} {done} {team.rank}"
     pools = [draw_pool(vae, stage.size, pool // team.size, f"{stage.seed} {team.rank}", device)]
     if stage.threes:
-        pools.append(draw_pool(vae, stage.size, pool // team.size // 8, f"{stage.seed} {team.rank}", device, three=True))
+        few = pool // team.size // stage.threes
+        pools.append(draw_pool(vae, stage.size, few, f"{stage.seed} {team.rank}", device, three=True))
     rng = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     words = random.Random(f"captions {key}")
     window: list[float] = []
