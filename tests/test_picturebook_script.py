@@ -1,12 +1,16 @@
 """The base's training script: what it keeps others from spoiling."""
 
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from studio.errors import StudioError
-from studio.trainers.picturebook import _alone_in
+from studio.trainers.picturebook import _alone_in, _end_with_parent
 
 
 def test_a_second_team_is_kept_out_of_a_run(tmp_path: Path):
@@ -14,3 +18,30 @@ def test_a_second_team_is_kept_out_of_a_run(tmp_path: Path):
         pass
     with _alone_in(tmp_path):
         assert (tmp_path / "lock").exists()
+
+
+def _work(line: Connection) -> None:
+    line.send("at work")
+    _end_with_parent()
+
+
+def _begin_team(line: Connection) -> None:
+    member = multiprocessing.get_context("spawn").Process(target=_work, args=(line,))
+    member.start()
+    line.close()
+    member.join()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_team_ends_with_the_process_that_began_it():
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    parent = context.Process(target=_begin_team, args=(there,))
+    parent.start()
+    there.close()
+    assert here.recv() == "at work"
+    assert parent.pid is not None
+    os.kill(parent.pid, signal.SIGKILL)
+    assert here.poll(60)
+    with pytest.raises(EOFError):  # nobody holds the other end any more
+        here.recv()

@@ -9,10 +9,12 @@ import argparse
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +131,19 @@ def unet_stage(
 
 
 def _train_in_team(rank: int, size: int, stage: Stage, folder: Path, pool: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", (folder / MEETING).absolute().as_uri(), rank=rank, world_size=size)
     _train_share(Team(rank, size), stage, folder, pool, "cpu")
     dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Wait for the process that began this one, and end with it, however it ended; states are written atomically."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _train_share(team: Team, stage: Stage, folder: Path, pool: int, device: str) -> None:
