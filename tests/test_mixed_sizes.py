@@ -103,13 +103,15 @@ def test_the_loss_of_a_mixed_batch_is_that_of_its_samples_one_by_one(tiny_sdxl: 
         return float(training.loss_of(drawn, rows))
 
     assert loss(list(range(16))) == pytest.approx(expected, rel=1e-5)
-    halves: list[float] = []
-    for rank in range(2):
-        training.team = Team(rank, 2)
-        (rows,) = training.micro_batches()
-        halves.append(loss(rows))
+    for size in (2, 3):
+        shares: list[list[int]] = []
+        for rank in range(size):
+            training.team = Team(rank, size)
+            shares += training.micro_batches()
+        assert sorted(row for share in shares for row in share) == list(range(16))
+        assert {len(share) for share in shares} <= {16 // size, 16 // size + 1}
+        assert sum(map(loss, shares)) / size == pytest.approx(expected, rel=1e-5)
     training.team = ALONE
-    assert sum(halves) / 2 == pytest.approx(expected, rel=1e-5)
     assert training.take_step() == pytest.approx(expected, rel=1e-5)
 
 

@@ -32,7 +32,7 @@ def test_two_processes_end_with_the_weights_of_one_that_sees_as_much(tiny_sdxl: 
     changes = {
         "steps": 20,
         "learning_rate": 1e-3,
-        "batch_size": 4,
+        "batch_size": 3,
         "gradient_accumulation": 2,
         "new_word": True,
         "trigger": "milo0",
@@ -103,7 +103,7 @@ def test_a_process_that_cannot_start_is_told(tiny_sdxl: Path, home: Home, monkey
     ("count", "device", "message"),
     [
         (0, None, "--processes is 0"),
-        (3, "cpu", "cannot share a batch of 2 evenly"),
+        (3, "cpu", "3 processes cannot share a batch of 2"),
         (2, "cuda:1", "have a device each"),
     ],
 )

@@ -80,13 +80,14 @@ def pointwise(prediction: torch.Tensor, target: torch.Tensor, huber: float | Non
 
 
 def prior_preserving_loss(
-    errors: torch.Tensor, own: torch.Tensor, instances: int, prior_weight: float, count: int | None = None
+    errors: torch.Tensor, own: torch.Tensor, instances: int, prior_weight: float, count: float | None = None
 ) -> torch.Tensor:
     """Mean of `errors` [B, C, h, w] of the first `instances` samples plus `prior_weight` times that of the rest.
 
     Each is a mean of its own (Ruiz et al. 2023, equation 2). In the first part too, what is not learned from the
     picture counts `prior_weight` times; `own` [B, 1, h, w] is the share that is. Where others of the `count` samples of
-    either part are of another size, it is what these add to the two means over samples.
+    either part are of another size, it is what these add to the two means over samples; of a team's unequal shares,
+    with their mean for `count`, the mean is then that of all samples.
     """
     weights = own[:instances] + prior_weight * (1 - own[:instances])
     parts = ((1.0, weights * errors[:instances]), (prior_weight, errors[instances:]))

@@ -56,7 +56,7 @@ def shared_metadata(
         "ss_lr_warmup_steps": recipe.warmup_steps,
         "ss_max_train_steps": recipe.steps,
         "ss_steps": recipe.steps,
-        "ss_batch_size_per_device": recipe.batch_size // processes,
+        "ss_batch_size_per_device": -(-recipe.batch_size // processes),
         "ss_total_batch_size": recipe.batch_size * recipe.gradient_accumulation,
         "ss_gradient_accumulation_steps": recipe.gradient_accumulation,
         "ss_gradient_checkpointing": recipe.gradient_checkpointing,

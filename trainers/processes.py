@@ -36,11 +36,29 @@ class Team:
         """Those of `rows` that this process computes."""
         return rows[self.rank :: self.size]
 
+    @contextmanager
+    def sharing_cores(self, device: torch.device) -> Iterator[None]:
+        """Within, this process takes its share of a CPU's cores: more threads than cores would wait for one another."""
+        threads = torch.get_num_threads()
+        if self.size == 1 or device.type != "cpu":
+            yield
+            return
+        torch.set_num_threads(max(1, threads // self.size))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
     def average(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replace each tensor by its mean over the team."""
+        """Replace each tensor by its mean over the team, in one message for each type of number."""
+        by_type: dict[torch.dtype, list[torch.Tensor]] = {}
         for tensor in tensors if self.size > 1 else ():
-            distributed.all_reduce(tensor)
-            tensor /= self.size
+            by_type.setdefault(tensor.dtype, []).append(tensor)
+        for those in by_type.values():
+            flat = torch.cat([one.flatten() for one in those])
+            distributed.all_reduce(flat)
+            parts = (flat / self.size).split([one.numel() for one in those])
+            torch._foreach_copy_(those, [part.view_as(one) for part, one in zip(parts, those, strict=True)])
 
     def mean(self, number: float, device: torch.device) -> float:
         """The mean of the processes' numbers."""
@@ -69,10 +87,10 @@ def check_processes(recipe: Recipe, processes: int, device: str | None) -> None:
     """Raise UsageError where so many processes cannot train `recipe`."""
     if processes < 1:
         raise UsageError(f"--processes is {processes}.", "It must be at least 1.")
-    if recipe.batch_size % processes:
+    if recipe.batch_size < processes:
         raise UsageError(
-            f"{processes} processes cannot share a batch of {recipe.batch_size} evenly.",
-            f"Use --batch-size {-(-recipe.batch_size // processes) * processes}: it is what a step sees in all.",
+            f"{processes} processes cannot share a batch of {recipe.batch_size}.",
+            f"Use --batch-size {processes} or more: it is what a step sees in all.",
         )
     if processes > 1 and device not in {None, "cpu", "cuda"}:
         raise UsageError(

@@ -91,6 +91,10 @@ class Training:
 
     def take_step(self) -> float:
         """One optimiser step; returns its loss. Where that is not finite: StudioError, the weights are as before."""
+        with self.team.sharing_cores(self.base.device):
+            return self._take_step()
+
+    def _take_step(self) -> float:
         recipe, step = self.recipe, self.step
         self.base.unet.train()
         drawn = self.draw(step)
@@ -177,7 +181,7 @@ class Training:
         prediction = self.predict(noisy, drawn.timesteps, batch, embeds, pooled)
         weights = self.schedule.weights(drawn.timesteps, recipe.weighting, recipe.snr_gamma)
         errors = weights[:, None, None, None] * pointwise(prediction, target, recipe.huber)
-        return prior_preserving_loss(errors, batch.own, half, recipe.prior_weight, recipe.batch_size // self.team.size)
+        return prior_preserving_loss(errors, batch.own, half, recipe.prior_weight, recipe.batch_size / self.team.size)
 
     def predict(
         self,
@@ -265,10 +269,13 @@ class Training:
     def micro_batches(self) -> list[list[int]]:
         """This process's rows of each micro-batch: its share of the instances, then that of the class pictures."""
         size, parts = self.recipe.batch_size, self.recipe.gradient_accumulation
-        shares = [self.team.share(list(range(part * size, (part + 1) * size))) for part in range(parts)]
+        groups = [list(range(part * size, (part + 1) * size)) for part in range(parts)]
+        shares = [self.team.share(group) for group in groups]
         if self.classes is None:
             return shares
-        return [share + [row + size * parts for row in share] for share in shares]
+        opposite = Team(self.team.size - 1 - self.team.rank, self.team.size)  # fewer instances, more class pictures
+        others = [[row + size * parts for row in opposite.share(group)] for group in groups]
+        return [share + more for share, more in zip(shares, others, strict=True)]
 
 
 def _refuse_broken(number: float, step: int) -> None:
