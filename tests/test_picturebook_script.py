@@ -42,6 +42,7 @@ def test_a_team_ends_with_the_process_that_began_it():
     assert here.recv() == "at work"
     assert parent.pid is not None
     os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
     assert here.poll(60)
     with pytest.raises(EOFError):  # nobody holds the other end any more
         here.recv()

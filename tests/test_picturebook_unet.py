@@ -1,7 +1,6 @@
 """The UNet's training: the schedule, the noising, and stages that go on where they were cut off."""
 
 import math
-import multiprocessing
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -9,14 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
-from soaking import soaked
-from torch.multiprocessing.spawn import spawn
 
 from studio.trainers.picturebook_text import build_towers, train_tokenizer
 from studio.trainers.picturebook_unet import (
     Averaged,
     Stage,
-    Team,
     TextSide,
     build_scheduler,
     build_unet,
@@ -27,6 +23,7 @@ from studio.trainers.picturebook_unet import (
     train_unet,
 )  # fmt: skip
 from studio.trainers.picturebook_vae import build_vae
+from studio.trainers.processes import ALONE
 
 
 def test_signal_levels_are_those_of_the_scheduler():
@@ -86,7 +83,7 @@ def test_a_stage_goes_on_from_its_state(tmp_path: Path):
 
     def train(samples: int) -> Any:
         stage = Stage(size=32, samples=samples, batch=2, peak=1e-3, last=1e-4, threes=2)
-        return train_unet(stage, build_unet(), vae, text, tmp_path, 8, lambda unet, done: seen.append(done), Team())
+        return train_unet(stage, build_unet(), vae, text, tmp_path, 8, lambda unet, done: seen.append(done), ALONE)
 
     seen: list[int] = []
     once = train(4)
@@ -95,22 +92,3 @@ def test_a_stage_goes_on_from_its_state(tmp_path: Path):
     further = train(6)
     assert seen == [4, 6]
     assert not all(torch.equal(a, b) for a, b in zip(once.parameters(), further.parameters(), strict=True))
-
-
-def _meet(rank: int, size: int, meeting: str, found: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
-    layer = torch.nn.Linear(2, 1)
-    for parameter in layer.parameters():
-        parameter.grad = torch.full_like(parameter, float(rank))
-    Team(rank, size).average_gradients(list(layer.parameters()))
-    found[rank] = [p.grad.flatten().tolist() for p in layer.parameters() if p.grad is not None]
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-@soaked
-def test_a_team_takes_the_mean_of_its_gradients(tmp_path: Path):
-    with multiprocessing.get_context("spawn").Manager() as manager:
-        found = manager.dict()
-        spawn(_meet, (3, (tmp_path / "meeting").as_uri(), found), nprocs=3)
-        assert list(found.values()) == [[[1.0, 1.0], [1.0]]] * 3

@@ -1,9 +1,12 @@
+import multiprocessing
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from soaking import soaked
+from torch.multiprocessing.spawn import spawn
 from training_helpers import Halt, halting, tiny_recipe, weights
 
 from studio.errors import StudioError, UsageError
@@ -25,6 +28,38 @@ def test_the_processes_share_all_rows_and_none_twice() -> None:
     shares = [Team(rank, 3).share(rows) for rank in range(3)]
     assert sorted(row for share in shares for row in share) == rows
     assert {len(share) for share in shares} == {2}
+
+
+def _meet(rank: int, size: int, meeting: str, found: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    layer = torch.nn.Linear(2, 1)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, float(rank))
+    Team(rank, size).average(one.grad for one in layer.parameters() if one.grad is not None)
+    found[rank] = [p.grad.flatten().tolist() for p in layer.parameters() if p.grad is not None]
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@soaked
+def test_a_team_takes_the_mean_of_its_gradients(tmp_path: Path):
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        found = manager.dict()
+        spawn(_meet, (3, (tmp_path / "meeting").as_uri(), found), nprocs=3)
+        assert list(found.values()) == [[[1.0, 1.0], [1.0]]] * 3
+
+
+def test_a_step_leaves_the_number_of_threads_as_it_was() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with Team(0, 3).sharing_cores(torch.device("cpu")):
+            assert torch.get_num_threads() == 1
+        with Team(0, 2).sharing_cores(torch.device("cpu")):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def need_of(training: Training) -> Need:
     """What `training` will take at once, from what it holds: its micro-batch, its text encoders where they are read
     anew, its trained numbers and their optimiser."""
     base, recipe = training.base, training.recipe
-    instances = recipe.batch_size // training.team.size
+    instances = -(-recipe.batch_size // training.team.size)  # the largest share
     own = max((bucket.whole for bucket in training.instances.buckets), key=lambda whole: whole.latents[0].numel())
     rows = {own.latents.shape[1:]: instances}
     for bucket in () if training.classes is None else training.classes.buckets:

@@ -86,8 +86,8 @@ def prior_preserving_loss(
 
     Each is a mean of its own (Ruiz et al. 2023, equation 2). In the first part too, what is not learned from the
     picture counts `prior_weight` times; `own` [B, 1, h, w] is the share that is. Where others of the `count` samples of
-    either part are of another size, it is what these add to the two means over samples; of a team's unequal shares,
-    with their mean for `count`, the mean is then that of all samples.
+    either part are of another size, it is what these add to the two means over samples. Of a team it is the mean share,
+    maybe a fraction: the mean of what its processes find is then that over all samples.
     """
     weights = own[:instances] + prior_weight * (1 - own[:instances])
     parts = ((1.0, weights * errors[:instances]), (prior_weight, errors[instances:]))

@@ -29,8 +29,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from studio.errors import StudioError
 from studio.picturebook import IDENTIFIERS, caption, random_scene
 from studio.trainers.picturebook_text import train_tokenizer, train_towers
-from studio.trainers.picturebook_unet import Stage, Team, TextSide, build_scheduler, build_unet, train_unet
+from studio.trainers.picturebook_unet import Stage, TextSide, build_scheduler, build_unet, train_unet
 from studio.trainers.picturebook_vae import psnr, train_vae
+from studio.trainers.processes import ALONE, Team
 
 STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
@@ -116,14 +117,15 @@ def text_stage(run: Path, steps: int) -> TextSide:
 def unet_stage(
     run: Path, name: str, stage: Stage, vae: AutoencoderTiny, text: TextSide, start: UNet2DConditionModel, pool: int
 ) -> UNet2DConditionModel:
-    """Train or load the UNet of one stage, beginning at `start`; on a CPU by one process a core."""
+    """Train or load the UNet of one stage, beginning at `start`; on a CPU by one process a core: two of one
+    thread do half as much again as one of two threads."""
     folder = run / name
     if not (folder / "unet").exists():
         assemble(vae, text, start).save_pretrained(folder / "start")
         cores = (os.cpu_count() or 1) if start.device.type == "cpu" else 1
         size = max(n for n in range(1, cores + 1) if stage.batch % n == 0)  # equal shares of each batch
         if size == 1:
-            _train_share(Team(), stage, folder, pool, str(start.device))
+            _train_share(ALONE, stage, folder, pool, str(start.device))
         else:
             (folder / MEETING).unlink(missing_ok=True)
             spawn(_train_in_team, (size, stage, folder, pool), nprocs=size)

@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -29,6 +28,7 @@ from studio.picturebook_draw import render
 from studio.trainers.picturebook_text import tokenize
 from studio.trainers.picturebook_vae import encode
 from studio.trainers.precision import keep_softmax_wide
+from studio.trainers.processes import Team
 
 SAVE_SECONDS = 300
 
@@ -172,27 +172,6 @@ def learning_rate(stage: Stage, done: int) -> float:
     return rate * min(1.0, (done / stage.batch + 1) / stage.warmup)
 
 
-@dataclass(frozen=True)
-class Team:
-    """Which of how many processes this one is; each takes its share of every batch, and gradients are averaged.
-
-    On a CPU two processes of one thread do half as much again as one of two threads.
-    """
-
-    rank: int = 0
-    size: int = 1
-
-    def average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Give every process the mean of the gradients of all, in one message."""
-        if self.size == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        parts = (flat / self.size).split([g.numel() for g in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
-
-
 def train_unet(
     stage: Stage,
     unet: UNet2DConditionModel,
@@ -229,7 +208,7 @@ def train_unet(
         with torch.autocast(unet.device.type, torch.bfloat16, enabled=half):
             loss = training_loss(unet, text, latents[index].float().to(device), captions, rng, stage.clear)
         loss.backward()
-        team.average_gradients(list(unet.parameters()))
+        team.average(one.grad for one in unet.parameters() if one.grad is not None)
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.param_groups[0]["lr"] = learning_rate(stage, done)
         optimizer.step()
