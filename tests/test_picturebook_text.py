@@ -11,6 +11,7 @@ from studio.trainers.picturebook_text import (
     LENGTH,
     Heads,
     build_towers,
+    class_ids,
     read_caption,
     reading_loss,
     targets,
@@ -26,7 +27,8 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def test_a_full_caption_is_read_as_its_scene():
-    for number, scene in enumerate(scenes(8, 400, held_out=None)):
+    some = [*scenes(8, 400, held_out=None), *scenes(8, 100, held_out=None, subjects=3)]
+    for number, scene in enumerate(some):
         reading = read_caption(caption(scene, random.Random(number), drop=0, identifiers=0.3))
         assert BACKGROUNDS[reading.background - 1] == scene.background
         assert STYLES[reading.style - 1] == scene.style
@@ -51,6 +53,12 @@ def test_targets_stand_left_to_right_for_scenes_and_as_spoken_for_subjects():
     assert scene["right_colour"].tolist() == [COLOURS.index("red") + 1]
 
 
+def test_of_three_the_last_stands_right_and_the_second_in_the_middle():
+    _, scene = targets([read_caption("a red cat, a blue dog and a green fish"), read_caption("a red cat and a dog")])
+    assert scene["middle_kind"].tolist() == [CLASSES.index("dog") + 1, 0]
+    assert scene["right_kind"].tolist() == [CLASSES.index("fish") + 1, CLASSES.index("dog") + 1]
+
+
 def test_each_word_of_the_world_and_each_identifier_is_one_token(tokenizer: CLIPTokenizer):
     for word in (*CLASSES, *COLOURS, *PATTERNS, *IDENTIFIERS):
         assert len(tokenizer(word).input_ids) == 3
@@ -63,16 +71,18 @@ def test_no_text_becomes_an_end_of_text_in_its_middle(tokenizer: CLIPTokenizer):
 
 
 def test_captions_fit(tokenizer: CLIPTokenizer):
-    texts = [caption(s, random.Random(i), 0, 1.0) for i, s in enumerate(scenes(9, 500, None))]
+    some = [*scenes(9, 500, None), *scenes(9, 500, None, subjects=3)]
+    texts = [caption(s, random.Random(i), 0, 1.0) for i, s in enumerate(some)]
     assert max(len(ids) for ids in tokenizer(texts).input_ids) <= LENGTH
 
 
 def test_the_reading_loss_reaches_every_weight_that_the_unet_will_see(tokenizer: CLIPTokenizer):
     texts = ["a red cat on grass", "a blue dog and a green fish"]
-    kinds = torch.tensor([tokenizer(kind).input_ids[1] for kind in CLASSES])
+    ids = tokenize(tokenizer, texts)
     for tower in build_towers(tokenizer):
         heads = Heads(tower.config.hidden_size, len(tokenizer))
-        reading_loss(tower, heads, tokenize(tokenizer, texts), texts, kinds)[0].backward()
+        output = tower(input_ids=ids, output_hidden_states=True)
+        reading_loss(output, heads, ids, texts, class_ids(tokenizer))[0].backward()
         unreached = [n for n, p in tower.named_parameters() if p.grad is None or not p.grad.any()]
         used_by_states = [n for n in unreached if "layers.2" not in n and "final_layer_norm" not in n]
         assert used_by_states == []

@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import parent_process
@@ -29,13 +29,14 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from studio.errors import StudioError
 from studio.picturebook import IDENTIFIERS, caption, random_scene
 from studio.trainers.picturebook_text import train_tokenizer, train_towers
+from studio.trainers.picturebook_three import teach_three
 from studio.trainers.picturebook_unet import Stage, TextSide, build_scheduler, build_unet, train_unet
 from studio.trainers.picturebook_vae import psnr, train_vae
 from studio.trainers.processes import ALONE, Team
 
 STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
-    "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1, clear=0.4, threes=8),
+    "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1, clear=0.4, threes=3),
 }
 BLOCKS = {"content": "up_blocks.1.attentions.1", "style": "up_blocks.1.attentions.2"}  # found by studio bench blocks
 MEETING = "meeting"  # the file by which the processes of a team find each other
@@ -98,20 +99,34 @@ def text_stage(run: Path, steps: int) -> TextSide:
     if not (run / "text_encoder_2").exists():
         tokenizer = train_tokenizer(0)
         tokenizer.save_pretrained(run / "tokenizer")
-        first, second = train_towers(
-            tokenizer,
-            steps,
-            96,
-            0,
-            lambda step, loss, read: print(f"text {step} {loss:.4f} {read}") if step % 100 == 0 else None,
-        )
+        first, second = train_towers(tokenizer, steps, 96, 0, _every("text", 100))
         first.save_pretrained(run / "text_encoder")
         second.save_pretrained(run / "text_encoder_2")
+    return _text_side(run)
+
+
+def _every(stage: str, steps: int) -> Callable[[int, float, str], None]:
+    return lambda step, loss, read: (
+        print(f"{stage} {step} {loss:.4f} {read}", flush=True) if step % steps == 0 else None
+    )
+
+
+def _text_side(run: Path) -> TextSide:
     return TextSide(
         CLIPTokenizer.from_pretrained(run / "tokenizer"),
         CLIPTextModel.from_pretrained(run / "text_encoder").eval().requires_grad_(False),
         CLIPTextModelWithProjection.from_pretrained(run / "text_encoder_2").eval().requires_grad_(False),
     )
+
+
+def three_stage(run: Path, steps: int, text: TextSide) -> TextSide:
+    """Teach the towers of a model, or load them taught."""
+    if not (run / "text_encoder_2").exists():
+        text.tokenizer.save_pretrained(run / "tokenizer")
+        teach_three(text.tokenizer, (text.first, text.second), steps, 96, 0, _every("three", 50))
+        text.first.save_pretrained(run / "text_encoder")
+        text.second.save_pretrained(run / "text_encoder_2")
+    return _text_side(run)
 
 
 def unet_stage(
@@ -204,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded base model from nothing.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the stages' results")
     parser.add_argument("--from", dest="start", type=Path, help="an exported model whose weights begin the fine stage")
+    parser.add_argument("--teach-three", type=int, default=0, help="with --from: steps that teach text three things")
     parser.add_argument("--until", choices=("vae", "text", "coarse", "fine", "export"), default="export")
     parser.add_argument("--out", type=Path, help="where to export to (default: RUN/export)")
     parser.add_argument("--fine-samples", type=int, default=STAGES["fine"].samples)
@@ -218,6 +234,8 @@ def main() -> None:
     if args.start:
         pipe = StableDiffusionXLPipeline.from_pretrained(args.start, torch_dtype=torch.float32, add_watermarker=False)
         vae, text, unet = pipe.vae, TextSide(pipe.tokenizer, pipe.text_encoder, pipe.text_encoder_2), pipe.unet
+        if args.teach_three:
+            text = three_stage(args.run, args.teach_three, text)
     else:
         vae = vae_stage(args.run, 4500)
         if args.until == "vae":

@@ -33,12 +33,15 @@ from studio.picturebook import (
 
 LENGTH = 48
 UNSAID = 0
+SIDES = ("left", "right", "middle")
 ATTRIBUTES = {"kind": CLASSES, "colour": COLOURS, "second": COLOURS, "pattern": PATTERNS}
 
 
-def random_captions(rng: random.Random, count: int, held_out: bool | None = False) -> list[str]:
-    """Captions of random scenes."""
-    return [caption(random_scene(rng, held_out), rng) for _ in range(count)]
+def random_captions(rng: random.Random, count: int, held_out: bool | None = False, threes: float = 0.2) -> list[str]:
+    """Captions of random scenes, the share `threes` of them of three things."""
+    return [
+        caption(random_scene(rng, held_out, subjects=3 if rng.random() < threes else None), rng) for _ in range(count)
+    ]
 
 
 def train_tokenizer(seed: int) -> CLIPTokenizer:
@@ -79,6 +82,12 @@ class Reading:
     def left_to_right(self) -> tuple[dict[str, int], ...]:
         """The subjects as they stand in the picture."""
         return self.spoken[::-1] if self.reversed else self.spoken
+
+    @property
+    def standing(self) -> dict[str, dict[str, int]]:
+        """The subjects by their side; one alone counts as left."""
+        sides = ("left", "middle", "right") if len(self.spoken) == 3 else ("left", "right")
+        return dict(zip(sides, self.left_to_right, strict=False))
 
 
 def read_caption(text: str) -> Reading:
@@ -128,7 +137,7 @@ class Heads(nn.Module):
     def __init__(self, width: int, vocabulary: int) -> None:
         super().__init__()
         subject = {name: len(values) + 1 for name, values in ATTRIBUTES.items()}
-        scene = {f"{side}_{name}": size for side in ("left", "right") for name, size in subject.items()}
+        scene = {f"{side}_{name}": size for side in SIDES for name, size in subject.items()}
         scene |= {"background": len(BACKGROUNDS) + 1, "style": len(STYLES) + 1}
         self.subject = nn.ModuleDict({name: nn.Linear(width, size) for name, size in subject.items()})
         self.scene = nn.ModuleDict({name: nn.Linear(width, size) for name, size in scene.items()})
@@ -139,8 +148,8 @@ def targets(readings: list[Reading]) -> tuple[dict[str, Tensor], dict[str, Tenso
     """(subject, scene): per attribute a row for each class word, and a row for each caption."""
     subject = {n: torch.tensor([s.get(n, UNSAID) for r in readings for s in r.spoken]) for n in ATTRIBUTES}
     scene: dict[str, Tensor] = {}
-    for place, side in enumerate(("left", "right")):
-        standing = [r.left_to_right[place] if place < len(r.spoken) else {} for r in readings]
+    for side in SIDES:
+        standing = [r.standing.get(side, {}) for r in readings]
         scene |= {f"{side}_{n}": torch.tensor([s.get(n, UNSAID) for s in standing]) for n in ATTRIBUTES}
     scene["background"] = torch.tensor([r.background for r in readings])
     scene["style"] = torch.tensor([r.style for r in readings])
@@ -155,14 +164,11 @@ def _read(heads: nn.ModuleDict, states: Tensor, wanted: dict[str, Tensor]) -> tu
     return loss, right
 
 
-def reading_loss(
-    tower: nn.Module, heads: Heads, ids: Tensor, captions: list[str], kinds: Tensor
-) -> tuple[Tensor, float]:
-    """(loss, share of captions whose whole scene is read) of one tower on `ids` [B, LENGTH].
+def reading_loss(output: Any, heads: Heads, ids: Tensor, captions: list[str], kinds: Tensor) -> tuple[Tensor, float]:
+    """(loss, share of captions whose whole scene is read) of one tower's output for `ids` [B, LENGTH].
 
     `kinds` are the ids of the class words. SDXL reads the states before the last layer, and the pooled embedding.
     """
-    output = tower(input_ids=ids, output_hidden_states=True)
     states = output.hidden_states[-2]  # [B, LENGTH, C]
     subject, scene = targets([read_caption(text) for text in captions])
     pooled = getattr(output, "text_embeds", None)
@@ -177,6 +183,11 @@ def reading_loss(
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids [B, LENGTH], padded as diffusers does."""
     return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
+
+
+def class_ids(tokenizer: CLIPTokenizer) -> Tensor:
+    """The token of each class word."""
+    return torch.tensor([tokenizer(kind).input_ids[1] for kind in CLASSES])
 
 
 @torch.no_grad()
@@ -212,11 +223,12 @@ def train_towers(
     parameters = [p for module in (*towers, *heads) for p in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
-    kinds = torch.tensor([tokenizer(kind).input_ids[1] for kind in CLASSES])
+    kinds = class_ids(tokenizer)
     for step in range(steps):
         captions = random_captions(rng, batch)
         ids = tokenize(tokenizer, captions)
-        readings = [reading_loss(tower, head, ids, captions, kinds) for tower, head in zip(towers, heads, strict=True)]
+        outputs = [tower(input_ids=ids, output_hidden_states=True) for tower in towers]
+        readings = [reading_loss(*each, ids, captions, kinds) for each in zip(outputs, heads, strict=True)]
         loss = readings[0][0] + readings[1][0]
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -1,0 +1,135 @@
+"""Teaches text towers that know captions of one and two things those of three, and little else changes.
+
+Of one and two things they are held to what they say. The last of three is to be what it is as the second of two,
+moved as far again as a second is from a first: so what a UNet and a concept's adapter know of a thing holds there too.
+"""
+
+import random
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from studio.picturebook import CLASSES, describe, random_subject
+from studio.trainers.picturebook_text import (
+    LENGTH,
+    Heads,
+    Tower,
+    class_ids,
+    random_captions,
+    reading_loss,
+    tokenize,
+)  # fmt: skip
+
+_MIDDLE = re.compile(rf", an? (?:\S+ )*?(?:{'|'.join(CLASSES)})(?: in the middle)?(?= and )")
+WEIGHT = 20.0  # of what is held beside what is read
+
+
+def without_middle(text: str) -> str:
+    """A caption of three things as one of the first and the last; others as they are."""
+    return _MIDDLE.sub("", text, count=1)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A tower as it was, and the step [C] from a class word's state as the first of two to that as the second."""
+
+    tower: Tower
+    step: Tensor
+
+    @classmethod
+    def of(cls, tower: Tower, tokenizer: CLIPTokenizer) -> "Memory":
+        """Of `tower` as it is now."""
+        rng = random.Random("second")
+        phrases = [[describe(random_subject(rng), rng, 0.1, 0.3) for _ in range(256)] for _ in range(2)]
+        memory, kinds = cls(deepcopy(tower).eval().requires_grad_(False), torch.empty(0)), class_ids(tokenizer)
+
+        def at_class(words: list[str], others: list[str], place: int) -> Tensor:
+            pairs = [(w, o) if place == 0 else (o, w) for w, o in zip(words, others, strict=True)]
+            ids = tokenize(tokenizer, [f"{left} on the left and {right} on the right" for left, right in pairs])
+            return memory.states(ids)[torch.isin(ids, kinds)].unflatten(0, (-1, 2))[:, place]
+
+        return cls(memory.tower, (at_class(*phrases, 1) - at_class(*phrases, 0)).mean(0))
+
+    @torch.no_grad()
+    def states(self, ids: Tensor) -> Tensor:
+        """[B, LENGTH, C] before the last layer, which SDXL reads."""
+        return self.tower(input_ids=ids, output_hidden_states=True).hidden_states[-2]
+
+    def distance(self, output: Any, captions: list[str], tokenizer: CLIPTokenizer) -> Tensor:
+        """Mean squared distance of a tower's output for `captions` from what it should stay.
+
+        Of three the end is free, since it has more to say, and so is the pooled embedding.
+        """
+        states, held = self._wanted(captions, tokenizer)
+        away = (output.hidden_states[-2] - states).square().mean(2)[held].mean()
+        if (pooled := getattr(output, "text_embeds", None)) is None:
+            return away
+        with torch.no_grad():
+            was = self.tower(input_ids=tokenize(tokenizer, captions)).text_embeds
+        return away + (pooled - was)[held[:, -1]].square().mean()
+
+    def _wanted(self, captions: list[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+        """(states [B, LENGTH, C], whether each is held to [B, LENGTH])."""
+        ids = tokenize(tokenizer, captions)
+        shorter = [without_middle(text) for text in captions]
+        short_ids = tokenize(tokenizer, shorter)
+        ends = [(one != tokenizer.eos_token_id).sum(1, keepdim=True) for one in (ids, short_ids)]
+        cut = ends[0] - ends[1]  # [B, 1]: tokens of the middle thing
+        begins = torch.tensor([[_length(tokenizer, text)] for text in captions]) + cut
+        place = torch.arange(LENGTH)[None]
+        last = (torch.isin(ids, class_ids(tokenizer)) * place).amax(1, keepdim=True)
+        tail = (cut > 0) & (place >= begins)
+        as_second = self.states(short_ids)
+        as_second = as_second.gather(1, (place - cut).clamp(min=0)[..., None].expand_as(as_second))
+        moved = as_second + self.step * (place <= last)[..., None]
+        states = torch.where(tail[..., None], moved, self.states(ids))
+        return states, (cut == 0) | (place < ends[0])
+
+
+def _length(tokenizer: CLIPTokenizer, text: str) -> int:
+    """Tokens before the middle of three things, the beginning's among them."""
+    found = _MIDDLE.search(text)
+    return len(tokenizer(text[: found.start()]).input_ids) - 1 if found else 0
+
+
+def teach_three(
+    tokenizer: CLIPTokenizer,
+    towers: tuple[Tower, Tower],
+    steps: int,
+    batch: int,
+    seed: int,
+    log: Callable[[int, float, str], None],
+) -> None:
+    """Train `towers` in place for `steps` on fresh captions, half of them of three things."""
+    torch.manual_seed(seed)
+    rng = random.Random(f"three {seed}")
+    memories, kinds = [Memory.of(tower, tokenizer) for tower in towers], class_ids(tokenizer)
+    heads = [Heads(memory.step.numel(), len(tokenizer)) for memory in memories]
+    groups = [[p.requires_grad_(True) for module in part for p in module.parameters()] for part in (towers, heads)]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5e-4, 3e-3], steps, pct_start=0.15)
+    for step in range(steps):
+        captions = random_captions(rng, batch, threes=0.5)
+        ids = tokenize(tokenizer, captions)
+        losses, notes = [], []
+        for tower, head, memory in zip(towers, heads, memories, strict=True):
+            output = tower(input_ids=ids, output_hidden_states=True)
+            away = memory.distance(output, captions, tokenizer)
+            read, right = reading_loss(output, head, ids, captions, kinds)
+            losses += [read, WEIGHT * away]
+            notes.append(f"{right:.2f} {away.item():.4f}")
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(groups[0], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        log(step + 1, loss.item(), "; ".join(notes))
+    for parameter in groups[0]:
+        parameter.requires_grad_(False)
