@@ -45,24 +45,18 @@ class Memory:
     @classmethod
     def of(cls, tower: Tower, tokenizer: CLIPTokenizer) -> "Memory":
         """Of `tower` as it is now."""
-        rng = random.Random("second")
-        phrases = [[describe(random_subject(rng), rng, 0.1, 0.3) for _ in range(256)] for _ in range(2)]
-        memory, kinds = cls(deepcopy(tower).eval().requires_grad_(False), torch.empty(0)), class_ids(tokenizer)
+        rng, old = random.Random("second"), deepcopy(tower).eval().requires_grad_(False)
+        one, other = ([describe(random_subject(rng), rng, 0.1, 0.3) for _ in range(256)] for _ in range(2))
 
-        def at_class(words: list[str], others: list[str], place: int) -> Tensor:
-            pairs = [(w, o) if place == 0 else (o, w) for w, o in zip(words, others, strict=True)]
-            ids = tokenize(tokenizer, [f"{left} on the left and {right} on the right" for left, right in pairs])
-            return memory.states(ids)[torch.isin(ids, kinds)].unflatten(0, (-1, 2))[:, place]
+        def at_classes(lefts: list[str], rights: list[str]) -> Tensor:  # [256, 2, C]
+            texts = [f"{left} on the left and {right} on the right" for left, right in zip(lefts, rights, strict=True)]
+            ids = tokenize(tokenizer, texts)
+            return _states(old, ids)[torch.isin(ids, class_ids(tokenizer))].unflatten(0, (-1, 2))
 
-        return cls(memory.tower, (at_class(*phrases, 1) - at_class(*phrases, 0)).mean(0))
-
-    @torch.no_grad()
-    def states(self, ids: Tensor) -> Tensor:
-        """[B, LENGTH, C] before the last layer, which SDXL reads."""
-        return self.tower(input_ids=ids, output_hidden_states=True).hidden_states[-2]
+        return cls(old, (at_classes(other, one)[:, 1] - at_classes(one, other)[:, 0]).mean(0))
 
     def distance(self, output: Any, captions: list[str], tokenizer: CLIPTokenizer) -> Tensor:
-        """Mean squared distance of a tower's output for `captions` from what it should stay.
+        """Mean squared distance of a tower's output for `captions` from what it should be.
 
         Of three the end is free, since it has more to say, and so is the pooled embedding.
         """
@@ -85,11 +79,17 @@ class Memory:
         place = torch.arange(LENGTH)[None]
         last = (torch.isin(ids, class_ids(tokenizer)) * place).amax(1, keepdim=True)
         tail = (cut > 0) & (place >= begins)
-        as_second = self.states(short_ids)
+        as_second = _states(self.tower, short_ids)
         as_second = as_second.gather(1, (place - cut).clamp(min=0)[..., None].expand_as(as_second))
         moved = as_second + self.step * (place <= last)[..., None]
-        states = torch.where(tail[..., None], moved, self.states(ids))
+        states = torch.where(tail[..., None], moved, _states(self.tower, ids))
         return states, (cut == 0) | (place < ends[0])
+
+
+@torch.no_grad()
+def _states(tower: Tower, ids: Tensor) -> Tensor:
+    """[B, LENGTH, C] before the last layer, which SDXL reads."""
+    return tower(input_ids=ids, output_hidden_states=True).hidden_states[-2]
 
 
 def _length(tokenizer: CLIPTokenizer, text: str) -> int:
