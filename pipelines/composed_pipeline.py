@@ -25,7 +25,7 @@ from studio.pipelines.decoding import decode
 from studio.pipelines.methods import DEFAULT_METHOD, find_method
 from studio.pipelines.request import check_request
 from studio.pipelines.schedulers import DEFAULT
-from studio.pipelines.settings import ATTENTIONS, GenerateSettings, usual_guidance
+from studio.pipelines.settings import ATTENTIONS, GenerateSettings, usual_guidance, usual_width
 from studio.regions import Layout
 
 Tensor = torch.Tensor
@@ -129,6 +129,8 @@ class ComposedPipeline:
             raise UsageError(f"There is no output type {output_type!r}.", f"Use one of: {', '.join(OUTPUT_TYPES)}.")
         named = [name for name in placeholders(prompt) if name not in styles]
         chosen, riding = self._choose(named if concepts is None else concepts), self._choose(styles)
+        if width is None and height is None:
+            width = usual_width(self.base.source, len(chosen))
         settings = GenerateSettings(
             prompt, negative_prompt, width, height, num_inference_steps,
             usual_guidance(self.base.source) if guidance_scale is None else guidance_scale, scheduler,

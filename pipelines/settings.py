@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 
-from studio.bases import EMBEDDED, BaseSource, Sizes
+from studio.bases import EMBEDDED, BaseSource, Sizes, source_sizes
 from studio.errors import UsageError
 from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
 
@@ -74,6 +74,14 @@ class GenerateSettings:
                 nearest = f"{below} or {above}" if below else str(above)
                 raise UsageError(f"The {name} {value} is not a multiple of {step} pixels.", f"Use {nearest}.")
         return size
+
+
+def usual_width(source: BaseSource, things: int) -> int | None:
+    """The width in pixels on which so many things have room side by side; None for the base's own.
+
+    The embedded base learned three of them on a canvas half as wide again.
+    """
+    return source_sizes(source).native[0] * 3 // 2 if source.name == EMBEDDED and things > 2 else None
 
 
 def usual_guidance(source: BaseSource) -> float:

@@ -14,6 +14,7 @@ from studio import models
 from studio.concepts import Concept, write_concept
 from studio.encoders import load_clip
 from studio.pipelines.methods import METHODS
+from studio.ui.composing import make_plan
 
 BOTH = "a <milo> and a <rex> on the grass"
 QUICK = ("--steps", 6, "--seed", 9, "--device", "cpu", "--json")
@@ -286,6 +287,22 @@ def test_concepts_of_different_bases_and_families_are_refused(run_studio, librar
     ended = run_studio("compose", "<milo> and <rex>", "--base", tiny_sd15)
     assert ended.code == 2
     assert "Stable Diffusion XL" in ended.err
+
+
+def test_three_of_the_embedded_base_get_a_wide_canvas_unless_a_size_is_given(home, library):
+    for name in ("luna", "nori", "zara"):
+        library(name, base="picturebook")
+
+    def planned(prompt: str, **size: int):
+        options = {"prompt": prompt, "width": None, "height": None, **size}
+        return make_plan(home, options, [], [], None, [METHODS["auto"]], None, None, None)
+
+    three = "<luna>, <nori> and <zara>"
+    assert planned(three).settings.width == 144
+    assert any("144 px wide" in notice for notice in planned(three).notices)
+    assert planned(three, height=96).settings.width is None
+    assert planned(three, width=96).settings.width == 96
+    assert planned("<luna> and <nori>").settings.width is None
 
 
 def test_a_layout_file_places_and_overlaps_are_said(run_studio, library, tmp_path):

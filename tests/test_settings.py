@@ -1,8 +1,8 @@
 import pytest
 
-from studio.bases import BaseSource, Sizes
+from studio.bases import BaseSource, Sizes, find_base
 from studio.errors import UsageError
-from studio.pipelines.settings import GenerateSettings, usual_guidance
+from studio.pipelines.settings import GenerateSettings, usual_guidance, usual_width
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,12 @@ def test_a_size_between_the_steps_gets_its_neighbours(width, remedy):
     with pytest.raises(UsageError, match=f"width {width} is not a multiple of 16") as refusal:
         GenerateSettings("a cat", width=width).size_for(Sizes((96, 96), 16))
     assert refusal.value.remedy == remedy
+
+
+def test_three_have_room_on_the_embedded_base():
+    embedded = find_base("picturebook")
+    assert [usual_width(embedded, things) for things in (1, 2, 3, 4)] == [None, None, 144, 144]
+    assert usual_width(BaseSource("sdxl", "", "hub", "sdxl"), 3) is None
 
 
 def test_the_usual_guidance_goes_by_the_base():

@@ -13,6 +13,7 @@ from studio.library import Library
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS
 from studio.pipelines.outputs import STYLIZE
 from studio.pipelines.recall import Recalled, recall
+from studio.pipelines.settings import usual_width
 from studio.ui.asking import choose_base
 from studio.ui.asks import ComposeAsk
 from studio.ui.canvas import LayoutValue, from_layout, read_layout_value, to_layout
@@ -34,12 +35,14 @@ def sentence(names: list[str]) -> str:
 
 
 def canvas_size(library: Library, names: list[str], shape: str) -> tuple[int, int]:
-    """Width and height in pixels: of the concepts' base, and half as wide or high again where it is no square."""
+    """Width and height in pixels: as `studio compose` would draw, square, or half as wide or high again."""
     concepts = [library.find(name) for name in names]
-    sizes = source_sizes(choose_base(None, concepts))
+    source = choose_base(None, concepts)
+    sizes = source_sizes(source)
     width, height = sizes.native
     longer = width * 3 // 2 // sizes.step * sizes.step
-    return {"wide": (longer, height), "tall": (width, longer)}.get(shape, (width, height))
+    usual = usual_width(source, len(names)) or width
+    return {"usual": (usual, height), "wide": (longer, height), "tall": (width, longer)}.get(shape, (width, height))
 
 
 def canvas_for(library: Library, names: list[str], shape: str, value: LayoutValue | None = None) -> LayoutValue:

@@ -14,7 +14,7 @@ from studio.pipelines.methods import DEFAULT_METHOD, METHODS, Method, find_metho
 from studio.pipelines.outputs import output_folder
 from studio.pipelines.recall import Recalled, RecalledConcept
 from studio.pipelines.request import check_request
-from studio.pipelines.settings import GenerateSettings
+from studio.pipelines.settings import GenerateSettings, usual_width
 from studio.regions import Layout, parse_box, read_layout
 from studio.ui.asking import Strengths, check_drawable, choose_base, find_concepts, find_styles, make_settings
 
@@ -104,7 +104,8 @@ def make_plan(
     concepts = _concepts(Library(state), given, styles, options["prompt"], told)
     everyone = [*concepts, *styles]
     source = choose_base(base or (told.base if told else None), [one for one, _ in everyone])
-    settings = make_settings(options, source)
+    wide = usual_width(source, len(concepts)) if not (options.get("width") or options.get("height")) else None
+    settings = make_settings(options | {"width": wide} if wide else options, source)
     check_request(settings, concepts, layout, styles)
     check_drawable(settings, source, everyone)
     names = [concept.name for concept, _ in concepts]
@@ -113,6 +114,10 @@ def make_plan(
         width, height = settings.size_for(sizes)
         layout.masks(list(layout.boxes), height // sizes.factor, width // sizes.factor)
     notices = [told.notice() if told else None]
+    if wide:
+        notices.append(
+            f"{len(concepts)} concepts: drawn {wide} px wide, so that each has room (else: --width)."
+        )
     able = []
     if not concepts:
         methods = [METHODS["merge"]]

@@ -24,7 +24,7 @@ from studio.ui.form_parts import begin
 from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, name_picker, private, title
 
-SHAPES = ("square", "wide", "tall")
+SHAPES = ("usual", "square", "wide", "tall")
 _COLUMNS = ["concept", "left %", "top %", "right %", "bottom %"]
 
 
@@ -102,7 +102,7 @@ def _ask(frame: Frame) -> _Asked:
         info="<name> stands for a concept; press a chip to put it in.", max_length=2000,
     )  # fmt: skip
     with gr.Row():
-        shape = gr.Radio(list(SHAPES), value="square", label="Shape", elem_classes="slim")
+        shape = gr.Radio(list(SHAPES), value=SHAPES[0], label="Shape", elem_classes="slim")
         count = gr.Radio([1, 2, 4], value=1, label="Pictures", elem_classes="slim", elem_id="compose-count")
     canvas = LayoutCanvas(elem_id="compose-canvas")
     with gr.Accordion("Boxes as a table", open=False):
