@@ -73,7 +73,8 @@ class Memory:
         ids = tokenize(tokenizer, captions)
         shorter = [without_middle(text) for text in captions]
         short_ids = tokenize(tokenizer, shorter)
-        ends = [(one != tokenizer.eos_token_id).sum(1, keepdim=True) for one in (ids, short_ids)]
+        end: Any = tokenizer.eos_token_id  # declared as anything
+        ends = [one.ne(end).sum(1, keepdim=True) for one in (ids, short_ids)]
         cut = ends[0] - ends[1]  # [B, 1]: tokens of the middle thing
         begins = torch.tensor([[_length(tokenizer, text)] for text in captions]) + cut
         place = torch.arange(LENGTH)[None]

@@ -115,9 +115,7 @@ def make_plan(
         layout.masks(list(layout.boxes), height // sizes.factor, width // sizes.factor)
     notices = [told.notice() if told else None]
     if wide:
-        notices.append(
-            f"{len(concepts)} concepts: drawn {wide} px wide, so that each has room (else: --width)."
-        )
+        notices.append(f"{len(concepts)} concepts: drawn {wide} px wide, so that each has room (else: --width).")
     able = []
     if not concepts:
         methods = [METHODS["merge"]]
