@@ -7,10 +7,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from studio.errors import StudioError
-from studio.trainers.picturebook import _alone_in, _end_with_parent
+from studio.trainers.picturebook import _alone_in, _end_with_parent, three_stage
+from studio.trainers.picturebook_text import build_towers, train_tokenizer
+from studio.trainers.picturebook_unet import TextSide
+
+
+def test_towers_are_taught_once_a_run(tmp_path: Path):
+    tokenizer = train_tokenizer(0)
+    before = TextSide(tokenizer, *build_towers(tokenizer))
+    states = before.encode(["a red cat"])[0]
+    taught = three_stage(tmp_path, 1, before).encode(["a red cat"])[0]
+    again = three_stage(tmp_path, 10**9, before).encode(["a red cat"])[0]
+    assert torch.equal(taught, again)
+    assert not torch.equal(taught, states)
 
 
 def test_a_second_team_is_kept_out_of_a_run(tmp_path: Path):
