@@ -86,6 +86,17 @@ def test_boxes_stay_with_their_concepts_when_others_are_chosen(library, canvas):
     assert fresh.width > fresh.height
 
 
+def test_three_of_the_embedded_base_get_room_by_themselves(library, home, tiny_loras):
+    for name in ("luna", "nori", "zara"):
+        folder = home.library / name
+        folder.mkdir()
+        shutil.copy(tiny_loras[0], folder / "adapter.safetensors")
+        write_concept(Concept(name, "sks", "cat", "picturebook", "sdxl", "lora", folder))
+    assert compose_fields.canvas_size(library, ["luna", "nori", "zara"], "usual") == (144, 96)
+    assert compose_fields.canvas_size(library, ["luna", "nori"], "usual") == (96, 96)
+    assert compose_fields.canvas_size(library, ["luna", "nori"], "wide") == (144, 96)
+
+
 def test_names_are_written_as_text(library):
     shown = compose_fields.chips(['<img src=x onerror="alert(1)">'])
     assert "<img" not in shown

@@ -60,19 +60,18 @@ class Memory:
 
         Of three the end is free, since it has more to say, and so is the pooled embedding.
         """
-        states, held = self._wanted(captions, tokenizer)
+        ids = tokenize(tokenizer, captions)
+        with torch.no_grad():
+            was = self.tower(input_ids=ids, output_hidden_states=True)
+        states, held = self._wanted(was.hidden_states[-2], ids, captions, tokenizer)
         away = (output.hidden_states[-2] - states).square().mean(2)[held].mean()
         if (pooled := getattr(output, "text_embeds", None)) is None:
             return away
-        with torch.no_grad():
-            was = self.tower(input_ids=tokenize(tokenizer, captions)).text_embeds
-        return away + (pooled - was)[held[:, -1]].square().mean()
+        return away + (pooled - was.text_embeds)[held[:, -1]].square().mean()
 
-    def _wanted(self, captions: list[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
-        """(states [B, LENGTH, C], whether each is held to [B, LENGTH])."""
-        ids = tokenize(tokenizer, captions)
-        shorter = [without_middle(text) for text in captions]
-        short_ids = tokenize(tokenizer, shorter)
+    def _wanted(self, own: Tensor, ids: Tensor, captions: list[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+        """(states [B, LENGTH, C], whether each is held to [B, LENGTH]), from the tower's `own` of the captions."""
+        short_ids = tokenize(tokenizer, [without_middle(text) for text in captions])
         end: Any = tokenizer.eos_token_id  # declared as anything
         ends = [one.ne(end).sum(1, keepdim=True) for one in (ids, short_ids)]
         cut = ends[0] - ends[1]  # [B, 1]: tokens of the middle thing
@@ -83,7 +82,7 @@ class Memory:
         as_second = _states(self.tower, short_ids)
         as_second = as_second.gather(1, (place - cut).clamp(min=0)[..., None].expand_as(as_second))
         moved = as_second + self.step * (place <= last)[..., None]
-        states = torch.where(tail[..., None], moved, _states(self.tower, ids))
+        states = torch.where(tail[..., None], moved, own)
         return states, (cut == 0) | (place < ends[0])
 
 

@@ -35,14 +35,14 @@ def sentence(names: list[str]) -> str:
 
 
 def canvas_size(library: Library, names: list[str], shape: str) -> tuple[int, int]:
-    """Width and height in pixels: as `studio compose` would draw, square, or half as wide or high again."""
+    """Width and height in pixels: as `studio compose` would draw, or half as wide or high again."""
     concepts = [library.find(name) for name in names]
     source = choose_base(None, concepts)
     sizes = source_sizes(source)
     width, height = sizes.native
     longer = width * 3 // 2 // sizes.step * sizes.step
     usual = usual_width(source, len(names)) or width
-    return {"usual": (usual, height), "wide": (longer, height), "tall": (width, longer)}.get(shape, (width, height))
+    return {"wide": (longer, height), "tall": (width, longer)}.get(shape, (usual, height))
 
 
 def canvas_for(library: Library, names: list[str], shape: str, value: LayoutValue | None = None) -> LayoutValue:
@@ -144,7 +144,7 @@ def filled(told: Recalled, names: list[str]) -> list[Any]:
     """The fields of a picture that tells of `names`."""
     width, height = told.settings["width"], told.settings["height"]
     value = from_layout(told.layout, names, width=width, height=height)
-    shape = "square" if width == height else "wide" if width > height else "tall"
+    shape = "usual" if width == height else "wide" if width > height else "tall"
     return [
         names, value, rows_of(value), told.prompt, sentence(names),
         told.method if told.method in METHODS else DEFAULT_METHOD, 1, str(told.settings["seed"]),

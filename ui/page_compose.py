@@ -24,7 +24,7 @@ from studio.ui.form_parts import begin
 from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, name_picker, private, title
 
-SHAPES = ("usual", "square", "wide", "tall")
+SHAPES = ("usual", "wide", "tall")
 _COLUMNS = ["concept", "left %", "top %", "right %", "bottom %"]
 
 
