@@ -18,6 +18,7 @@ from studio.adapters import Adapter, load_concept
 from studio.concepts import Concept, write_concept
 from studio.errors import UsageError
 from studio.events import silent
+from studio.pipelines import composed_pipeline
 from studio.pipelines.baselines import Composite, Merge
 from studio.pipelines.compose import compose
 from studio.pipelines.composed_pipeline import ComposedPipeline
@@ -53,6 +54,13 @@ def test_it_draws_what_compose_draws(pipe, base, tiny_concepts):
         PROMPT, {"milo": 0.8, "rex": 1.0}, "composite", negative_prompt="night", generator=seeded(7, 8), **FEW
     ).images
     assert [difference(*two) for two in zip(found, truth, strict=True)] == [0, 0]
+
+
+def test_the_usual_width_is_taken_where_no_size_is_given(pipe, monkeypatch):
+    wide = latents(pipe, width=48)
+    monkeypatch.setattr(composed_pipeline, "usual_width", lambda source, things: 24 * things)
+    assert torch.equal(latents(pipe), wide)
+    assert latents(pipe, height=32).shape != wide.shape
 
 
 def test_merging_on_a_pipeline_of_diffusers_is_what_diffusers_draws_with_its_own_adapters(
