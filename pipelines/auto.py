@@ -1,7 +1,9 @@
-"""`auto`, what we recommend: every adapter on its own words, and where its concept is; one row a step.
+"""`auto`, what we recommend: every adapter on its own words, and where its concept is; at the end each by itself there.
 
 Where that is, boxes say, or where the base looks at the class words while it lays the picture out alone (after
-FreeFuse). A concept's ground is all that is nearer to it than to another, since it may wear or hold something.
+FreeFuse). A concept's ground is all that is nearer to it than to another, since it may wear or hold something. In one
+pass of all a pixel still sees what other adapters made of theirs; the last steps, which draw details, let every adapter
+predict alone (as `Masked` does).
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,13 +18,15 @@ from studio.pipelines.compose import Run
 from studio.pipelines.denoiser import Branch
 from studio.pipelines.freefuse import looks_at, mask_probe, read_both_ways, routed
 from studio.pipelines.probe import Maps
+from studio.pipelines.regional import parts_of, read_each
 
 Tensor = torch.Tensor
 
 
 @dataclass
 class Auto(Plain):
-    """The base draws alone for the share `alone` of the steps; then every adapter acts on its ground.
+    """The base draws alone for the share `alone` of the steps; then every adapter acts on its ground, and from the share
+    `parted` on in a pass of its own.
 
     Class words are not looked at beyond the boxes of those that have one, and concepts' words less by `hidden` beyond
     their grounds. Masks from maps count where each covers from `least` to `most` of the picture, and the smallest
@@ -32,6 +36,7 @@ class Auto(Plain):
     """
 
     alone: float = 0.08
+    parted: float = 0.7
     hidden: float = 8.0
     masks: AutoMasks = field(default_factory=lambda: AutoMasks(margin=0))
     least: float = 0.02
@@ -48,12 +53,15 @@ class Auto(Plain):
             run.state["acting"] = Branch(run.strengths)
             return
         places = read_both_ways(run)
+        read_each(run)
         bias = None if run.layout is None else _hiding(run, self._boxes(run), places, torch.inf)
         run.state["holding"] = Branch(run.only(), "base", columns=tuple(chain(*places)), bias=bias)
         run.state["probe"] = mask_probe(run, self.level, self.cells)
 
     def branches(self, run: Run) -> list[Branch]:
-        """One: the base alone until it is known where what is, then gated."""
+        """One: the base alone until it is known where what is, then gated; at the end one of each concept."""
+        if "parts" in run.state and run.share >= self.parted:
+            return run.state["parts"].branches
         if "acting" in run.state:
             return [run.state["acting"]]
         if run.step == self._held(run) - 1:
@@ -61,11 +69,12 @@ class Auto(Plain):
         return [run.state["holding"]]
 
     def shares(self, run: Run, predictions: Tensor) -> Tensor:
-        """All for the one prediction."""
+        """All for the one prediction, or of a pixel for the branch that owns it."""
         if run.denoiser.probe is not None:
             run.state["acting"] = self._acting(run, run.denoiser.maps[0])
+            run.state["parts"] = parts_of(run, run.state["acting"].image)
             run.denoiser.probe = None
-        return torch.ones(1)
+        return torch.ones(1) if len(predictions) == 1 else run.state["parts"].shares
 
     def _held(self, run: Run) -> int:
         return min(max(1, round(self.alone * len(run.scheduler.timesteps))), len(run.scheduler.timesteps) - 1)

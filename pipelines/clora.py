@@ -58,7 +58,7 @@ class Clora:
                 f"A threshold of {self.threshold} and a temperature of {self.temperature} select nothing.",
                 "Give a threshold between 0 and 1, and a temperature above 0; 0.3 and 0.5 are the authors'.",
             )
-        classes = {one.name: one.class_word or one.phrase for one in run.concepts}
+        classes = run.classes
         branches, labels = [], []
         for own in ([_BASE] if self.background else []) + list(range(len(run.concepts))):
             others = {name: word for n, (name, word) in enumerate(classes.items()) if n != own}

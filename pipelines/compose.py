@@ -66,6 +66,11 @@ class Run:
         """Of the concepts, in the order of the bank."""
         return [concept.name for concept in self.concepts]
 
+    @property
+    def classes(self) -> dict[str, str]:
+        """For each concept the words by which the base knows what kind of thing it is."""
+        return {concept.name: concept.class_word or concept.phrase for concept in self.concepts}
+
     def only(self, *chosen: int) -> tuple[float, ...]:
         """The strengths of some concepts, zero for the others."""
         return tuple(s if n in chosen else 0.0 for n, s in enumerate(self.strengths))

@@ -109,7 +109,7 @@ def as_published() -> FreeFuse:
 def read_both_ways(run: Run) -> list[list[int]]:
     """Encode the prompt, each adapter on its own words, and as "base" with class words alone; the tokens of these."""
     run.denoiser.texts["all"] = own_readings(run)
-    classes = run.prompt.reworded({one.name: one.class_word or one.phrase for one in run.concepts})
+    classes = run.prompt.reworded(run.classes)
     run.denoiser.read("base", classes.text, run.negative, run.only())
     places = [classes.tokens(run.base.tokenizers[0], name) for name in run.names]
     run.state["tokens"] = [len(place) for place in places]

@@ -149,7 +149,7 @@ class LoraComposer:
 
     def _read(self, run: Run) -> list[list[int]]:
         """Encode the text of the rest, of each box, and of all side by side; the tokens of each concept in its own."""
-        asked, classes = run.denoiser, {one.name: one.class_word or one.phrase for one in run.concepts}
+        asked, classes = run.denoiser, run.classes
         if unknown := [name for name in self.texts if name not in classes]:
             raise UsageError(f"There is a text for {unknown[0]!r}, which is not among the concepts.", "Leave it out.")
         asked.read("base", run.prompt.reworded(classes).text, run.negative, run.only())

@@ -54,6 +54,33 @@ def own_words(run: Run, shared: float) -> Tensor:
     return masks
 
 
+def read_each(run: Run) -> None:
+    """Encode the prompt as "0", "1", ... for each concept by its adapter alone, the others being spelled by their
+    class words."""
+    for n, name in enumerate(run.names):
+        others = {other: word for other, word in run.classes.items() if other != name}
+        run.denoiser.read(str(n), run.prompt.reworded(others).text, run.negative, run.only(n))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Branches that each own a part of the canvas, and the `shares` [branches, 1 or n, H, W] of its pixels."""
+
+    branches: list[Branch]
+    shares: Tensor
+
+
+def parts_of(run: Run, masks: Tensor) -> Parts:
+    """Each concept alone in its mask, of [k, H, W] or [n, k, H, W] without overlap; what is in none, if there is any,
+    belongs to the base. `read_each` reads the texts of the concepts; the base's is "base"."""
+    branches = [Branch(run.only(n), str(n)) for n in range(len(run.concepts))]
+    free = 1 - masks.sum(-3, keepdim=True)
+    if free.any():
+        masks, branches = torch.cat([free, masks], -3), [Branch(run.only(), "base"), *branches]
+    shares = masks.movedim(-3, 0).to(run.base.device, run.base.dtype)
+    return Parts(branches, shares if masks.dim() == 4 else shares[:, None])
+
+
 @dataclass
 class Masked(Plain):
     """Every concept predicts the whole picture alone, the others being spelled by their class, and gives its box.
@@ -66,24 +93,17 @@ class Masked(Plain):
     def begin(self, run: Run) -> None:
         """Needs a box for every concept; reads the prompt once for each, and once with classes only."""
         layout = _places(run, "masked")
-        classes = {one.name: one.class_word or one.phrase for one in run.concepts}
-        run.denoiser.read("base", run.prompt.reworded(classes).text, run.negative, run.only())
-        for n, name in enumerate(run.names):
-            others = {other: word for other, word in classes.items() if other != name}
-            run.denoiser.read(str(n), run.prompt.reworded(others).text, run.negative, run.only(n))
-        masks = layout.masks(run.names, *run.size).to(run.base.device, run.base.dtype)
-        run.state["shares"] = torch.cat([1 - masks.sum(0, keepdim=True), masks])
+        run.denoiser.read("base", run.prompt.reworded(run.classes).text, run.negative, run.only())
+        read_each(run)
+        run.state["parts"] = parts_of(run, layout.masks(run.names, *run.size))
 
     def branches(self, run: Run) -> list[Branch]:
-        """The base, then, once the picture is laid out, one for each concept."""
-        base = Branch(run.only(), "base")
-        if run.share < self.hold:
-            return [base]
-        return [base, *(Branch(run.only(n), str(n)) for n in range(len(run.concepts)))]
+        """The base until the picture is laid out, then one for each concept, and the base where something is free."""
+        return [Branch(run.only(), "base")] if run.share < self.hold else run.state["parts"].branches
 
     def shares(self, run: Run, predictions: Tensor) -> Tensor:
         """All of a pixel for the branch that owns it."""
-        return torch.ones(1) if len(predictions) == 1 else run.state["shares"][:, None]
+        return torch.ones(1) if len(predictions) == 1 else run.state["parts"].shares
 
 
 def _places(run: Run, method: str) -> Layout:

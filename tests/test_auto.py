@@ -6,7 +6,7 @@ from composing import HALVES, SETTINGS, latents
 from studio.pipelines.auto import Auto
 from studio.pipelines.auto_masks import AutoMasks, bands
 from studio.pipelines.baselines import Merge
-from studio.pipelines.regional import own_words
+from studio.pipelines.regional import Masked, own_words
 from studio.regions import Box, Layout
 
 
@@ -20,11 +20,28 @@ class Split(AutoMasks):
         return masks
 
 
-def test_it_takes_as_many_forwards_as_merging(base, concepts):
+def test_it_takes_as_many_forwards_as_merging_and_at_the_end_a_row_for_each_concept(base, concepts):
     for layout in (None, HALVES):
-        _, run = latents(base, concepts, Auto(), layout=layout)
-        assert (run.denoiser.forwards, run.denoiser.looks) == (SETTINGS.steps, 0)
-        assert run.denoiser.rows == SETTINGS.steps * 2 * SETTINGS.count
+        for parted, apart in ((1.0, 0), (0.7, 1), (0.5, 2), (0.0, SETTINGS.steps - 1)):
+            _, run = latents(base, concepts, Auto(parted=parted), layout=layout)
+            assert (run.denoiser.forwards, run.denoiser.looks) == (SETTINGS.steps, 0)
+            assert run.denoiser.rows == (SETTINGS.steps + apart) * 2 * SETTINGS.count
+
+
+def test_parted_from_the_first_on_it_is_masked_by_what_it_found(base, concepts):
+    found, _ = latents(base, concepts, Auto(parted=0.0, alone=0.25, masks=Split(), alike=2.0))
+    halves = Layout({"milo": Box(0, 0, 1, 0.5), "rex": Box(0, 0.5, 1, 1)})
+    truth, _ = latents(base, concepts, Masked(hold=0.25), layout=halves)
+    torch.testing.assert_close(found, truth, atol=1e-5, rtol=1e-5)
+
+
+def test_what_boxes_leave_free_is_the_bases_at_the_end_too(base, concepts):
+    layout = Layout({"milo": Box(0, 0, 0.25, 1), "rex": Box(0.75, 0, 1, 1)})
+    _, run = latents(base, concepts, Auto(), layout=layout)
+    parts = run.state["parts"]
+    assert [(one.weights, one.text) for one in parts.branches] == [((0, 0), "base"), ((1, 0), "0"), ((0, 1), "1")]
+    assert torch.equal(parts.shares.sum(0), torch.ones(1, *run.size))
+    assert parts.shares[:, 0, 0, :: run.size[1] // 4].T.tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1]]
 
 
 def test_one_concept_is_plainly_drawn(base, concepts):

@@ -9,7 +9,7 @@ from studio.events import silent
 from studio.kernels.blend import blend
 from studio.pipelines.baselines import Switch
 from studio.pipelines.compose import compose
-from studio.pipelines.regional import Masked, Regional
+from studio.pipelines.regional import Masked, Regional, parts_of
 from studio.regions import Box, Layout
 
 
@@ -57,7 +57,7 @@ def test_a_concept_without_a_box_is_an_error(base, concepts):
 
 
 def test_the_base_lays_the_picture_out_alone(base, concepts):
-    for composer, after in ((Regional(hold=0.5), [1.0, 1.0]), (Masked(hold=0.5), [0.0, 0.0])):
+    for composer, after in ((Regional(hold=0.5), [1.0, 1.0]), (Masked(hold=0.5), [1.0, 0.0])):
         _, run = latents(base, concepts, composer, dataclasses.replace(SETTINGS, steps=1), layout=HALVES)
         run.scheduler.set_timesteps(4)
         weights = []
@@ -66,17 +66,27 @@ def test_the_base_lays_the_picture_out_alone(base, concepts):
         assert weights == [[0, 0], [0, 0], after, after]
 
 
-def test_masked_pixels_come_from_their_own_branch(base, concepts):
+def test_masked_pixels_come_from_their_own_branch_and_free_ones_from_the_base(base, concepts):
     _, run = latents(base, concepts, Masked(), dataclasses.replace(SETTINGS, steps=1), layout=HALVES)
-    height, width = run.size
-    predictions = torch.arange(3.0).reshape(3, 1, 1, 1, 1, 1).expand(3, 2, 1, 4, height, width)
-    combined = blend(predictions, Masked().shares(run, predictions), 1.0)
-    assert (combined[..., : width // 2] == 1).all()
-    assert (combined[..., width // 2 :] == 2).all()
-    run.layout = Layout({"milo": Box(0, 0, 0.25, 1), "rex": Box(0.75, 0, 1, 1)})
-    Masked().begin(run)
-    combined = blend(predictions, Masked().shares(run, predictions), 1.0)
-    assert (combined[..., width // 4 : width * 3 // 4] == 0).all()
+    quarters = Layout({"milo": Box(0, 0, 0.25, 1), "rex": Box(0.75, 0, 1, 1)})
+    run.step = 3
+    for layout, weights in ((HALVES, [[1, 0], [1, 0], [0, 1], [0, 1]]), (quarters, [[1, 0], [0, 0], [0, 0], [0, 1]])):
+        run.layout = layout
+        Masked().begin(run)
+        branches = Masked(hold=0).branches(run)
+        assert all(text in run.denoiser.texts for text in (one.text for one in branches))
+        says = torch.tensor([one.weights for one in branches])  # [branches, 2], drawn as the value of every pixel
+        predictions = says[:, None, None, :, None, None].expand(-1, 2, 1, -1, *run.size)
+        combined = blend(predictions, Masked().shares(run, predictions), 1.0)[0]  # [2, H, W]
+        assert combined[:, 0, :: run.size[1] // 4].T.tolist() == weights
+
+
+def test_each_picture_has_its_own_parts(base, concepts):
+    _, run = latents(base, concepts, Masked(), dataclasses.replace(SETTINGS, steps=1), layout=HALVES)
+    masks = torch.rand(3, 2, 4, 4).argmax(1, keepdim=True)
+    parts = parts_of(run, torch.cat([1 - masks, masks], 1).float())
+    assert torch.equal(parts.shares[1], masks[:, 0].float())
+    assert [branch.weights for branch in parts.branches] == [(1, 0), (0, 1)]
 
 
 def test_masked_concept_on_the_whole_canvas_alone_is_the_plain_adapter(base, concepts):
