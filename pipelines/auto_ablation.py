@@ -45,8 +45,18 @@ class AllWords(Auto):
     hidden: float = 0.0
 
 
+@dataclass
+class OnePass(Auto):
+    """All adapters act in one pass to the end."""
+
+    parted: float = 1.0
+
+
+@dataclass
 class NoGrounds(AllWords):
-    """Every adapter acts on the whole picture, on its own words, and all words are looked at."""
+    """Every adapter acts on the whole picture, on its own words, and all words are looked at; so none acts alone."""
+
+    parted: float = 1.0
 
     def _grounds(self, run: Run, maps: Maps) -> Tensor:
         return torch.ones_like(super()._grounds(run, maps))
@@ -99,8 +109,9 @@ ABLATIONS = tuple(
         ("masks", "the masks themselves, which end where the base's own thing would", OnlyMasks),
         ("unlike", "masks by attention alone, without likeness of features", NoLikeness),
         ("bands", "maps never believed: what is not background is shared out from left to right", OnlyBands),
+        ("one-pass", "all adapters in one pass to the end", OnePass),
         ("seen", "all words looked at everywhere", AllWords),
-        ("words", "every adapter on the whole picture, on its own words, all looked at everywhere", NoGrounds),
+        ("words", "every adapter on the whole picture, on its own words, all looked at everywhere, to the end", NoGrounds),
         ("grounds", "every adapter on its ground, on all words", NoWords),
         ("at-once", "adapters from the first step on, none of the base alone", NoHold),
         ("true-masks", "masks as the renderer would draw the concepts", TrueMasks),

@@ -113,13 +113,20 @@ def grown(masks: Tensor, scores: Tensor) -> Tensor:
 
 def territories(masks: Tensor) -> Tensor:
     """[n, k, H, W] of zeros and ones that sum to one: every pixel belongs to the mask of [n, k, H, W] that is nearest,
-    each taken for a disc of its area around its middle (a power diagram, Aurenhammer 1987)."""
+    each taken for a disc of its area around its middle (a power diagram, Aurenhammer 1987).
+
+    Along either axis distance counts by how far apart the middles lie on it: between things abreast the line is upright
+    though one is lower, and what is above it stays its own.
+    """
     height, width = masks.shape[2:]
     y, x = torch.meshgrid(
         torch.arange(height, device=masks.device) + 0.5, torch.arange(width, device=masks.device) + 0.5, indexing="ij"
     )
     mass = masks.sum((2, 3), keepdim=True).clamp(min=1)
-    off = sum((one - (masks * one).sum((2, 3), keepdim=True) / mass).square() for one in (y, x))
+    middles = [(masks * one).sum((2, 3), keepdim=True) / mass for one in (y, x)]  # [n, k, 1, 1]
+    spread = torch.stack([one.var(1, correction=0, keepdim=True) for one in middles])
+    along = spread / spread.amax(0).clamp(min=1e-6)
+    off = sum(share * (one - middle).square() for share, one, middle in zip(along, (y, x), middles, strict=True))
     return F.one_hot((off - mass / math.pi).argmin(1), masks.shape[1]).movedim(3, 1).to(masks.dtype)
 
 

@@ -52,9 +52,10 @@ METHODS = {
     for one in (
         Method(
             "auto",
-            "every adapter on its own words and its own ground: its box, or where the base puts its class",
+            "every adapter on its own words and its own ground, its box or where the base puts its class; last by itself",
             "auto:Auto",
             "uses",
+            passes="1, and k in the last three of ten",
         ),
         Method("merge", "adds all adapters to the weights; the usual way, and the one that blends", "baselines:Merge"),
         Method("switch", "one adapter at a time, for five steps each in turn", "baselines:Switch", period=PERIOD),
@@ -86,7 +87,7 @@ METHODS = {
             "what every adapter alone predicts, inside its box",
             "regional:Masked",
             "needs",
-            passes="k + 1, at first 1",
+            passes="k, and the base's where boxes leave room; at first 1",
         ),
         Method("regional", "every adapter inside its box and on its own words", "regional:Regional", "needs"),
     )

@@ -1,4 +1,5 @@
 import dataclasses
+import statistics
 
 import pytest
 import torch
@@ -119,12 +120,24 @@ def test_masks_grow_over_the_ground_only():
     assert wide[0, 0].sum() > slim[0, 0].sum()
 
 
+def test_between_two_abreast_the_line_is_upright_though_one_is_lower_and_between_two_aslant_it_is_not():
+    for below, lines in ((1, 1), (8, 16)):
+        masks = torch.zeros(1, 2, 16, 16)
+        masks[0, 0, 1:7, 1:7] = masks[0, 1, 1 + below : 7 + below, 9:15] = 1
+        borders = {int(row.sum()) for row in territories(masks)[0, 0]}
+        assert len(borders) == lines
+    assert len({int(row.sum()) for row in territories(masks.transpose(2, 3))[0, 0]}) == 16
+
+
 def test_every_pixel_belongs_to_the_nearest_disc():
     masks = torch.zeros(1, 3, 8, 12)
     masks[0, 0, 2:6, 1:5] = masks[0, 1, 1, 10] = masks[0, 2, 6:8, 8:12] = 1
     discs = [(4.0, 3.0, 16), (1.5, 10.5, 1), (7.0, 10.0, 8)]  # middle and area
+    across, down = (statistics.pvariance(one) for one in ((3.0, 10.5, 10.0), (4.0, 1.5, 7.0)))
     found = territories(masks)[0]
     for y in range(8):
         for x in range(12):
-            off = [(y + 0.5 - a) ** 2 + (x + 0.5 - b) ** 2 - area / 3.14159265 for a, b, area in discs]
+            off = [
+                down / across * (y + 0.5 - a) ** 2 + (x + 0.5 - b) ** 2 - area / 3.14159265 for a, b, area in discs
+            ]
             assert found[:, y, x].tolist() == [float(n == off.index(min(off))) for n in range(3)]

@@ -302,11 +302,14 @@ def test_touch_draws_moves_and_binds(served: SimpleNamespace, watched: Watched) 
 
 
 def _swipe(hand: Hand, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """It comes to rest before the finger is lifted: else it is a fling to the browser, which takes no tap until that is
+    over."""
     tool = hand.page.context.new_cdp_session(hand.page)
-    ways = [("touchStart", start), ("touchMove", (start[0], end[1])), ("touchMove", end)]
+    ways = [("touchStart", start), ("touchMove", (start[0], end[1])), ("touchMove", end), ("touchMove", end)]
     for kind, spot in ways:
         x, y = hand.point(*spot)
         tool.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+        hand.page.wait_for_timeout(120)
     tool.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
