@@ -25,7 +25,7 @@ Tensor = torch.Tensor
 
 @dataclass
 class Auto(Plain):
-    """The base draws alone for the share `alone` of the steps; then every adapter acts on its ground, and from the share
+    """The base draws alone for the share `alone` of the steps; then every adapter acts on its ground, from the share
     `parted` on in a pass of its own.
 
     Class words are not looked at beyond the boxes of those that have one, and concepts' words less by `hidden` beyond
@@ -71,8 +71,7 @@ class Auto(Plain):
     def shares(self, run: Run, predictions: Tensor) -> Tensor:
         """All for the one prediction, or of a pixel for the branch that owns it."""
         if run.denoiser.probe is not None:
-            run.state["acting"] = self._acting(run, run.denoiser.maps[0])
-            run.state["parts"] = parts_of(run, run.state["acting"].image)
+            self._settle(run, run.denoiser.maps[0])
             run.denoiser.probe = None
         return torch.ones(1) if len(predictions) == 1 else run.state["parts"].shares
 
@@ -83,6 +82,12 @@ class Auto(Plain):
         """[k, H, W]; nothing where a concept has no box."""
         layout = run.layout
         return torch.zeros(len(run.names), *run.size) if layout is None else layout.masks(run.names, *run.size)
+
+    def _settle(self, run: Run, maps: Maps) -> None:
+        """From what the base looked at: who acts where, together and apart."""
+        acting = run.state["acting"] = self._acting(run, maps)
+        assert acting.image is not None
+        run.state["parts"] = parts_of(run, acting.image)
 
     def _acting(self, run: Run, maps: Maps) -> Branch:
         boxes = self._boxes(run)

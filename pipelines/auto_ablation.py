@@ -73,11 +73,11 @@ class NoHold(Auto):
     """The adapters act from the first step on; the masks come from a look ahead."""
 
     def branches(self, run: Run) -> list[Branch]:
-        """One, gated from the start."""
+        """Gated from the start."""
         if "acting" not in run.state:
             noisy, timestep, holding, probe = (run.state[key] for key in ("noisy", "timestep", "holding", "probe"))
-            run.state["acting"] = self._acting(run, run.denoiser.look(noisy, timestep, [holding], probe)[0])
-        return [run.state["acting"]]
+            self._settle(run, run.denoiser.look(noisy, timestep, [holding], probe)[0])
+        return super().branches(run)
 
     def refine(self, run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
         """Leave the latents as they are; note them for the look."""
@@ -111,7 +111,7 @@ ABLATIONS = tuple(
         ("bands", "maps never believed: what is not background is shared out from left to right", OnlyBands),
         ("one-pass", "all adapters in one pass to the end", OnePass),
         ("seen", "all words looked at everywhere", AllWords),
-        ("words", "every adapter on the whole picture, on its own words, all looked at everywhere, to the end", NoGrounds),
+        ("words", "in one pass every adapter on the whole picture, on its own words, looked at everywhere", NoGrounds),
         ("grounds", "every adapter on its ground, on all words", NoWords),
         ("at-once", "adapters from the first step on, none of the base alone", NoHold),
         ("true-masks", "masks as the renderer would draw the concepts", TrueMasks),

@@ -19,7 +19,7 @@ from studio.pipelines.probe import AttentionProbe, Maps
 from studio.pipelines.text_cache import TextCache, TextRows
 
 Tensor = torch.Tensor
-CPU_ROWS, GPU_ROWS = 16, 64
+CPU_ROWS, GPU_CELLS = 16, 64 * 64 * 64  # in a forward: on a GPU 64 pictures of 512 px, or 16 of 1024
 _BATCHES = 4  # remembered: those of a step come again in the next one
 _Row = tuple[int, int, int]  # of a batch: branch, condition, picture
 
@@ -75,6 +75,11 @@ class _TextRow(NamedTuple):
     layers: tuple[str, ...] | None
 
 
+def usual_rows(device: torch.device, latents: Tensor) -> int:
+    """How many rows a forward takes at most, of latents [n, C, H, W], where nothing else is said."""
+    return CPU_ROWS if device.type == "cpu" else max(1, GPU_CELLS // (latents.shape[2] * latents.shape[3]))
+
+
 class Denoiser:
     """Asks the UNet of `base` for branches, with the adapters of `bank` installed.
 
@@ -83,14 +88,14 @@ class Denoiser:
     endings, the adapters leave all other layers of the UNet alone. Keys and values of the texts are computed once where
     `keep_text`; then forwards without gradients go through the `compiled` blocks, where there are any, but for those
     that show their attention or keep regions apart. Where there is a `probe`, `maps` are what it read in the last
-    prediction, one a branch, of the words (not of the negative ones).
+    prediction, one a branch, of the words (not of the negative ones). A forward takes `max_rows`, or as many as usual.
     """
 
     keep_text = True
 
-    def __init__(self, base: BaseModel, bank: AdapterBank, guided: bool, max_rows: int | None = None) -> None:
+    def __init__(self, base: BaseModel, bank: AdapterBank, guided: bool) -> None:
         self.base, self.bank, self.guided = base, bank, guided
-        self.max_rows = max_rows or (CPU_ROWS if base.device.type == "cpu" else GPU_ROWS)
+        self.max_rows: int | None = None
         self.texts: dict[str, Text] = {}
         self.layers: tuple[str, ...] | None = None
         self.features: FeatureCache | None = None
@@ -130,7 +135,8 @@ class Denoiser:
         n, conditions = len(latents), 2 if self.guided else 1
         rows = [(b, c, i) for b in range(len(branches)) for c in range(conditions) for i in range(n)]
         groups = [[row for row in rows if branches[row[0]].cached is cached] for cached in (False, True)]
-        chunks = [group[at : at + self.max_rows] for group in groups for at in range(0, len(group), self.max_rows)]
+        most = self.max_rows or usual_rows(self.base.device, latents)
+        chunks = [group[at : at + most] for group in groups for at in range(0, len(group), most)]
         order = [row for chunk in chunks for row in chunk]
         with ExitStack() as block:
             read = None
@@ -152,7 +158,8 @@ class Denoiser:
         assert probe is not None
         rows = [(b, 1 if self.guided else 0, i) for b in range(len(branches)) for i in range(len(latents))]
         parts = []
-        for chunk in (rows[at : at + self.max_rows] for at in range(0, len(rows), self.max_rows)):
+        most = self.max_rows or usual_rows(self.base.device, latents)
+        for chunk in (rows[at : at + most] for at in range(0, len(rows), most)):
             self.looks, self.looked = self.looks + 1, self.looked + len(chunk)
             with probe.reading(self._columns(branches, chunk), stop=True) as read:
                 self._forward(latents, timestep, branches, chunk, whole=False)

@@ -52,7 +52,7 @@ METHODS = {
     for one in (
         Method(
             "auto",
-            "every adapter on its own words and its own ground, its box or where the base puts its class; last by itself",
+            "every adapter on its own words and its own ground: its box, or where the base puts its class; last alone",
             "auto:Auto",
             "uses",
             passes="1, and k in the last three of ten",

@@ -137,7 +137,5 @@ def test_every_pixel_belongs_to_the_nearest_disc():
     found = territories(masks)[0]
     for y in range(8):
         for x in range(12):
-            off = [
-                down / across * (y + 0.5 - a) ** 2 + (x + 0.5 - b) ** 2 - area / 3.14159265 for a, b, area in discs
-            ]
+            off = [down / across * (y + 0.5 - a) ** 2 + (x + 0.5 - b) ** 2 - area / 3.14159265 for a, b, area in discs]
             assert found[:, y, x].tolist() == [float(n == off.index(min(off))) for n in range(3)]

@@ -10,6 +10,7 @@ from studio.errors import StudioError, UsageError
 from studio.events import Notice, silent
 from studio.pipelines.baselines import Composite, Merge, Recentred, Switch
 from studio.pipelines.compose import compose, denoise, opened
+from studio.pipelines.denoiser import usual_rows
 from studio.pipelines.generate import generate
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
@@ -69,6 +70,14 @@ def test_small_batches_change_nothing_but_rounding(base, concepts):
         parts = denoise(run, Composite(), SETTINGS, silent)
     assert run.denoiser.forwards == SETTINGS.steps * 3
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
+
+
+def test_a_forward_on_a_gpu_takes_as_many_rows_as_their_size_allows():
+    sides = {64: 64, 128: 16, 1024: 1}  # cells of the latents: rows
+    for side, rows in sides.items():
+        latents = torch.empty(2, 4, side, side, device="meta")
+        assert usual_rows(torch.device("cuda"), latents) == rows
+        assert usual_rows(torch.device("cpu"), latents) == 16
 
 
 def test_copies_of_one_adapter_composite_to_it_and_recentring_adds_them(base, concepts):
