@@ -116,8 +116,7 @@ def ablation(report: dict[str, Any]) -> str:
         rows.append((f"`{name}`", what, *shares, "" if over is None else interval(over)))
     heads = (f"{len(section['groups'])} pairs", "", "success", "in place", "leak", "over `auto`")
     return table(heads, rows) + (
-        "\n\nOf the first pairs of the table below, its seeds and settings, on an earlier base and its adapters, and"
-        " before words were hidden beyond grounds that are found, which moved the success of `auto` by .01."
+        "\n\nOf the first pairs of the table below, its seeds and settings."
         " `studio bench compose --ablation` measures it again."
     )
 
