@@ -68,6 +68,14 @@ class Auto(Plain):
             run.denoiser.probe = run.state["probe"]
         return [run.state["holding"]]
 
+    def refine(self, run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Leave the latents as they are; where the base draws no step alone, look ahead to where it would put what."""
+        if "acting" not in run.state and self._held(run) == 0:
+            noisy = run.scheduler.scale_model_input(latents, timestep)
+            maps = run.denoiser.look(noisy, timestep, [run.state["holding"]], run.state["probe"])
+            self._settle(run, maps[0])
+        return latents
+
     def shares(self, run: Run, predictions: Tensor) -> Tensor:
         """All for the one prediction, or of a pixel for the branch that owns it."""
         if run.denoiser.probe is not None:
@@ -76,6 +84,7 @@ class Auto(Plain):
         return torch.ones(1) if len(predictions) == 1 else run.state["parts"].shares
 
     def _held(self, run: Run) -> int:
+        """Steps that the base draws alone: one at least, but not the last."""
         return min(max(1, round(self.alone * len(run.scheduler.timesteps))), len(run.scheduler.timesteps) - 1)
 
     def _boxes(self, run: Run) -> Tensor:

@@ -72,17 +72,8 @@ class NoWords(Auto):
 class NoHold(Auto):
     """The adapters act from the first step on; the masks come from a look ahead."""
 
-    def branches(self, run: Run) -> list[Branch]:
-        """Gated from the start."""
-        if "acting" not in run.state:
-            noisy, timestep, holding, probe = (run.state[key] for key in ("noisy", "timestep", "holding", "probe"))
-            self._settle(run, run.denoiser.look(noisy, timestep, [holding], probe)[0])
-        return super().branches(run)
-
-    def refine(self, run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
-        """Leave the latents as they are; note them for the look."""
-        run.state["noisy"], run.state["timestep"] = run.scheduler.scale_model_input(latents, timestep), timestep
-        return latents
+    def _held(self, run: Run) -> int:
+        return 0
 
 
 class TrueMasks(Auto):

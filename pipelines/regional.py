@@ -40,7 +40,7 @@ class Regional(Plain):
 
     def branches(self, run: Run) -> list[Branch]:
         """One: the base alone until it has laid the picture out, then gated."""
-        return [run.state["holding" if run.share < self.hold else "acting"]]
+        return [run.state["holding" if _held(run, self.hold) else "acting"]]
 
 
 def own_words(run: Run, shared: float) -> Tensor:
@@ -99,11 +99,16 @@ class Masked(Plain):
 
     def branches(self, run: Run) -> list[Branch]:
         """The base until the picture is laid out, then one for each concept, and the base where something is free."""
-        return [Branch(run.only(), "base")] if run.share < self.hold else run.state["parts"].branches
+        return [Branch(run.only(), "base")] if _held(run, self.hold) else run.state["parts"].branches
 
     def shares(self, run: Run, predictions: Tensor) -> Tensor:
         """All of a pixel for the branch that owns it."""
         return torch.ones(1) if len(predictions) == 1 else run.state["parts"].shares
+
+
+def _held(run: Run, hold: float) -> bool:
+    """Whether the base draws this step alone: for that share of the steps, but never the last."""
+    return run.share < hold and run.step < len(run.scheduler.timesteps) - 1
 
 
 def _places(run: Run, method: str) -> Layout:

@@ -42,6 +42,15 @@ def test_every_method_draws_at_the_documented_cost(base, concepts, name):
     assert run.denoiser.rows == 6 * 2 * eval(documented()[name][1], {"k": 2})
 
 
+@pytest.mark.parametrize("name", [one.name for one in METHODS.values() if one.period is None])
+def test_in_a_single_step_adapters_act_too(base, concepts, name):
+    settings = dataclasses.replace(SETTINGS, steps=1, count=1)
+    for layout in (None, HALVES)[METHODS[name].boxes == "needs" :]:
+        found = latents(base, concepts, find_method(name).make(), settings, layout=layout)[0]
+        alone = latents(base, concepts, find_method(name).make(), settings, (0.0, 0.0), layout)[0]
+        assert (found - alone).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_base_is_as_before_also_after_an_accident(base, concepts, name):
     settings = dataclasses.replace(SETTINGS, steps=6, count=1)
