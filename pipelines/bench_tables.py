@@ -33,13 +33,17 @@ def base(report: dict[str, Any]) -> str:
 
 def concepts(report: dict[str, Any]) -> str:
     """How well the sample concepts are learned."""
-    asked = ("identity", "identity of the untrained base", "background obeyed", "leak", "leak of the untrained base")
+    asked = (
+        "identity", "identity of true drawings", "identity of the untrained base", "background obeyed", "leak",
+        "leak of the untrained base",
+    )  # fmt: skip
     every = {**report["concepts"], "all": report["overall"]}
     rows = [(name, *(interval(one[key]) for key in asked)) for name, one in every.items()]
     return table(("concept", *asked), rows) + (
         f"\n\nPreset {report['preset']!r}, four new scenes and four control prompts, {report['seeds']} seeds each, read"
         f" by judge {report['judge']}; targets: identity and background 0.85 or more, leak below 0.10."
-        " `studio bench concepts` measures it again."
+        " True drawings: of the same scenes, encoded and decoded by the base's VAE. `studio bench concepts` measures it"
+        " again."
     )
 
 

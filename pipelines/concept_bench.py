@@ -4,15 +4,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL.Image import Image
 
 from studio.adapters import load_concept
 from studio.attaching import attach
 from studio.concepts import Concept
 from studio.events import Emit, Phase
-from studio.judge import Gallery, Judge, Reading
+from studio.judge import Gallery, Judge, Reading, to_tensor
 from studio.models import BaseModel
-from studio.picturebook import BACKGROUND_WORDS, CLASSES, COLOURS, SAMPLE_SUBJECTS, STYLE_WORDS, Subject, distractors
+from studio.picturebook import (
+    BACKGROUND_WORDS,
+    CLASSES,
+    COLOURS,
+    SAMPLE_SUBJECTS,
+    SIZES,
+    STYLE_WORDS,
+    Scene,
+    Subject,
+    distractors,
+)  # fmt: skip
+from studio.picturebook_draw import render
 from studio.pipelines.base_bench import draw_prompts
 from studio.stats import Share
 
@@ -50,6 +62,19 @@ def gallery_of(judge: Judge, subject: Subject) -> Gallery:
     """All sample concepts and the subject's 20 one-attribute distractors."""
     others = [s for s in SAMPLE_SUBJECTS.values() if s != subject]
     return Gallery(judge, [subject, *others, *distractors(subject)])
+
+
+@torch.no_grad()
+def true_pictures(base: BaseModel, subject: Subject, plan: ConceptBench) -> list[Image]:
+    """The subject drawn by the renderer in the same scenes, encoded and decoded by the base: the best it can show."""
+    drawn = [
+        render(Scene((subject,), ground, style, SIZES[n % len(SIZES)], plan.seed + n))
+        for ground, style in SCENES
+        for n in range(plan.seeds)
+    ]
+    pixels = torch.stack([to_tensor(one) for one in drawn])  # [N, 3, h, w]
+    decoded: Any = base.vae(pixels.to(base.device, base.vae.dtype))
+    return base.pipe.image_processor.postprocess(decoded.sample, output_type="pil")
 
 
 def leaked(reading: Reading, asked: Subject, concept: Subject) -> bool:
@@ -90,11 +115,13 @@ def bench_concept(
     identity, margin = gallery.identity(embeddings, subject)
     readings_before, embeddings_before = judge.look(untrained)
     before = gallery.identity(embeddings_before, subject)[0]
+    truth = gallery.identity(judge.embed(true_pictures(base, subject, plan)), subject)[0]
     obeyed = Share.of([r.background == ground for r, (_, ground) in zip(readings, scenes, strict=True)])
     report = {
         "identity": Share.of(identity.tolist()).rounded(),
         "margin": round(float(margin.mean()), 3),
         "identity of the untrained base": Share.of(before.tolist()).rounded(),
+        "identity of true drawings": Share.of(truth.tolist()).rounded(),
         "background obeyed": obeyed.rounded(),
         "attributes": {f: _share_of_field(readings, subject, f) for f in FIELDS},
         "attributes of the untrained base": {f: _share_of_field(readings_before, subject, f) for f in FIELDS},

@@ -10,7 +10,16 @@ from studio.home import Home
 from studio.judge import Judge, Reading
 from studio.models import load_base
 from studio.picturebook import SAMPLE_SUBJECTS, Subject
-from studio.pipelines.concept_bench import ConceptBench, bench_concept, control_subjects, leaked, scene_prompts
+from studio.pipelines.concept_bench import (
+    FIELDS,
+    SCENES,
+    ConceptBench,
+    bench_concept,
+    control_subjects,
+    leaked,
+    scene_prompts,
+    true_pictures,
+)  # fmt: skip
 from studio.trainers.sample_concepts import learn_sample
 
 MILO = SAMPLE_SUBJECTS["milo"]
@@ -41,6 +50,14 @@ def test_scenes_name_the_concept_and_its_place() -> None:
     prompts = scene_prompts("sks cat")
     assert [ground for _, ground in prompts] == ["night", "grass", "sand", "sky"]
     assert all("sks cat" in prompt for prompt, _ in prompts)
+
+
+@pytest.mark.slow
+def test_true_drawings_show_the_subject_in_the_scenes_that_are_asked_for() -> None:
+    base, judge = load_base(find_base("picturebook")), Judge.load("B")
+    readings = judge.read(true_pictures(base, MILO, ConceptBench(seeds=2)))
+    assert [reading.background for reading in readings] == [ground for ground, _ in SCENES for _ in range(2)]
+    assert all(reading.shows(MILO, FIELDS) for reading in readings)
 
 
 @pytest.mark.slow
