@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL.Image import Image
 
 from studio.adapters import load_concept
 from studio.attaching import attach
 from studio.concepts import Concept
 from studio.events import Emit, Phase
-from studio.judge import Gallery, Judge, Reading, to_tensor
+from studio.judge import Gallery, Judge, Reading
 from studio.models import BaseModel
 from studio.picturebook import (
     BACKGROUND_WORDS,
@@ -26,6 +25,7 @@ from studio.picturebook import (
 )  # fmt: skip
 from studio.picturebook_draw import render
 from studio.pipelines.base_bench import draw_prompts
+from studio.pipelines.decoding import through_vae
 from studio.stats import Share
 
 SCENES = (("night", "flat"), ("grass", "outline"), ("sand", "flat"), ("sky", "outline"))
@@ -64,17 +64,14 @@ def gallery_of(judge: Judge, subject: Subject) -> Gallery:
     return Gallery(judge, [subject, *others, *distractors(subject)])
 
 
-@torch.no_grad()
 def true_pictures(base: BaseModel, subject: Subject, plan: ConceptBench) -> list[Image]:
-    """The subject drawn by the renderer in the same scenes, encoded and decoded by the base: the best it can show."""
+    """The subject drawn by the renderer in the same scenes, encoded and decoded by the base."""
     drawn = [
         render(Scene((subject,), ground, style, SIZES[n % len(SIZES)], plan.seed + n))
         for ground, style in SCENES
         for n in range(plan.seeds)
     ]
-    pixels = torch.stack([to_tensor(one) for one in drawn])  # [N, 3, h, w]
-    decoded: Any = base.vae(pixels.to(base.device, base.vae.dtype))
-    return base.pipe.image_processor.postprocess(decoded.sample, output_type="pil")
+    return through_vae(base, drawn)
 
 
 def leaked(reading: Reading, asked: Subject, concept: Subject) -> bool:

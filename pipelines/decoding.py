@@ -1,8 +1,11 @@
 """Pictures of latents."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from studio.errors import StudioError
 from studio.models import BaseModel
@@ -34,3 +37,11 @@ def decode(base: BaseModel, latents: Tensor, tiling: bool, output_type: str = "p
             "Use a base whose VAE is made for half precision, or --device cpu.",
         )
     return base.pipe.image_processor.postprocess(pictures.float(), output_type=output_type)
+
+
+@torch.no_grad()
+def through_vae(base: BaseModel, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures of one size, encoded and decoded again: the best that `base` can show of them."""
+    x = torch.from_numpy(np.stack([np.asarray(one.convert("RGB")) for one in pictures])).permute(0, 3, 1, 2)
+    decoded: Any = base.vae(x.to(base.device, base.vae.dtype).div(127.5).sub(1))
+    return base.pipe.image_processor.postprocess(decoded.sample.float(), output_type="pil")

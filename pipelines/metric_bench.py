@@ -32,6 +32,7 @@ from studio.picturebook import (
 )
 from studio.picturebook_draw import render
 from studio.pipelines.concept_bench import SCENES
+from studio.pipelines.decoding import through_vae
 from studio.pipelines.evaluation import Scorer, Scores
 from studio.pipelines.evaluation_plan import Case
 from studio.pipelines.evaluation_table import SENSES
@@ -166,7 +167,9 @@ def bench_metrics(
                 (SAMPLE_SUBJECTS[pair[0]], SAMPLE_SUBJECTS[pair[1]]), ground, style, "big", rng.randrange(2**31)
             )
             spoilt = {TRUE: scene} | {way: spoil(scene, rng) for way, (_, spoil) in SPOILT.items()}
-            pictures = _decoded(base, [one if isinstance(one, Image.Image) else render(one) for one in spoilt.values()])
+            pictures = through_vae(
+                base, [one if isinstance(one, Image.Image) else render(one) for one in spoilt.values()]
+            )
             words = in_a_row([f"a <{one}>" for one in pair])
             prompt = f"{words} {BACKGROUND_WORDS[ground][0]}, {STYLE_WORDS[style][0]}"
             scores = _read(scorers, pair, prompt, pictures)
@@ -198,13 +201,6 @@ def _read(scorers: Sequence[Scorer], pair: tuple[str, str], prompt: str, picture
             kept = [{name + added: value for name, value in one.items() if not name.endswith("-T")} for one in untold]
             rows = [one | more for one, more in zip(rows, kept, strict=True)]
     return rows
-
-
-@torch.no_grad()
-def _decoded(base: BaseModel, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    x = torch.from_numpy(np.stack([np.asarray(one.convert("RGB")) for one in pictures])).permute(0, 3, 1, 2)
-    decoded = base.vae(x.float().div(127.5).sub(1)).sample.clamp(-1, 1).add(1).mul(127.5).round().byte()
-    return [Image.fromarray(one) for one in decoded.permute(0, 2, 3, 1).numpy()]
 
 
 def _report(found: Sequence[Read]) -> dict[str, Any]:
