@@ -96,7 +96,8 @@ class Training:
 
     def _take_step(self) -> float:
         recipe, step = self.recipe, self.step
-        self.base.unet.train()
+        if not self.base.unet.training:  # `train` visits every module
+            self.base.unet.train()
         drawn = self.draw(step)
         total = 0.0
         for rows in self.micro_batches():
