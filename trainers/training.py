@@ -96,8 +96,7 @@ class Training:
 
     def _take_step(self) -> float:
         recipe, step = self.recipe, self.step
-        if not self.base.unet.training:  # `train` visits every module
-            self.base.unet.train()
+        self.base.unet.train()
         drawn = self.draw(step)
         total = 0.0
         for rows in self.micro_batches():
