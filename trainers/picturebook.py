@@ -1,7 +1,7 @@
 """Trains the embedded base "picturebook" from nothing: `python -m studio.trainers.picturebook --run FOLDER`.
 
-Stages in order: vae, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder, is left
-out when that is there, and goes on from its last state when it was cut off. `--from MODEL` begins the fine stage
+Stages in order: vae, decoder, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder, is
+left out when that is there, and goes on from its last state when it was cut off. `--from MODEL` begins the fine stage
 from the weights of an exported model instead, e.g. the shipped one.
 """
 
@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from studio.errors import StudioError
 from studio.picturebook import IDENTIFIERS, caption, random_scene
+from studio.trainers.picturebook_decoder import train_decoder
 from studio.trainers.picturebook_text import train_tokenizer, train_towers
 from studio.trainers.picturebook_three import teach_three
 from studio.trainers.picturebook_unet import Stage, TextSide, build_scheduler, build_unet, train_unet
@@ -91,6 +92,16 @@ def vae_stage(run: Path, steps: int) -> AutoencoderTiny:
         vae = train_vae(steps, 24, 0, lambda step, loss: print(f"vae {step} {loss:.4f}") if step % 200 == 0 else None)
         print(f"vae psnr {psnr(vae):.2f} dB")
         vae.save_pretrained(folder)
+    return AutoencoderTiny.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def decoder_stage(run: Path, steps: int, vae: AutoencoderTiny) -> AutoencoderTiny:
+    """Give the VAE a deeper decoder, or load it with one."""
+    folder = run / "decoder"
+    if not folder.exists():
+        taught = train_decoder(vae, steps, 8000, 0, _every("decoder", 200))
+        print(f"decoder psnr {psnr(vae):.2f} dB, now {psnr(taught):.2f} dB")
+        taught.save_pretrained(folder)
     return AutoencoderTiny.from_pretrained(folder).eval().requires_grad_(False)
 
 
@@ -220,7 +231,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the stages' results")
     parser.add_argument("--from", dest="start", type=Path, help="an exported model whose weights begin the fine stage")
     parser.add_argument("--teach-three", type=int, default=0, help="with --from: steps that teach text three things")
-    parser.add_argument("--until", choices=("vae", "text", "coarse", "fine", "export"), default="export")
+    parser.add_argument("--sharpen", type=int, default=0, help="with --from: steps of a new, deeper decoder")
+    parser.add_argument("--until", choices=("vae", "decoder", "text", "coarse", "fine", "export"), default="export")
     parser.add_argument("--out", type=Path, help="where to export to (default: RUN/export)")
     parser.add_argument("--fine-samples", type=int, default=STAGES["fine"].samples)
     parser.add_argument("--fine-peak", type=float, default=STAGES["fine"].peak)
@@ -234,11 +246,16 @@ def main() -> None:
     if args.start:
         pipe = StableDiffusionXLPipeline.from_pretrained(args.start, torch_dtype=torch.float32, add_watermarker=False)
         vae, text, unet = pipe.vae, TextSide(pipe.tokenizer, pipe.text_encoder, pipe.text_encoder_2), pipe.unet
+        if args.sharpen:
+            vae = decoder_stage(args.run, args.sharpen, vae)
         if args.teach_three:
             text = three_stage(args.run, args.teach_three, text)
     else:
         vae = vae_stage(args.run, 4500)
         if args.until == "vae":
+            return
+        vae = decoder_stage(args.run, 7000, vae)
+        if args.until == "decoder":
             return
         text = text_stage(args.run, 1500)
         if args.until == "text":
