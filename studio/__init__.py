@@ -6,8 +6,10 @@ The public names below are imported when they are first used: `import studio` is
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from studio.threads import wait_briefly
 from studio.torchvision_guard import Watch
 
+wait_briefly()
 Watch.begin()
 
 if TYPE_CHECKING:
