@@ -27,10 +27,6 @@ LOOK_SECONDS = 0.04  # between two looks at the queue
 GRACE_SECONDS = 8.0  # for a cancelled job to end by itself
 LINGER_SECONDS = 600.0  # without anything to do
 _LOG_TAIL = 400
-# A job shares the machine with the browser that shows it. By libgomp's own measure threads that wait for one another
-# spin so long that beside one busy neighbour 4 steps took 43 s; with this 2.8 s, in one thread 1.5 s. Alone it costs
-# up to a tenth.
-SPIN = {"GOMP_SPINCOUNT": "1000"}
 
 
 def ensure_runner(home: Home, device: str = BEST, ready: str | None = None) -> None:
@@ -75,7 +71,6 @@ class _Worker:
             process = subprocess.Popen(
                 [sys.executable, "-m", "studio.job_worker", str(home.root), *([ready] if ready else [])],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=home.root,
-                env=SPIN | os.environ,
             )  # fmt: skip
         return cls(process, Identity.of(process.pid))
 

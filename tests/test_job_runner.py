@@ -10,6 +10,7 @@ from studio.home import Home
 from studio.job_runner import ensure_runner
 from studio.jobs import JobStore, Order
 from studio.process_identity import Identity
+from studio.threads import SPINS
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_jobs_that_may_share_a_process_do_and_others_get_one_of_their_own(store)
     assert results[0]["pid"] == results[1]["pid"] != results[2]["pid"]
 
 
-@pytest.mark.parametrize(("own", "taken"), [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5")])
+@pytest.mark.parametrize(("own", "taken"), [({}, SPINS), ({"GOMP_SPINCOUNT": "5"}, "5")])
 def test_threads_of_a_job_do_not_spin_for_long_unless_the_user_says_so(store, monkeypatch, own, taken):
     for name, value in own.items():
         monkeypatch.setenv(name, value)
