@@ -4,7 +4,6 @@ A diffusion model's latents are never those of a drawing. The encoder stays as i
 UNet and adapters made with the VAE stay true.
 """
 
-import math
 import random
 from collections.abc import Callable
 from itertools import zip_longest
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from studio.devices import multiplies_bfloat16
 from studio.picturebook import Scene, random_scene
 from studio.picturebook_draw import render
-from studio.trainers.picturebook_unet import Averaged
+from studio.trainers.picturebook_unet import Averaged, Stage, learning_rate
 from studio.trainers.picturebook_vae import decode, encode
 
 BLOCKS = (6, 3, 1)  # from coarse to fine
@@ -98,6 +97,7 @@ def train_decoder(
     average = Averaged(deeper, 0.998)
     parameters = list(deeper.decoder.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=PEAK, betas=(0.9, 0.99), weight_decay=1e-4)
+    course = Stage(pictures.shape[-1], steps * BATCH, BATCH, PEAK, PEAK / 100, warmup=100)
     side, factor = latents.shape[-1], pictures.shape[-1] // latents.shape[-1]
     for step in range(steps):
         views = []
@@ -115,8 +115,7 @@ def train_decoder(
         loss = decoding_loss(output.float() * mask, _floats(target) * mask)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        rate = PEAK * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 100)
+        optimizer.param_groups[0]["lr"] = learning_rate(course, step * BATCH)
         optimizer.step()
         optimizer.zero_grad()
         average.update(deeper)
