@@ -12,7 +12,7 @@ from itertools import combinations
 from studio.concepts import file_hash
 from studio.events import Emit, Phase, Step
 from studio.judge import Judge
-from studio.models import BaseModel
+from studio.models import BaseModel, module_id
 from studio.picturebook import SAMPLE_SUBJECTS
 from studio.pipelines.bench_store import Result, Store, fingerprint
 from studio.pipelines.compose_arms import Arm, Ask, Known, draw_and_mark
@@ -60,13 +60,15 @@ def bench_compose(
 ) -> list[Result]:
     """What each arm makes of each group; what the store has already is taken from it, and the rest is put there."""
     gallery = cache(lambda subject: gallery_of(judge, subject))
+    weights = (base.weights_id(), module_id(judge.net))
     found: list[Result] = []
     for at, members in enumerate(groups):
         group = tuple(one.concept.name for one in members)
         emit(Phase(f"{' and '.join(group)} ({at + 1} of {len(groups)})", len(arms)))
         for done, arm in enumerate(arms):
             asks = [plan.ask(members, [number]) for number in range(plan.seeds)]
-            made_from = {ask.seeds[0]: _made_from(base, arm, ask) for ask in asks}
+            size = canvas(base.native_size, len(members))
+            made_from = {ask.seeds[0]: fingerprint((weights, size, *_decided(arm, ask))) for ask in asks}
             there = store.find(arm.name, group, list(made_from.values()))
             missing = [n for n, ask in enumerate(asks) if ask.seeds[0] not in {one.seed for one in there}]
             for numbers in _of_one_scene(missing, plan):
@@ -94,10 +96,8 @@ def _of_one_scene(numbers: Sequence[int], plan: ComposeBench) -> Iterator[list[i
         yield [number for number in numbers if number % scenes == scene]
 
 
-def _made_from(base: BaseModel, arm: Arm, ask: Ask) -> str:
-    """The fingerprint of all that decides one picture and its marks."""
+def _decided(arm: Arm, ask: Ask) -> tuple[object, ...]:
+    """What decides one picture and its marks, beside the weights of base and judge, and the size."""
     composer = None if arm.method is None else repr(arm.method.make())
     adapters = [(one.concept.phrase, file_hash(one.concept.adapter_file)) for one in ask.members]
-    size = canvas(base.native_size, len(ask.members))
-    drawn = (size, ask.scene, ask.seeds, ask.steps, ask.guidance)
-    return fingerprint((base.source.name, arm.name, composer, adapters, *drawn))
+    return arm.name, composer, adapters, ask.scene, ask.seeds, ask.steps, ask.guidance

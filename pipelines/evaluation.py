@@ -18,7 +18,7 @@ from studio.concepts import file_hash
 from studio.events import Emit, Event, Notice, Phase, Step
 from studio.home import write_atomic
 from studio.images import load_rgb
-from studio.models import BaseModel, module_id
+from studio.models import BaseModel
 from studio.pipelines.bench_store import fingerprint
 from studio.pipelines.compose import compose
 from studio.pipelines.evaluation_plan import Case
@@ -103,7 +103,7 @@ def evaluate(base: BaseModel, cases: Sequence[Case], scorers: Sequence[Scorer], 
     method cannot compose.
     """
     emit(Phase("Evaluate", len(cases)))
-    weights, notices = module_id(base.unet), _notices(emit)
+    weights, notices = base.weights_id(), _notices(emit)
     found, together, drawn = [], {}, 0
     for at, case in enumerate(cases):
         keys = [_made_from(weights, case, seed) for seed in case.seeds]

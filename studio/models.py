@@ -1,6 +1,7 @@
 """Loading a base model, frozen, and asking it for text states and size conditions."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,12 @@ class BaseModel:
         if self.family != "sdxl":
             return None
         return torch.tensor([*original, *crop, *target], device=self.device, dtype=self.dtype)
+
+    def weights_id(self) -> str:
+        """A name for all that turns a prompt into a picture here: every network's weights, and the noise schedule."""
+        networks = [module_id(part) for part in (self.unet, self.vae, *self.text_encoders)]
+        schedule = json.dumps(dict(self.scheduler.config), sort_keys=True, default=str)
+        return hashlib.sha256("".join([*networks, schedule]).encode()).hexdigest()
 
     def _both(self, part: str) -> list[Any]:
         parts = [getattr(self.pipe, part), getattr(self.pipe, f"{part}_2", None)]

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from studio.events import silent
 from studio.judge import Gallery, Judge
@@ -82,6 +83,22 @@ def test_what_was_stopped_goes_on_and_what_is_out_of_date_is_drawn_anew(base, ju
     retrained = (replace(pair[0], concept=replace(pair[0].concept, folder=pair[1].concept.folder)), pair[1])
     bench_compose(base, judge, [retrained], arms, replace(PLAN, seeds=1), store, silent)
     assert len(drawn) == 1
+
+
+def test_other_weights_of_the_base_or_the_judge_are_measured_anew(base, judge, known, drawn, tmp_path, monkeypatch):
+    groups, arms = [(known["milo"], known["rex"])], arms_of(["merge"])
+    plan, store = replace(PLAN, seeds=1), Store(tmp_path)
+    bench_compose(base, judge, groups, arms, plan, store, silent)
+    drawn.clear()
+    bench_compose(base, judge, groups, arms, plan, store, silent)
+    assert drawn == []
+    bench_compose(base, Judge.load("A"), groups, arms, plan, store, silent)
+    assert drawn == [("merge", 1)]
+    with torch.no_grad():
+        decoder = next(base.vae.decoder.parameters())
+        monkeypatch.setattr(decoder, "data", decoder + 0.1)
+    bench_compose(base, judge, groups, arms, plan, store, silent)
+    assert drawn == [("merge", 1)] * 2
 
 
 def test_seeds_of_one_scene_are_one_batch(base, judge, known, drawn, tmp_path):

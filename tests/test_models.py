@@ -38,6 +38,22 @@ def test_a_base_is_loaded_frozen_in_float32(fixture, size, step, request):
     assert (base.native_size, base.sizes.step) == (size, step)
 
 
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
+def test_whatever_draws_is_in_the_name_of_a_bases_weights(part, tiny_sdxl):
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    before = base.weights_id()
+    assert before == load_base(find_base(str(tiny_sdxl)), "cpu").weights_id()
+    next(iter(getattr(base.pipe, part).parameters())).data.flatten()[0] += 1
+    assert base.weights_id() != before
+
+
+def test_another_noise_schedule_is_another_base(tiny_sdxl):
+    base = load_base(find_base(str(tiny_sdxl)), "cpu")
+    before = base.weights_id()
+    base.pipe.scheduler.register_to_config(prediction_type="sample")
+    assert base.weights_id() != before
+
+
 def test_sdxl_text_is_both_encoders_penultimate_layers_and_the_second_ones_pooled(tiny_sdxl):
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
     texts = ["a red cat", "a dog at night"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from studio.events import Emit, Phase, Step
 from studio.home import write_atomic
-from studio.models import BaseModel, module_id
+from studio.models import BaseModel
 from studio.trainers.data import Example
 from studio.trainers.recipe import Recipe
 from studio.trainers.sampling import batch_size, draw
@@ -37,7 +37,7 @@ def drawn_once(
     Every batch is made whole or taken whole, so that pictures do not depend on where an earlier run stopped.
     """
     settings = {
-        "base": module_id(base.unet),
+        "base": base.weights_id(),
         "prompts": prompts,
         "resolution": recipe.resolution,
         "steps": recipe.sample_steps,

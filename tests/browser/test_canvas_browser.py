@@ -20,6 +20,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 NAMES = ["milo", "rex", "<img src=x onerror=alert(1)>${1+1}{{value}}"]
 PICTURE = picture_uri(Image.new("RGB", (3, 2)))
+BARE = """() => {
+  const stage = document.querySelector(".stage"), { x, y, width, height } = stage.getBoundingClientRect();
+  return stage.contains(document.elementFromPoint(x + width / 2, y + height / 2));
+}"""
 PRESET = regions.Layout({"rex": regions.Box(0.5, 0.5, 1, 1), "milo": regions.Box(0, 0, 0.25, 0.5)})
 
 
@@ -59,6 +63,8 @@ class Hand:
         self.received = received
         page.wait_for_selector(".stage")
         page.wait_for_function("document.querySelector('.hint').textContent !== ''")
+        # Until its page is connected, gradio keeps a clear sheet over every component: what touches that is lost.
+        page.wait_for_function(BARE)
         received.clear()
 
     def point(self, x: float, y: float) -> tuple[float, float]:
