@@ -24,8 +24,16 @@ def reference(x: Tensor, a: Tensor, b: Tensor, layout: str = "kron") -> Tensor:
 def kronecker_linear(x: Tensor, a: Tensor, b: Tensor, layout: str = "kron") -> Tensor:
     """The same, contracting first with the factor that leaves less work."""
     if compiles_for(x, a, b) and pays(a, b):
-        return _FusedKronecker.apply(x, a, b, layout)  # pyright: ignore[reportReturnType]
+        return fused(x, a, b, layout)
     return product(x, a, b, layout)
+
+
+def fused(x: Tensor, a: Tensor, b: Tensor, layout: str) -> Tensor:
+    """kronecker_linear by one kernel; under autocast in its type of number, as the framework's products are."""
+    if torch.is_autocast_enabled(x.device.type):
+        kind = torch.get_autocast_dtype(x.device.type)
+        x, a, b = x.to(kind), a.to(kind), b.to(kind)
+    return _FusedKronecker.apply(x, a, b, layout)  # pyright: ignore[reportReturnType]
 
 
 class _FusedKronecker(torch.autograd.Function):

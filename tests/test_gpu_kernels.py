@@ -99,6 +99,20 @@ def test_kronecker_products(cuda, dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+def test_kronecker_factors_are_trained_in_float32(cuda, dtype):
+    a = randn(4, 4, dtype=torch.float32).requires_grad_()
+    b = randn(320, 320, dtype=torch.float32, seed=1).requires_grad_()
+    x, gradients = randn(300, 1280, dtype=dtype, seed=2), []
+    for call in (kronecker.fused, kronecker.product):
+        with torch.autocast("cuda", dtype):
+            y = call(x, a, b, "kron")
+        gradients.append(torch.autograd.grad(y.float().square().mean(), (a, b)))
+    for found, own in zip(*gradients, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, own, atol=0.02 * float(own.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 def test_blending(cuda, dtype):
     predictions, weights = randn(6, 2, 1, 4, 128, 128, dtype=dtype), torch.rand(6, 1, 128, 128, device="cuda").to(dtype)
     found, own = (call(predictions, weights, 5.0) for call in (blend.blend, blend.reference))

@@ -9,9 +9,11 @@ from studio.kernels.kronecker import (
     bytes_moved,
     conv_reference,
     flops,
+    fused,
     kronecker_conv,
     kronecker_linear,
     pays,
+    product,
     reference,
 )
 from studio.kernels.kronecker_triton import kronecker_by_triton
@@ -101,3 +103,17 @@ def test_the_cheaper_order_is_the_one_counted(shape):
     assert flops(10, a, b) == 10 * work[b_comes_first(a, b)] == 10 * min(work.values())
     assert pays(a, b) is (shape == (32, 32, 40, 40))
     assert bytes_moved(10, a, b) == 8 * (10 * (a1 * b1 + a2 * b2) + a.numel() + b.numel())
+
+
+def test_a_training_in_half_precision_keeps_its_factors_in_float32():
+    x = torch.randn(6, 16).half()
+    found, own = [], []
+    for call, into in ((fused, found), (product, own)):
+        a, b = (torch.randn(4, 4, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in (0, 1))
+        with torch.autocast("cpu", torch.float16):
+            y = call(x, a, b, "kron")
+        assert y.dtype == torch.float16
+        into += [y, *torch.autograd.grad(y.float().square().sum(), (a, b))]
+    assert [one.dtype for one in found[1:]] == [torch.float32] * 2
+    for mine, theirs in zip(found, own, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=0.05 * float(theirs.detach().abs().max()), rtol=0)
