@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio.bases import EMBEDDED, BaseSource
-from studio.concepts import Concept, placeholders
+from studio.concepts import Concept, placeholders, whole_word
 from studio.errors import UsageError
 from studio.pipelines.methods import METHODS, Method
 from studio.pipelines.protocols import columns, dreambooth, in_a_row
@@ -115,8 +115,8 @@ def called(concept: Concept, caption: str | None) -> str:
     own = f"<{concept.name}>"
     if caption is None:
         return f"a {own}"
-    trigger = rf"\b(?:{re.escape(concept.trigger)}\s+)?{re.escape(concept.class_word)}\b"
-    marked, found = re.subn(trigger, lambda _: own, caption, count=1)
+    phrase = rf"(?:{whole_word(concept.trigger)}\s+)?{whole_word(concept.class_word)}"
+    marked, found = re.subn(phrase, lambda _: own, caption, count=1, flags=re.IGNORECASE)
     return marked if found else f"a {own}, {caption}"
 
 

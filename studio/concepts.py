@@ -129,6 +129,11 @@ def check_hash(concept: Concept) -> None:
     )
 
 
+def whole_word(text: str) -> str:
+    """The pattern of `text` where it stands by itself; it may begin or end in marks, such as `<toy>` or `s*`."""
+    return rf"(?<!\w){re.escape(text)}(?!\w)"
+
+
 def placeholders(prompt: str) -> list[str]:
     """The names that stand in `prompt` as `<name>`, each once, in order."""
     return list(dict.fromkeys(PLACEHOLDER.findall(prompt)))

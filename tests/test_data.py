@@ -34,10 +34,23 @@ def recipe() -> Recipe:
         ("a cat and another cat", "a sks cat and another cat"),
         ("concatenated", "a sks cat, concatenated"),
         ("asleep on a chair", "a sks cat, asleep on a chair"),
+        ("Cat on grass", "sks cat on grass"),
+        ("a SKS cat asleep", "a sks cat asleep"),
     ],
 )
 def test_every_prompt_names_the_trigger(caption: str | None, prompt: str) -> None:
     assert prompt_for(Picture(Path("a.png"), 8, 8, caption), recipe()) == prompt
+
+
+@pytest.mark.parametrize("trigger", ["<toy>", "s*", "o'cat"])
+@pytest.mark.parametrize("caption", ["a {} cat on grass", "a cat on grass"])
+def test_a_trigger_may_begin_and_end_in_marks(trigger: str, caption: str) -> None:
+    marked = Recipe.model_construct(trigger=trigger, class_word="cat")
+    prompt = prompt_for(Picture(Path("a.png"), 8, 8, caption.format(trigger)), marked)
+    assert prompt == f"a {trigger} cat on grass"
+    assert without_trigger(prompt, marked) == "a cat on grass"
+    placed = f"a {trigger} cat on the left and a dog on the right on grass"
+    assert beside(prompt, marked, "a dog", right=False) == placed
 
 
 def test_a_captioned_picture_can_be_shown_under_the_instance_prompt_too() -> None:

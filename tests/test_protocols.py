@@ -73,6 +73,7 @@ def test_columns_share_the_canvas():
     [
         (None, "a <milo>"),
         ("a cat on sand, with another cat", "a <milo> on sand, with another cat"),
+        ("Cat on sand", "<milo> on sand"),
         ("a sks cat on sand", "a <milo> on sand"),
         ("category theory", "a <milo>, category theory"),
     ],

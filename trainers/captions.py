@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from studio.concepts import PLACEHOLDER
+from studio.concepts import PLACEHOLDER, whole_word
 from studio.images import Picture, find_pictures
 from studio.trainers.recipe import Recipe
 
@@ -35,17 +35,19 @@ def pictures_of(recipe: Recipe) -> list[list[Picture]]:
 def prompt_for(picture: Picture, recipe: Recipe) -> str:
     """The picture's caption with the trigger in it, or without a caption the instance prompt.
 
-    A caption that lacks the trigger gets it before the first class word that no other concept's trigger stands before,
-    or else the whole phrase in front.
+    The trigger is written as the recipe has it. A caption that lacks it gets it before the first class word that no
+    other concept's trigger stands before, or else the whole phrase in front.
     """
     caption = picture.caption
     if caption is None:
         return recipe.instance_prompt
-    if _says(caption, recipe.trigger):
-        return caption
+    trigger = whole_word(recipe.trigger)
+    if re.search(trigger, caption, re.IGNORECASE):
+        return re.sub(trigger, lambda _: recipe.trigger, caption, flags=re.IGNORECASE)
     phrase = f"{recipe.trigger} {recipe.class_word}"
-    free = "".join(rf"(?<!\b{re.escape(other.trigger)} )" for other in recipe.others)
-    marked, found = re.subn(rf"{free}\b{re.escape(recipe.class_word)}\b", lambda _: phrase, caption, count=1)
+    free = "".join(rf"(?<!{whole_word(other.trigger)} )" for other in recipe.others)
+    own = f"{free}{whole_word(recipe.class_word)}"
+    marked, found = re.subn(own, lambda _: phrase, caption, count=1, flags=re.IGNORECASE)
     return marked if found else f"{recipe.instance_prompt}, {caption}"
 
 
@@ -59,22 +61,18 @@ def prompts_for(picture: Picture, recipe: Recipe) -> list[str]:
 
 def names_another(prompt: str, recipe: Recipe) -> bool:
     """Whether another concept of the training is called in `prompt`."""
-    return any(_says(prompt, other.trigger) for other in recipe.others)
+    return any(re.search(whole_word(other.trigger), prompt, re.IGNORECASE) for other in recipe.others)
 
 
 def without_trigger(prompt: str, recipe: Recipe) -> str:
     """The same words without any trigger: what a class picture shows, so that only the trigger tells the two apart."""
     for one in (recipe, *recipe.others):
-        trigger = rf"\b{re.escape(one.trigger)}\b"
-        if re.search(rf"\b{re.escape(one.class_word)}\b", prompt):
-            prompt = re.sub(rf"{trigger}\s*", "", prompt).strip()
+        trigger = whole_word(one.trigger)
+        if re.search(whole_word(one.class_word), prompt, re.IGNORECASE):
+            prompt = re.sub(rf"{trigger}\s*", "", prompt, flags=re.IGNORECASE).strip()
         else:
-            prompt = re.sub(trigger, lambda _, word=one.class_word: word, prompt)
+            prompt = re.sub(trigger, lambda _, word=one.class_word: word, prompt, flags=re.IGNORECASE)
     return prompt
-
-
-def _says(text: str, trigger: str) -> bool:
-    return re.search(rf"\b{re.escape(trigger)}\b", text) is not None
 
 
 def beside(prompt: str, recipe: Recipe, other: str, right: bool, wording: int = 0) -> str:
@@ -83,8 +81,8 @@ def beside(prompt: str, recipe: Recipe, other: str, right: bool, wording: int = 
 
     Where the prompt does not speak of the concept by trigger and class word, the instance prompt stands for it.
     """
-    phrase = rf"(?:\b(?:an?|the) )?\b{re.escape(recipe.trigger)} {re.escape(recipe.class_word)}\b"
-    found = re.search(phrase, prompt)
+    phrase = rf"(?:\b(?:an?|the) )?{whole_word(f'{recipe.trigger} {recipe.class_word}')}"
+    found = re.search(phrase, prompt, re.IGNORECASE)
     before, words, after = ("", recipe.instance_prompt, "")
     if found:
         before, words, after = prompt[: found.start()], found[0], prompt[found.end() :]

@@ -62,6 +62,8 @@ class Team:
 
     def mean(self, number: float, device: torch.device) -> float:
         """The mean of the processes' numbers."""
+        if self.size == 1:
+            return number
         tensor = torch.tensor(number, dtype=torch.float64, device=device)
         self.average([tensor])
         return tensor.item()

@@ -12,6 +12,7 @@ from typing import Protocol
 from PIL import Image
 
 from studio.bases import EMBEDDED
+from studio.concepts import whole_word
 from studio.encoders import Clip
 from studio.images import find_pictures, load_rgb
 from studio.judge import Gallery, Judge, Reading, subject_of
@@ -81,14 +82,14 @@ class ByClip:
 
     def __init__(self, clip: Clip, *triggers: str) -> None:
         self.name = f"the CLIP {clip.name}"
-        self._clip, self._triggers = clip, "|".join(map(re.escape, triggers))
+        self._clip, self._triggers = clip, "|".join(map(whole_word, triggers))
 
     def __call__(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: Sequence[Image.Image]
     ) -> Fidelity:
         """Both means."""
         vectors = self._clip.images(pictures)
-        said = [re.sub(rf"\b(?:{self._triggers})\s+", "", prompt) for prompt in prompts]
+        said = [re.sub(rf"(?:{self._triggers})\s+", "", prompt) for prompt in prompts]
         fits = clip_score(vectors, self._clip.texts(said)) / 100
         return Fidelity(float(likeness(vectors, self._clip.images(references)).clamp(min=0).mean()), float(fits.mean()))
 
