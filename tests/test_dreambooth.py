@@ -1,6 +1,7 @@
 import errno
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 
 import diffusers
@@ -19,9 +20,10 @@ from studio.events import Done, Event, Loss, Notice, Phase, Preview, silent
 from studio.home import Home
 from studio.library import Library
 from studio.models import load_base
-from studio.trainers import checkpoint, lora
+from studio.trainers import checkpoint, lora, prior
 from studio.trainers.captions import pictures_of
 from studio.trainers.dreambooth import _prepare, train_concept
+from studio.trainers.recipe import Recipe
 from studio.trainers.stopping import Stopped
 from studio.trainers.training import Drawn, Training
 from studio.trainers.workplace import workplace_of
@@ -173,6 +175,17 @@ def test_class_pictures_share_the_captions_words(tiny_sdxl: Path, home: Home) ->
     train_concept(recipe, home)
     (settings,) = home.cache.glob("class-pictures/*/settings.json")
     assert json.loads(settings.read_text())["prompts"] == ["a cat on paper", "a cat at night", "a cat", "a dog"]
+
+
+@pytest.mark.parametrize("captions", [4, 5, 20, 60])
+def test_many_captions_are_half_of_the_class_prompts(captions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(prior, "drawn_once", lambda base, recipe, prompts, *rest: drawn.extend(prompts) or prompts)
+    few = Recipe.model_construct(prior_count=100, prior_prompts=("a", "b", "c", "d"), prior_target="picture")
+    prior.class_examples(None, few, [f"a cat {n}" for n in range(captions)], Path(), silent)
+    told = Counter(drawn)
+    assert sum(told[name] for name in "abcd") == 50
+    assert max(told[name] for name in "abcd") - min(told[name] for name in "abcd") <= 1
 
 
 def test_class_pictures_are_made_once(tiny_sdxl: Path, home: Home) -> None:

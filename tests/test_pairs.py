@@ -143,6 +143,21 @@ def test_half_of_the_instances_stand_beside_something(
         assert share[2:] == [0, 0]
 
 
+def test_of_a_masked_picture_beside_something_only_the_mask_is_learned(
+    tiny_sdxl: Path, home: Home, drawings: list[tuple[Training, Drawn]]
+) -> None:
+    """The mask is a band over the whole width of the picture: so it is of what is pasted."""
+    recipe = tiny_recipe(tiny_sdxl, home, PAIRS | {"steps": 2, "prior_target": "base"})
+    train_concept(recipe, home)
+    band = Image.new("L", (40, 32), 0)
+    band.paste(255, (0, 8, 40, 24))
+    for picture in (home.root / "pictures").glob("?.png"):
+        band.save(picture.with_suffix(".mask.png"))
+    train_concept(recipe.model_copy(update={"masked": True}), home, overwrite=True)
+    whole, masked = (sum(drawn.batch.own[1].mean().item() for _, drawn in drawings[n : n + 2]) for n in (0, 2))
+    assert masked == pytest.approx(whole / 2, rel=0.05)
+
+
 def test_a_share_below_one_a_step_comes_every_few_steps(
     tiny_sdxl: Path, home: Home, drawings: list[tuple[Training, Drawn]]
 ) -> None:

@@ -1,7 +1,8 @@
 """Pictures and captions as a training step sees them: latents, text states, size conditions, and their order."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from diffusers import AutoencoderTiny
 from PIL import Image, ImageOps
 
 from studio.buckets import Size
+from studio.errors import StudioError
 from studio.images import load_mask, load_rgb
 from studio.models import BaseModel, module_id
 from studio.trainers.cache import Tensors, file_id, remember
 
-_VERSION = "1"  # of what lies in the cache: raise it when preprocessing changes
+_VERSION = "2"  # of what lies in the cache: raise it when preprocessing changes
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,15 @@ def encode_examples(
     coder = module_id(base.vae)
     across, upright = size = examples[0].size or (resolution, resolution)
     shape = str(across) if across == upright else f"{across}x{upright}"
-    coded = [
-        remember(
-            cache,
-            ("latents", _VERSION, file_id(one.path), f"{shape}{' mirrored' if one.mirrored else ''}", coder),
-            lambda one=one: _encode_picture(base, one, size),
-        )
-        for one in examples
-    ]
+    with _in_float32(base.vae):
+        coded = [
+            remember(
+                cache,
+                ("latents", _VERSION, file_id(one.path), f"{shape}{' mirrored' if one.mirrored else ''}", coder),
+                lambda one=one: _encode_picture(base, one, size),
+            )
+            for one in examples
+        ]
     words = _encode_prompts(base, [one.prompt for one in examples], cache)
     rest = _encode_prompts(base, [one.plain or one.prompt for one in examples], cache)
     scale, shift = base.vae.config["scaling_factor"], base.vae.config.get("shift_factor") or 0.0
@@ -177,6 +180,17 @@ def _covered(start: float, stop: float, cells: int) -> torch.Tensor:
     return (edges.clamp(max=stop)[1:] - edges.clamp(min=start)[:-1]).clamp(min=0) * cells
 
 
+@contextmanager
+def _in_float32(vae: Any) -> Iterator[None]:
+    """Within, `vae` computes in float32: SDXL's overflows in float16, and latents are made once for all steps."""
+    usual = vae.dtype
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(usual)
+
+
 @torch.no_grad()
 def _encode_picture(base: BaseModel, one: Example, size: Size) -> Tensors:
     image = one.facing(load_rgb(one.path))
@@ -184,9 +198,15 @@ def _encode_picture(base: BaseModel, one: Example, size: Size) -> Tensors:
     geometry = torch.tensor([image.height, image.width, top, left], dtype=torch.float32)
     coded: Any = base.vae.encode(pixels[None].to(base.device, base.vae.dtype))
     if isinstance(base.vae, AutoencoderTiny):
-        return {"mean": coded.latents[0].float(), "geometry": geometry}
-    moments = coded.latent_dist
-    return {"mean": moments.mean[0].float(), "std": moments.std[0].float(), "geometry": geometry}
+        found = {"mean": coded.latents[0]}
+    else:
+        found = {"mean": coded.latent_dist.mean[0], "std": coded.latent_dist.std[0]}
+    if not all(tensor.isfinite().all() for tensor in found.values()):
+        raise StudioError(
+            f"The base {base.source.name!r} makes no numbers of the picture {one.path.name}.",
+            "Its VAE may be damaged: download or save the base again.",
+        )
+    return found | {"geometry": geometry}
 
 
 def _encode_prompts(base: BaseModel, prompts: list[str], cache: Path) -> Tensors:

@@ -16,7 +16,7 @@ from torch.nn.functional import max_pool2d
 
 from studio.events import Emit
 from studio.home import write_atomic
-from studio.images import load_rgb
+from studio.images import load_mask, load_rgb, mask_file
 from studio.models import BaseModel
 from studio.trainers.cache import file_id
 from studio.trainers.captions import beside, without_trigger
@@ -68,7 +68,8 @@ def pair_examples(base: BaseModel, recipe: Recipe, own: Sequence[Example], cache
         picture, region = pasted(Image.open(scene), load_rgb(one.path), cuts[one.path], right, cell)
         path = scene.with_name(f"{scene.stem}-{file_id(one.path)[:12]}.png")
         write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
-        examples.append(Example(path, prompts[n], plain[n], region))
+        made = Example(path, prompts[n], plain[n], region)
+        examples.append(_masked_as(made, picture.size, [(one, cuts[one.path], right)], cell))
     return examples
 
 
@@ -98,8 +99,24 @@ def both_examples(
         picture, beyond = pasted(half, load_rgb(two.path), cuts[two.path], not right, cell)
         path = scene.with_name(f"{scene.stem}-{file_id(one.path)[:12]}-{file_id(two.path)[:12]}.png")
         write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
-        examples.append(Example(path, prompts[n], plain[n], region, beyond))
+        halves = [(one, cuts[one.path], right), (two, cuts[two.path], not right)]
+        examples.append(_masked_as(Example(path, prompts[n], plain[n], region, beyond), picture.size, halves, cell))
     return examples
+
+
+def _masked_as(
+    made: Example, size: tuple[int, int], halves: Sequence[tuple[Example, Cut, bool]], cell: float
+) -> Example:
+    """`made`, a scene of `size`, learned only where the masks of what was pasted into it say, if any has one."""
+    masks = [load_mask(one.path) if one.masked else None for one, _, _ in halves]
+    if not any(masks):
+        return made
+    whole = Image.new("RGB", size)
+    for mask, (one, cut, right) in zip(masks, halves, strict=True):
+        shown = Image.new("L", load_rgb(one.path).size, 255) if mask is None else mask
+        whole, _ = pasted(whole, shown.convert("RGB"), cut, right, cell)
+    write_atomic(mask_file(made.path), lambda file: whole.save(file, "PNG"))
+    return replace(made, masked=True)
 
 
 def _fitting(

@@ -19,11 +19,14 @@ NOWHERE = (0.0, 0.0, 0.0, 0.0)
 def class_examples(base: BaseModel, recipe: Recipe, captions: Sequence[str], cache: Path, emit: Emit) -> list[Example]:
     """The recipe's class pictures with their prompts, of which nothing is learned where the base is the target.
 
-    Up to half of the prompts are `captions` (the concept's own, without its trigger): what else those say must not
+    At most about half of the prompts are `captions` (the concept's own, without its trigger): what else those say must not
     come to mean the concept.
     """
-    own = list(dict.fromkeys(captions))[: recipe.prior_count // 2]
-    prompts = list(islice(cycle([*own, *recipe.prior_prompts]), recipe.prior_count))
+    own, half = list(dict.fromkeys(captions)), recipe.prior_count // 2
+    turns = [*own[:half], *recipe.prior_prompts]
+    if len(own) >= len(recipe.prior_prompts):
+        turns = [one for pair in zip(own, cycle(recipe.prior_prompts), strict=False) for one in pair]
+    prompts = list(islice(cycle(turns), recipe.prior_count))
     region = NOWHERE if recipe.prior_target == "base" else None
     paths = drawn_once(base, recipe, prompts, cache, emit, "class pictures")
     return [Example(path, prompt, region=region) for path, prompt in zip(paths, prompts, strict=True)]

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from studio.models import BaseModel
+from studio.pipelines.decoding import decode
 
 
 @torch.no_grad()
@@ -13,14 +14,16 @@ def draw(
     """One square picture a prompt and seed, in one batch; no random generator but those of `seeds` is touched."""
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     with torch.autocast(base.device.type, dtype=base.dtype, enabled=base.dtype != torch.float32):
-        return base.pipe(
+        latents = base.pipe(
             prompt=prompts,
             width=resolution,
             height=resolution,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=generators,
+            output_type="latent",
         ).images
+    return decode(base, latents, tiling=False)  # outside: autocast would take a VAE back that needs float32
 
 
 def batch_size(resolution: int) -> int:
