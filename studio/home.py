@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import platformdirs
 
@@ -32,6 +33,11 @@ class Home:
         """`override`, else `$STUDIO_HOME`, else the platform's user-data folder."""
         chosen = override or os.environ.get("STUDIO_HOME") or platformdirs.user_data_path("concept-studio")
         return cls(Path(chosen).expanduser().absolute())
+
+    @property
+    def option(self) -> str:
+        """What a command needs to find this home; nothing where it finds it by itself."""
+        return "" if self == Home.resolve() else f" --home {quote(str(self.root))}"
 
     @property
     def library(self) -> Path:

@@ -1,6 +1,10 @@
 """Further files of a concept, and the sheet of its previews."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from training_helpers import tiny_recipe
 
 from studio.adapter_targets import Target
-from studio.adapter_writing import Written
+from studio.adapter_writing import Written, write_adapter
 from studio.adapters import Adapter, load_adapter, load_concept
 from studio.errors import StudioError, UsageError
 from studio.factors import Dora, Factor
@@ -21,7 +25,10 @@ from studio.tensorfile import read_header
 from studio.trainers import exports
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.exports import check_exports
+from studio.trainers.recipe import build_recipe, read_toml
+from studio.trainers.report import write_card
 from studio.trainers.sample_grid import draw_grid
+from studio.trainers.shipped_concepts import add_shipped
 from studio.trainers.workplace import workplace_of
 
 
@@ -147,3 +154,30 @@ def test_previews_stand_in_rows_of_prompts_and_columns_of_steps(tiny_sdxl: Path,
 def test_without_previews_there_is_no_sheet(tiny_sdxl: Path, home: Home, tmp_path: Path) -> None:
     assert not draw_grid(tmp_path, tiny_recipe(tiny_sdxl, home), tmp_path / "samples.png")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_cards_code_runs_as_it_stands(home: Home, tmp_path: Path) -> None:
+    add_shipped(home)
+    concept = Library(home).find("milo")
+    write_adapter(load_concept(concept), concept.adapter_file, "diffusers")  # as a training does
+    recipe = build_recipe([read_toml(concept.folder / "recipe.toml")])
+    write_card(concept, recipe, {}, loads=True, samples=False, exports=[])
+    (code,) = re.findall(r"```python\n(.*?)```", (concept.folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    quick = code.replace("pipe(", "pipe(num_inference_steps=1, prompt=")
+    subprocess.run([sys.executable, "-c", quick], cwd=concept.folder, check=True)
+    assert Image.open(concept.folder / "milo.png").size == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("base", "call"),
+    [
+        ("sdxl", 'from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")'),
+        ("/models/mine", 'from_pretrained("/models/mine")'),
+        ("/models/mine.safetensors", 'from_single_file("/models/mine.safetensors")'),
+    ],
+)
+def test_the_card_loads_the_base_as_diffusers_does(base: str, call: str, tiny_sdxl: Path, home: Home) -> None:
+    concept = replace(train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1}), home), base=base)
+    write_card(concept, tiny_recipe(tiny_sdxl, home), {}, loads=True, samples=False, exports=[])
+    assert f"StableDiffusionXLPipeline.{call}" in (concept.folder / "README.md").read_text(encoding="utf-8")

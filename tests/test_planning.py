@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,23 @@ def test_an_unknown_preset_is_refused(own_base: str, home: Home) -> None:
 def test_nothing_to_resume_is_said(home: Home) -> None:
     with pytest.raises(UsageError, match="no interrupted training of 'milo'"):
         resumed_recipe({"name": "milo"}, None, home)
+
+
+def test_what_is_said_on_resuming_holds_from_every_folder(
+    own_base: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = plan_recipe(GIVEN | {"base": own_base, "pictures": tmp_path / "photos"}, None, home)
+    write_toml(recipe, home.library / f".training-{recipe.name}" / "recipe.toml")
+    monkeypatch.chdir(tmp_path)
+    again = {"name": recipe.name, "pictures": Path("photos"), "base": os.path.relpath(own_base)}
+    assert resumed_recipe(again, None, home) == recipe
+
+
+def test_a_short_training_does_not_end_while_it_warms_up(tiny_sdxl: Path, home: Home) -> None:
+    usual = plan_recipe(GIVEN | {"base": str(tiny_sdxl)}, None, home)
+    assert usual.warmup_steps > 3
+    assert plan_recipe(GIVEN | {"base": str(tiny_sdxl), "steps": 30}, None, home).warmup_steps == 3
+    assert plan_recipe(GIVEN | {"base": str(tiny_sdxl), "steps": 30, "warmup_steps": 9}, None, home).warmup_steps == 9
 
 
 def test_planning_needs_no_torch() -> None:

@@ -15,7 +15,7 @@ from studio.home import Home
 from studio.library import Library
 from studio.trainers import processes
 from studio.trainers.dreambooth import train_concept
-from studio.trainers.processes import Team
+from studio.trainers.processes import ALONE, Team
 
 
 @pytest.fixture
@@ -47,6 +47,10 @@ def test_a_team_takes_the_mean_of_its_gradients(tmp_path: Path):
         found = manager.dict()
         spawn(_meet, (3, (tmp_path / "meeting").as_uri(), found), nprocs=3)
         assert list(found.values()) == [[[1.0, 1.0], [1.0]]] * 3
+
+
+def test_alone_a_mean_asks_no_device_for_float64() -> None:
+    assert ALONE.mean(0.1, torch.device("meta")) == 0.1  # Apple's has none; this one could not give it back
 
 
 def test_a_step_leaves_the_number_of_threads_as_it_was() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 
 from studio.errors import StudioError, UsageError
@@ -28,12 +29,14 @@ HARMLESS = frozenset(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training after `step` steps; `data` is the fingerprint of what it was trained on."""
+    """The state of a training after `step` steps; `data` is the fingerprint of what it was trained on, `dtype` what its
+    base computed in."""
 
     step: int
     tensors: Tensors
     recipe: dict[str, Any]
     data: str
+    dtype: str | None = None  # which older ones do not say
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -48,6 +51,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "step": checkpoint.step,
         "recipe": checkpoint.recipe,
         "data": checkpoint.data,
+        "dtype": checkpoint.dtype,
         "files": {_TENSORS: {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}},
     }
     try:
@@ -104,8 +108,14 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     return kept | {"others": others} if others else kept
 
 
-def check_same_data(found: Checkpoint, data: str) -> None:
-    """Raise UsageError where the pictures, captions or base are not those that `found` was made with."""
+def check_same_data(found: Checkpoint, data: str, dtype: torch.dtype) -> None:
+    """Raise UsageError where the pictures, captions or base are not those that `found` was made with, or the base
+    computes in another type of number."""
+    if found.dtype not in (None, str(dtype)):
+        raise UsageError(
+            f"The interrupted training computed in {found.dtype}, and on this device it would be {dtype}.",
+            "Go on with the same --device as before, or start again with --overwrite.",
+        )
     if found.data != data:
         raise UsageError(
             "The pictures, their captions or the base have changed since this training was interrupted.",
@@ -118,7 +128,7 @@ def _read(place: Path) -> Checkpoint:
     content = (place / _TENSORS).read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest["files"][_TENSORS]["sha256"]:
         raise ValueError(f"{_TENSORS} is not what was written")
-    return Checkpoint(manifest["step"], load(content), manifest["recipe"], manifest["data"])
+    return Checkpoint(manifest["step"], load(content), manifest["recipe"], manifest["data"], manifest.get("dtype"))
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from pathlib import Path
 
 from studio.bases import BaseSource, find_base, source_sizes
 from studio.concepts import Concept
@@ -24,6 +23,7 @@ from studio.trainers.checkpoint import (
 from studio.trainers.exports import check_exports
 from studio.trainers.finishing import finish
 from studio.trainers.inits import FROM_DATA, begin_from_data
+from studio.trainers.losses import noise_schedule
 from studio.trainers.material import check_pictures, encoded, gathered
 from studio.trainers.memory import check_memory, naming_the_phase
 from studio.trainers.optimizer_choice import numbers_kept
@@ -35,9 +35,9 @@ from studio.trainers.sampling import draw
 from studio.trainers.scoring import Scorer, scorers_for
 from studio.trainers.stopping import Stopped, stop_requests
 from studio.trainers.training import Training, share_of_rate
-from studio.trainers.tuners import count_of, make_tuner
+from studio.trainers.tuners import count_of, kind_of, make_tuner
 from studio.trainers.validation import Validator
-from studio.trainers.words import NewWord
+from studio.trainers.words import NewWord, check_words_free
 from studio.trainers.workplace import RECIPE_FILE, Workplace, check_start, claim, workplace_of
 from studio.trainers.zero_snr import drawing_as_trained
 
@@ -66,6 +66,8 @@ def train_concept(
     source = find_base(recipe.base)
     check_processes(recipe, processes, device)
     check_optimizer(recipe, pick_device(device))
+    if recipe.offload and pick_device(device).type == "cpu":
+        raise UsageError("offload moves weights off a GPU; this is a CPU.", "Leave out --vram, or set offload = false.")
     formats = check_exports(recipe, export)
     _check_resolution(source, recipe.resolution)
     check_start(home, recipe.names, resume, overwrite)
@@ -75,10 +77,15 @@ def train_concept(
         found = latest_checkpoint(workplace.checkpoints, lambda text: emit(Notice(text))) if resume else None
         if found is not None:
             check_same_training(found, recipe)
+            if found.step > recipe.steps:
+                raise UsageError(
+                    f"steps is {recipe.steps}, and {found.step} are done.", f"Use --steps {found.step} or more."
+                )
         recipe_file = workplace.folder / RECIPE_FILE
         write_toml(recipe, recipe_file)
-        options = " --overwrite" * overwrite + f" --export {','.join(formats)}" * bool(formats)
-        again = f"studio train-concept --name {recipe.name} --resume{options}"
+        again = f"studio train-concept --name {recipe.name} --resume{home.option}"
+        again += f" --device {device}" * bool(device) + f" --processes {processes}" * (processes > 1)
+        again += " --overwrite" * overwrite + f" --export {','.join(formats)}" * bool(formats)
         with leading(home, recipe_file, processes, device) as team:
             emit(Phase("load base"))
             base = load_base(source, device_of(0, processes, device), offload=recipe.offload)
@@ -87,10 +94,12 @@ def train_concept(
             numbers = (numbers_kept(recipe) + 1) * count_of(training.parameters)
             ensure_free(workplace.folder, 4 * numbers * (recipe.keep_checkpoints + len(workplaces)))
             if found is not None:
-                check_same_data(found, data)
+                check_same_data(found, data, base.dtype)
                 training.restore(found.tensors)
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
             team.wait()  # what the others make again lies in the cache now
+            team.begin_alike(training.parameters.values())
+            team.begin_alike(training.tuner.kept.values())
             _run(training, workplace, data, emit, again, scorers_for(recipe, scorer))
         return finish(training, workplaces, home, data, emit, overwrite, pictures, formats)
 
@@ -104,8 +113,10 @@ def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
     training.team = team
     found = latest_checkpoint(workplace_of(home, recipe.name).checkpoints, lambda text: None)
     if found is not None:
-        check_same_data(found, data)
+        check_same_data(found, data, base.dtype)
         training.restore(found.tensors)
+    team.begin_alike(training.parameters.values())
+    team.begin_alike(training.tuner.kept.values())
     while training.step < recipe.steps:
         training.take_step()
         if team.agreed(False, base.device):
@@ -125,6 +136,7 @@ def _prepare(
     base: BaseModel, recipe: Recipe, pictures: list[list[Picture]], home: Home, emit: Emit, true_sizes: bool
 ) -> tuple[Training, str]:
     """The training at step 0, and the fingerprint of all it is made from."""
+    check_fits(base, recipe)
     found, cache = gathered(base, recipe, pictures, home, emit), home.cache / "examples"
     identity = found.identity(base)
     emit(Phase("encode pictures"))
@@ -150,15 +162,22 @@ def _prepare(
     return training, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
+def check_fits(base: BaseModel, recipe: Recipe) -> None:
+    """Raise UsageError where `base` has not the layers, the words or the noise that `recipe` wants."""
+    kind_of(recipe).layers_of(base, recipe)
+    noise_schedule(base, recipe.zero_terminal_snr)
+    if recipe.new_word:
+        check_words_free(base, recipe.triggers)
+
+
 def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again: str, scorers: list[Scorer]) -> None:
     """Steps, checkpoints and previews until the recipe's number of steps.
 
     Raises Stopped after Ctrl-C, with `again` as the command that goes on.
     """
-    recipe = training.recipe
-    if training.step == 0 and recipe.sample_every:
-        _preview(training, workplace, emit)
-    validator = Validator(training, workplace.folder, emit, scorers)
+    recipe, validator = training.recipe, Validator(training, workplace.folder, emit, scorers)
+    _preview(training, workplace, emit)
+    validator.measure()
     emit(Phase("train", recipe.steps))
     with stop_requests() as stopping:
         begun, first = time.monotonic(), training.step
@@ -171,25 +190,27 @@ def _run(training: Training, workplace: Workplace, data: str, emit: Emit, again:
             last = step == recipe.steps
             stop = training.team.agreed(stopping() and not last, training.base.device)
             if stop or last or step % recipe.save_every == 0:
-                state = Checkpoint(step, training.state(), recipe.model_dump(mode="json"), data)
+                state = Checkpoint(
+                    step, training.state(), recipe.model_dump(mode="json"), data, str(training.base.dtype)
+                )
                 save_checkpoint(workplace.checkpoints, state, recipe.keep_checkpoints)
             if stop:
                 raise Stopped(f"Stopped after step {step} of {recipe.steps}; it is saved.", f"Go on with: {again}")
-            if recipe.sample_every and (last or step % recipe.sample_every == 0):
-                _preview(training, workplace, emit)
-            if recipe.validate_every and (last or step % recipe.validate_every == 0):
-                validator.measure()
+            _preview(training, workplace, emit)
+            validator.measure()
 
 
 def _preview(training: Training, workplace: Workplace, emit: Emit) -> None:
-    """Draw the recipe's sample prompts as the training stands; always with the same seeds."""
-    recipe = training.recipe
+    """Draw the recipe's sample prompts as the training stands, always with the same seeds; where that is due, and was
+    not done before an interruption."""
+    recipe, step = training.recipe, training.step
+    paths = [workplace.samples / f"step-{step:06d}-{number}.png" for number in range(len(recipe.sample_prompts))]
+    if not training.due(recipe.sample_every) or all(path.is_file() for path in paths):
+        return
     training.base.unet.eval()
-    paths: list[Path] = []
-    for number, prompt in enumerate(recipe.sample_prompts):
+    for number, (prompt, path) in enumerate(zip(recipe.sample_prompts, paths, strict=True)):
         seeds = [recipe.seed + number]
         with training.averaged(), drawing_as_trained(training.base, recipe):
             picture = draw(training.base, [prompt], seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)[0]
-        path = workplace.samples / f"step-{training.step:06d}-{number}.png"
-        paths.append(write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG")))
-    emit(Preview(training.step, tuple(paths), recipe.sample_prompts))
+        write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
+    emit(Preview(step, tuple(paths), recipe.sample_prompts))

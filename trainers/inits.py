@@ -48,8 +48,11 @@ def size_in_file(recipe: Recipe) -> tuple[int, float]:
     return times * recipe.rank, recipe.alpha * (sqrt(times) if recipe.rank_stabilised else times)
 
 
-def check_rank(layers: dict[str, nn.Linear | nn.Conv2d], recipe: Recipe) -> None:
-    """Raise UsageError where a layer has not so many directions as `recipe.rank` takes of it."""
+def check_init(layers: dict[str, nn.Linear | nn.Conv2d], dtype: torch.dtype, recipe: Recipe) -> None:
+    """Raise UsageError where a layer has not so many directions as `recipe.rank` takes of it, and for lora-ga on a base
+    in float16, which does not hold the gradients."""
+    if recipe.init == "lora-ga" and dtype == torch.float16:
+        raise UsageError("init lora-ga needs gradients that float16 does not hold.", "Choose another --init.")
     for name, layer in layers.items():
         out, n = layer.weight.flatten(1).shape
         most = {"pissa": min(out, n), "olora": min(out, n), "eva": n, "lora-ga": min(out, n) // 2}.get(recipe.init)
@@ -96,10 +99,7 @@ def first_pair(init: str, matrix: Tensor, rank: int, scale: float, generator: to
 
 
 def begin_from_data(training: Training) -> None:
-    """Give the LoRA of `training` its first factors from its own first batches.
-
-    Raises UsageError for lora-ga on a base in float16, which does not hold the gradients.
-    """
+    """Give the LoRA of `training` its first factors from its own first batches."""
     unet, recipe = training.base.unet, training.recipe
     layers: Layers = {name: one for name, one in unet.named_modules() if isinstance(one, LoraLayer)}
     unet.eval()
@@ -107,8 +107,6 @@ def begin_from_data(training: Training) -> None:
         for layer, down in zip(layers.values(), _principal_inputs(training, layers), strict=True):
             _give(layer, (down, layer.lora_B[_ADAPTER].weight.detach().flatten(1)))
         return
-    if training.base.dtype == torch.float16:
-        raise UsageError("init lora-ga needs gradients that float16 does not hold.", "Choose another --init.")
     for layer, gradient in zip(layers.values(), _gradients(training, layers), strict=True):
         _give(layer, pair_of_gradient(gradient, recipe.rank))
 

@@ -34,12 +34,19 @@ class KronaTuner:
         self.parameters: dict[str, nn.Parameter] = {}
         self.kept: dict[str, torch.Tensor] = {}
         base.unet.requires_grad_(False)
-        layers = targeted(base.unet, recipe)
-        wanted = recipe.factors or solved(list(layers.values()), recipe.parameter_count or 0)
+        layers = self.layers_of(base, recipe)
+        wanted = _wanted(layers, recipe)
         self.notes = {"studio.factors": f"{wanted[0]} x {wanted[1]}"}
         self._factors = {name: fitting(layer, wanted) for name, layer in layers.items()}
         for name, layer in layers.items():
             self._install(name, layer)
+
+    @staticmethod
+    def layers_of(base: BaseModel, recipe: Recipe) -> dict[str, Layer]:
+        """Those targeted; their factors must be as few as `recipe.parameter_count` says."""
+        layers = targeted(base.unet, recipe)
+        _wanted(layers, recipe)
+        return layers
 
     def describe(self) -> str:
         """Factors, layers, numbers; and on how many layers the factors had to be smaller."""
@@ -93,6 +100,10 @@ def changed(layer: Layer, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> 
     if isinstance(layer, nn.Linear):
         return kronecker_linear(x, a, b)
     return kronecker_conv(x, a, b, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+
+
+def _wanted(layers: dict[str, Layer], recipe: Recipe) -> tuple[int, int]:
+    return recipe.factors or solved(list(layers.values()), recipe.parameter_count or 0)
 
 
 def fitting(layer: Layer, wanted: tuple[int, int]) -> tuple[int, int]:

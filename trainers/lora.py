@@ -18,7 +18,7 @@ from studio.factors import Dora, Factor, LowRank
 from studio.home import write_atomic
 from studio.models import BaseModel
 from studio.tensorfile import order_metadata
-from studio.trainers.inits import Beside, begin, check_rank, size_in_file
+from studio.trainers.inits import Beside, begin, check_init, size_in_file
 from studio.trainers.recipe import Recipe
 from studio.trainers.tuners import Words, check_finite, targeted
 
@@ -46,8 +46,7 @@ class LoraTuner:
         self.notes = {"studio.rank": str(recipe.rank), "studio.alpha": str(recipe.alpha)}
         if recipe.init != "gaussian":
             self.notes["studio.init"] = recipe.init
-        layers = targeted(base.unet, recipe)
-        check_rank(layers, recipe)
+        layers = self.layers_of(base, recipe)
         rank, size = size_in_file(recipe)
         alpha: Any = size  # PEFT takes fractions, though its annotation does not
         names = list(layers if recipe.blocks else recipe.targets)
@@ -85,6 +84,13 @@ class LoraTuner:
         self.parameters |= text
         beside = {name: one for name, one in base.unet.named_modules() if isinstance(one, Beside)}
         self.kept = {name: one.fixed for name, one in beside.items()}
+
+    @staticmethod
+    def layers_of(base: BaseModel, recipe: Recipe) -> dict[str, torch.nn.Linear | torch.nn.Conv2d]:
+        """Those targeted; each must have directions enough for `recipe.init`."""
+        layers = targeted(base.unet, recipe)
+        check_init(layers, base.dtype, recipe)
+        return layers
 
     def describe(self) -> str:
         """Rank and layers, and how it begins where that is not by chance alone."""

@@ -39,8 +39,21 @@ class OftTuner:
         self.kept: dict[str, Tensor] = {}
         self.notes = {"studio.block_size": str(recipe.block_size)}
         base.unet.requires_grad_(False)
-        for name, layer in targeted(base.unet, recipe).items():
+        for name, layer in self.layers_of(base, recipe).items():
             self._install(name, layer)
+
+    @staticmethod
+    def layers_of(base: BaseModel, recipe: Recipe) -> dict[str, Layer]:
+        """Those targeted; the outputs of each must be divided into blocks."""
+        layers = targeted(base.unet, recipe)
+        for name, layer in layers.items():
+            if gcd(recipe.block_size or 1, layer.weight.shape[0]) == 1:
+                raise UsageError(
+                    f"{name} has {layer.weight.shape[0]} outputs, which have no divisor in common with block_size"
+                    f" {recipe.block_size}: blocks of one turn nothing.",
+                    "Choose another block_size, or leave the layer out of `targets`.",
+                )
+        return layers
 
     def describe(self) -> str:
         """Size of the blocks, layers; and on how many of them the blocks had to be smaller."""
@@ -72,12 +85,6 @@ class OftTuner:
     def _install(self, name: str, layer: Layer) -> None:
         outputs = layer.weight.shape[0]
         size = gcd(self._recipe.block_size or 1, outputs)
-        if size == 1:
-            raise UsageError(
-                f"{name} has {outputs} outputs, which have no divisor in common with block_size"
-                f" {self._recipe.block_size}: blocks of one turn nothing.",
-                "Choose another block_size, or leave the layer out of `targets`.",
-            )
         blocks = nn.Parameter(torch.zeros(outputs // size, size, size, device=layer.weight.device))
         self.parameters[name] = blocks
         layer.oft_blocks = blocks  # in the layer, so that a copy of the network has a copy of them

@@ -36,11 +36,16 @@ class PeftTuner:
         self.notes = {"studio.rank": str(recipe.rank), "studio.alpha": str(recipe.alpha)}
         with torch.random.fork_rng():  # peft draws from the global generator
             torch.manual_seed(recipe.seed)
-            base.unet.add_adapter(_config(recipe, list(targeted(base.unet, recipe))), _ADAPTER)
+            base.unet.add_adapter(_config(recipe, list(self.layers_of(base, recipe))), _ADAPTER)
         self.layers = {name: one for name, one in base.unet.named_modules() if isinstance(one, BaseTunerLayer)}
         self.parameters = {name: one for name, one in base.unet.named_parameters() if one.requires_grad}
         for one in self.parameters.values():
             one.data = one.data.float()
+
+    @staticmethod
+    def layers_of(base: BaseModel, recipe: Recipe) -> dict[str, torch.nn.Linear | torch.nn.Conv2d]:
+        """Those targeted."""
+        return targeted(base.unet, recipe)
 
     def describe(self) -> str:
         """Kind, rank and layers; of LoKr on how many the rank is no bound, as their matrices are whole."""

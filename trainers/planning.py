@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from studio.bases import EMBEDDED, BaseSource, find_base, role_blocks, scheduler_config
+from studio.bases import EMBEDDED, find_base, role_blocks, scheduler_config
 from studio.errors import UsageError
 from studio.home import Home
 from studio.library import Library
@@ -61,7 +61,7 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
             usual = defaults(source, facts, preset["preset"], other["class_word"], word, method)
             preset["sample_prompts"] += usual["sample_prompts"]
             other |= _usual_of_other(usual, word) | other
-            other["pictures"] = Path(other["pictures"]).expanduser().absolute()
+            other |= _lasting(other)
         subjects = zip(triggers, [chosen, *others], strict=True)
         together = " and ".join(f"a {word} {one['class_word']}" for word, one in subjects)
         preset["sample_prompts"] = tuple(dict.fromkeys([*preset["sample_prompts"], together]))
@@ -76,10 +76,12 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:
         preset.pop("factors", None)
+    if isinstance(chosen.get("steps"), int):
+        preset["warmup_steps"] = min(preset["warmup_steps"], chosen["steps"] // 10)  # lest a short training ends in it
     if "rank" in chosen:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
-    lasting = {"pictures": Path(chosen["pictures"]).expanduser().absolute(), "base": _lasting_name(source)}
-    recipe = build_recipe([preset, {"trigger": trigger, "new_word": new_word}, chosen, lasting])
+    words, lasting = {"trigger": trigger, "new_word": new_word}, _lasting(chosen | {"base": base})
+    recipe = build_recipe([preset, words, chosen, lasting])
     check_installed(recipe.optimizer)
     if recipe.zero_terminal_snr:
         check_rescalable(scheduler_config(source))
@@ -114,11 +116,16 @@ def _fitting(vram: int, own: bool) -> dict[str, Any]:
     return FITTING[max(sizes)]
 
 
-def _lasting_name(source: BaseSource) -> str:
-    """The base's name as it holds from every working directory."""
-    if source.layout == "hub" or source.name == EMBEDDED:
-        return source.name
-    return str(Path(source.location).absolute())
+def _lasting(chosen: dict[str, Any]) -> dict[str, Any]:
+    """The pictures and the base of `chosen`, if it says any, as they hold from every working directory."""
+    found: dict[str, Any] = {}
+    if "pictures" in chosen:
+        found["pictures"] = Path(chosen["pictures"]).expanduser().absolute()
+    if "base" in chosen:
+        source = find_base(chosen["base"])
+        known = source.layout == "hub" or source.name == EMBEDDED
+        found["base"] = source.name if known else str(Path(source.location).absolute())
+    return found
 
 
 def resumed_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Recipe:
@@ -130,8 +137,8 @@ def resumed_recipe(given: dict[str, Any], config: Path | None, home: Home) -> Re
     begun = read_toml(workplace_of(home, chosen["name"]).folder / RECIPE_FILE)
     if "others" in chosen:  # what is not said of them is as it was
         known = {one["name"]: one for one in begun.get("others", ())}
-        chosen["others"] = [known.get(one["name"], {}) | one for one in _tables(chosen["others"])]
-    return build_recipe([begun, chosen])
+        chosen["others"] = [known.get(one["name"], {}) | one | _lasting(one) for one in _tables(chosen["others"])]
+    return build_recipe([begun, chosen, _lasting(chosen)])
 
 
 def _tables(others: Any) -> list[dict[str, Any]]:

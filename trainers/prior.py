@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 from studio.events import Emit, Phase, Step
@@ -19,14 +19,14 @@ NOWHERE = (0.0, 0.0, 0.0, 0.0)
 def class_examples(base: BaseModel, recipe: Recipe, captions: Sequence[str], cache: Path, emit: Emit) -> list[Example]:
     """The recipe's class pictures with their prompts, of which nothing is learned where the base is the target.
 
-    At most about half of the prompts are `captions` (the concept's own, without its trigger): what else those say must not
-    come to mean the concept.
+    At most about half of the prompts are `captions` (the concept's own, without its trigger): what else those say must
+    not come to mean the concept.
     """
     own, half = list(dict.fromkeys(captions)), recipe.prior_count // 2
-    turns = [*own[:half], *recipe.prior_prompts]
-    if len(own) >= len(recipe.prior_prompts):
-        turns = [one for pair in zip(own, cycle(recipe.prior_prompts), strict=False) for one in pair]
-    prompts = list(islice(cycle(turns), recipe.prior_count))
+    turns = cycle([*own[:half], *recipe.prior_prompts])
+    if len(own) > len(recipe.prior_prompts):
+        turns = chain.from_iterable(zip(cycle(own), cycle(recipe.prior_prompts), strict=False))
+    prompts = list(islice(turns, recipe.prior_count))
     region = NOWHERE if recipe.prior_target == "base" else None
     paths = drawn_once(base, recipe, prompts, cache, emit, "class pictures")
     return [Example(path, prompt, region=region) for path, prompt in zip(paths, prompts, strict=True)]

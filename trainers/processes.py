@@ -76,6 +76,11 @@ class Team:
         distributed.broadcast(tensor, 0)
         return bool(tensor.item())
 
+    def begin_alike(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all processes the leader's `tensors`: what begins from gradients may differ from device to device."""
+        for tensor in tensors if self.size > 1 else ():
+            distributed.broadcast(tensor.data, 0)
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.size > 1:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studio.adapter_keys import WORD_PREFIX
+from studio.bases import ALIASES, EMBEDDED
 from studio.concepts import Concept
 from studio.home import write_atomic
 from studio.pipelines.schedulers import ZERO_SNR
@@ -87,7 +88,7 @@ def write_card(
     if not loads:
         elsewhere = _elsewhere(concept, recipe)
     text = f"""---
-base_model: {concept.base}
+base_model: {ALIASES.get(concept.base, concept.base)}
 library_name: diffusers
 tags: [lora, dreambooth, text-to-image, {concept.family}]
 instance_prompt: {recipe.instance_prompt}
@@ -145,15 +146,25 @@ def _with_diffusers(concept: Concept, recipe: Recipe) -> str:
             for trigger in recipe.triggers
             for tower, n in towers.items()
         )
+    first, loaded = _loading(concept.base)
     return f"""With diffusers alone:
 
 ```python
-from diffusers import {"EulerDiscreteScheduler, " if scheduler else ""}{kind}
+{first}from diffusers import {"EulerDiscreteScheduler, " if scheduler else ""}{kind}
 {imports}
-pipe = {kind}.from_pretrained("{concept.base}")
+pipe = {kind}.{loaded}
 pipe.load_lora_weights("{file}")
 {scheduler}{word}pipe("{recipe.instance_prompt}").images[0].save("{concept.name}.png")
 ```"""
+
+
+def _loading(base: str) -> tuple[str, str]:
+    """(imports, call) by which diffusers loads the base that a recipe calls `base`."""
+    if base == EMBEDDED:
+        return "from studio.bases import embedded_folder\n\n", "from_pretrained(embedded_folder())"
+    if base.endswith(".safetensors"):
+        return "", f'from_single_file("{base}")'
+    return "", f'from_pretrained("{ALIASES.get(base, base)}")'
 
 
 def _elsewhere(concept: Concept, recipe: Recipe) -> str:

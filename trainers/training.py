@@ -89,6 +89,10 @@ class Training:
         """How many steps are done."""
         return len(self.losses)
 
+    def due(self, every: int) -> bool:
+        """Whether what comes every so many steps, 0 for never, and after the last, comes now."""
+        return bool(every) and (self.step == self.recipe.steps or self.step % every == 0)
+
     def take_step(self) -> float:
         """One optimiser step; returns its loss. Where that is not finite: StudioError, the weights are as before."""
         with self.team.sharing_cores(self.base.device):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -33,6 +33,11 @@ class Tuner(Protocol):
     tensors of it that are not trained, but not to be made again from the recipe bit for bit.
     """
 
+    @staticmethod
+    def layers_of(base: BaseModel, recipe: Recipe) -> Mapping[str, torch.nn.Linear | torch.nn.Conv2d]:
+        """The layers of the UNet that it would act on; raises UsageError for what does not fit them."""
+        ...
+
     parameters: dict[str, torch.nn.Parameter]
     text: frozenset[str]
     notes: dict[str, str]
@@ -59,8 +64,13 @@ class Tuner(Protocol):
 
 def make_tuner(base: BaseModel, recipe: Recipe) -> Tuner:
     """What `recipe.method` trains, put into `base`; raises UsageError for what does not fit its layers."""
+    return kind_of(recipe)(base, recipe)
+
+
+def kind_of(recipe: Recipe) -> Any:
+    """The class of Tuner that `recipe.method` names."""
     module, _, kind = _PLACES[recipe.method].partition(":")
-    return getattr(import_module(f"studio.trainers.{module}"), kind)(base, recipe)
+    return getattr(import_module(f"studio.trainers.{module}"), kind)
 
 
 def count_of(parameters: Mapping[str, torch.nn.Parameter]) -> int:

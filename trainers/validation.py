@@ -105,12 +105,13 @@ class Validator:
         if training.recipe.validate_every:
             self._samples = fixed_samples(training)
             self._measured = read_measured(folder, training.step)
-            if not self._measured:
-                self.measure()
 
     def measure(self) -> None:
-        """Measure the training as it stands; at its last step, say which step is recommended."""
+        """Measure the training as it stands, where that is due and was not done before an interruption; at its last
+        step, say which step is recommended."""
         training, step, recipe = self._training, self._training.step, self._training.recipe
+        if not training.due(recipe.validate_every) or any(one.step == step for one in self._measured):
+            return
         with training.averaged():
             loss = validation_loss(training, self._samples)
             fidelity = self._score() if self._scorers else None

@@ -1,6 +1,7 @@
 """A word of each concept's own, learned with the adapter: textual inversion (Gal et al. 2023, arXiv:2208.01618)
 together with the weights, as pivotal tuning has it."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -24,7 +25,7 @@ class NewWord:
 
     def __init__(self, base: BaseModel, recipe: Recipe) -> None:
         self._base, self._tokens = base, recipe.triggers
-        self._check_free()
+        check_words_free(base, self._tokens)
         self._rows: dict[str, dict[str, nn.Parameter]] = {token: {} for token in self._tokens}
         for tower, encoder, tokenizer in zip(TOWERS, base.text_encoders, base.tokenizers, strict=False):
             words: torch.Tensor = encoder.get_input_embeddings().weight.float()  # pyright: ignore
@@ -55,13 +56,17 @@ class NewWord:
             for token, rows in self._rows.items()
         }
 
-    def _check_free(self) -> None:
-        vocabularies = [tokenizer.get_vocab() for tokenizer in self._base.tokenizers]
-        if known := [token for token in self._tokens if any(token in words for words in vocabularies)]:
-            raise UsageError(
-                f"The base knows the word {known[0]!r} already, so it cannot be a new one.",
-                "Choose another --trigger, or bind the concept to the word as it is with --known-word.",
-            )
+
+def check_words_free(base: BaseModel, tokens: Sequence[str]) -> None:
+    """Raise UsageError where `base` knows one of `tokens` already: it reads it as one token, or calls a token so."""
+    known = [
+        word for word in tokens for one in base.tokenizers if word in one.get_vocab() or len(one.tokenize(word)) == 1
+    ]
+    if known:
+        raise UsageError(
+            f"The base knows the word {known[0]!r} already, so it cannot be a new one.",
+            "Choose another --trigger, or bind the concept to the word as it is with --known-word.",
+        )
 
 
 class _WithRow(nn.Module):

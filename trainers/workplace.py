@@ -56,7 +56,7 @@ def check_start(home: Home, names: Sequence[str], resume: bool, overwrite: bool)
         if workplace.started and not going_on and not overwrite:
             raise UsageError(
                 f"A training of {name!r} was interrupted and can go on.",
-                f"Go on: studio train-concept --name {name} --resume. Or start again with --overwrite.",
+                f"Go on: studio train-concept --name {name} --resume{home.option}. Or start again with --overwrite.",
             )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -179,6 +180,7 @@ def _train(
     _show(recipe, pictures_of(recipe))
     order = train_order(recipe, overwrite=overwrite, clip=clip, **how)
     with progress() as shown, recorded(home, order, shown) as job:
+        from studio.trainers.dreambooth import Stopped
         from studio.trainers.dreambooth import train_concept as train  # torch: only now that the request is sound
 
         if clip is not None:
@@ -186,7 +188,10 @@ def _train(
             from studio.trainers.scoring import ByClip
 
             how["scorer"] = ByClip(load_clip(clip), *recipe.triggers)
-        concept = train(recipe, home, job, resume=resume, overwrite=overwrite, **how)
+        try:
+            concept = train(recipe, home, job, resume=resume, overwrite=overwrite, **how)
+        except Stopped as stop:
+            raise Stopped(stop.problem, stop.remedy + (f" --clip {quote(clip)}" if clip else "")) from None
         job.result = {"concept": concept.name, "folder": concept.folder}
     others = [Library(home).find(name) for name in recipe.names[1:]]
     if as_json:
