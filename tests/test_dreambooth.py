@@ -25,6 +25,7 @@ from studio.models import load_base
 from studio.trainers import checkpoint, lora, prior
 from studio.trainers.captions import pictures_of
 from studio.trainers.dreambooth import _prepare, train_concept
+from studio.trainers.planning import resumed_recipe
 from studio.trainers.recipe import Recipe
 from studio.trainers.stopping import Stopped
 from studio.trainers.training import Drawn, Training
@@ -240,6 +241,10 @@ def test_an_interrupted_training_is_neither_forgotten_nor_mixed_up(tiny_sdxl: Pa
     draw_pictures(recipe.pictures, 4)
     with pytest.raises(UsageError, match="have changed"):
         train_concept(recipe, home, resume=True)
+    elsewhere = recipe.model_copy(update={"pictures": draw_pictures(home.root / "others", 2)})
+    with pytest.raises(UsageError, match="have changed"):
+        train_concept(elsewhere, home, resume=True)
+    assert resumed_recipe({"name": "milo"}, None, home) == recipe
     (recipe.pictures / "3.png").unlink()
     assert train_concept(recipe, home, resume=True).name == "milo"
 

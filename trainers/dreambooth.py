@@ -81,12 +81,10 @@ def train_concept(
                 raise UsageError(
                     f"steps is {recipe.steps}, and {found.step} are done.", f"Use --steps {found.step} or more."
                 )
-        recipe_file = workplace.folder / RECIPE_FILE
-        write_toml(recipe, recipe_file)
         again = f"studio train-concept --name {recipe.name} --resume{home.option}"
         again += f" --device {device}" * bool(device) + f" --processes {processes}" * (processes > 1)
         again += " --overwrite" * overwrite + f" --export {','.join(formats)}" * bool(formats)
-        with leading(home, recipe_file, processes, device) as team:
+        with leading(home, recipe, workplace.folder, processes, device) as team:
             emit(Phase("load base"))
             base = load_base(source, device_of(0, processes, device), offload=recipe.offload)
             training, data = _prepare(base, recipe, pictures, home, emit, true_sizes=not read_facts(source).own)
@@ -97,6 +95,7 @@ def train_concept(
                 check_same_data(found, data, base.dtype)
                 training.restore(found.tensors)
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
+            write_toml(recipe, workplace.folder / RECIPE_FILE)  # only now: what is refused leaves the one before
             team.wait()  # what the others make again lies in the cache now
             team.begin_alike(training.parameters.values())
             team.begin_alike(training.tuner.kept.values())

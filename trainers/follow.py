@@ -11,7 +11,7 @@ from studio.errors import StudioError
 from studio.home import Home
 from studio.trainers.dreambooth import follow
 from studio.trainers.processes import Team, joined
-from studio.trainers.recipe import build_recipe, read_toml
+from studio.trainers.recipe import build_recipe
 
 
 def main(order: str) -> int:
@@ -23,7 +23,7 @@ def main(order: str) -> int:
     store = distributed.FileStore(told["meeting"], team.size)
     with joined(store, team, device.partition(":")[0]):
         try:
-            follow(build_recipe([read_toml(Path(told["recipe"]))]), Home(Path(told["home"])), device, team)
+            follow(build_recipe([told["recipe"]]), Home(Path(told["home"])), device, team)
         except StudioError:  # which the leader meets too, and tells
             return 1
     return 0

@@ -118,17 +118,17 @@ def device_of(rank: int, processes: int, device: str | None) -> str | None:
 
 
 @contextmanager
-def leading(home: Home, recipe_file: Path, processes: int, device: str | None) -> Iterator[Team]:
-    """The team that trains the recipe in `recipe_file`, this process its leader; the others run while the block does.
+def leading(home: Home, recipe: Recipe, folder: Path, processes: int, device: str | None) -> Iterator[Team]:
+    """The team that trains `recipe` and meets in `folder`, led by this process; the others run while the block does.
 
     Raises StudioError where one of them ends in the middle.
     """
     if processes == 1:
         yield ALONE
         return
-    meeting = recipe_file.with_name("meeting")
+    meeting, told = folder / "meeting", recipe.model_dump(mode="json")
     meeting.unlink(missing_ok=True)
-    order = {"home": str(home.root), "recipe": str(recipe_file), "meeting": str(meeting), "size": processes}
+    order = {"home": str(home.root), "recipe": told, "meeting": str(meeting), "size": processes}
     others = [
         subprocess.Popen([sys.executable, "-m", "studio.trainers.follow", json.dumps(order | more)])
         for more in ({"rank": rank, "device": device_of(rank, processes, device)} for rank in range(1, processes))
