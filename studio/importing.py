@@ -13,6 +13,7 @@ from studio.concepts import ADAPTER_FILE, Concept, file_hash, write_concept
 from studio.errors import StudioError, UsageError
 from studio.home import ensure_free, ensure_writable, write_atomic
 from studio.library import Library
+from studio.rotation import Rotation
 from studio.tensorfile import is_pickle
 from studio.trigger_words import trigger_words
 from studio.untrusted import shown
@@ -68,7 +69,8 @@ def _keep(path: Path, file: Path, allow_pickle: bool) -> Adapter:
 
         adapter = load_adapter(path, allow_pickle=allow_pickle)
         check_values(adapter)
-        write_adapter(adapter, file, "kohya")  # which can hold every kind
+        turned = any(isinstance(factor, Rotation) for factor in adapter.factors.values())
+        write_adapter(adapter, file, "lycoris" if turned else "kohya")  # which hold every kind between them
         return adapter
     ensure_free(file.parent.parent, path.stat().st_size)
     write_atomic(file, lambda temporary: shutil.copyfile(path, temporary))
