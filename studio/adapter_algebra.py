@@ -14,8 +14,8 @@ import torch
 
 from studio.adapter_clusters import clustered
 from studio.adapter_family import FAMILY_KEY, NAMES
-from studio.adapter_parts import METADATA_KEY
 from studio.adapter_report import examples
+from studio.adapter_settings import METADATA_KEY
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Factor, LowRank, Relative, low_rank_form

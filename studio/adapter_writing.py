@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from studio.adapter_parts import COMPONENT_KEY, METADATA_KEY
+from studio.adapter_parts import COMPONENT_KEY
+from studio.adapter_settings import METADATA_KEY
 from studio.adapter_targets import Target, expressed
 from studio.adapter_tensors import kohya_tensors, peft_settings, peft_tensors, word_tensors
 from studio.adapters import PEFT_CONFIG, PEFT_WEIGHTS, Adapter, load_adapter

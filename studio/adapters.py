@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from studio.adapter_family import NAMES, family_of
-from studio.adapter_parts import METADATA_KEY, PER_LAYER, make_factors, take_embeddings
+from studio.adapter_parts import PER_LAYER, make_factors, take_embeddings
+from studio.adapter_settings import METADATA_KEY, Settings
 from studio.concepts import Concept, check_hash
 from studio.errors import StudioError, UsageError
 from studio.factor_checks import alphas_of, is_active
@@ -100,7 +101,7 @@ def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str],
         if tensor.dtype not in _NUMBERS:
             raise UsageError(f"{name}: the tensor {shown(key)} is of the type {tensor.dtype}.", _AGAIN)
     embeddings, others = take_embeddings(name, tensors)
-    made = make_factors(others, metadata)
+    made = make_factors(others, metadata, Settings(name, metadata))
     if not made.factors and not made.biases and not embeddings:
         examples = ", ".join(repr(key[:80]) for key in list(tensors)[:3]) or "no tensors"
         raise UsageError(

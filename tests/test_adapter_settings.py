@@ -1,0 +1,77 @@
+"""PEFT's configuration beside an adapter's tensors means what peft makes of it."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from torch import nn
+
+from studio.adapters import load_adapter
+from studio.errors import UsageError
+
+
+class Unet(nn.Module):
+    """Two layers that have names of a UNet's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        names = {"to_k": nn.Linear(24, 16, bias=False), "to_q": nn.Linear(32, 16, bias=False)}
+        self.down_blocks = nn.ModuleList([nn.ModuleDict(names)])
+
+
+BASE: Any = Unet()
+LAYERS = dict(BASE.named_modules())["down_blocks.0"]
+
+
+def save(config: Any, folder: Path) -> Path:
+    """What peft saves of an adapter that differs from where it began."""
+    model: Any = get_peft_model(copy.deepcopy(BASE), config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+def check(folder: Path) -> None:
+    """The change of every layer is the one that peft merges."""
+    model: Any = PeftModel.from_pretrained(copy.deepcopy(BASE), folder)
+    merged, adapter = model.merge_and_unload(), load_adapter(folder)
+    assert len(adapter.factors) == len(LAYERS)
+    for name, layer in LAYERS.items():
+        truth = merged.down_blocks[0][name].weight - layer.weight
+        assert (adapter.delta(f"unet.down_blocks.0.{name}") - truth).abs().max() < 1e-5 * truth.abs().max()
+
+
+INITS = ["gaussian", "orthogonal", "eva", "pissa", "pissa_niter_4", "olora"]
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_what_was_trained_on_a_changed_base_is_refused(tmp_path, init):
+    save(LoraConfig(r=4, lora_alpha=4, target_modules=["to_k", "to_q"], init_lora_weights=init), tmp_path)
+    reloaded: Any = PeftModel.from_pretrained(copy.deepcopy(BASE), tmp_path)
+    kept = torch.equal(reloaded.base_model.model.down_blocks[0]["to_k"].base_layer.weight, LAYERS["to_k"].weight)
+    assert kept is (init in INITS[:3])
+    if kept:
+        check(tmp_path)
+        return
+    with pytest.raises(UsageError, match=rf"{init}.*\n.*path_initial_model_for_weight_conversion"):
+        load_adapter(tmp_path)
+
+
+def test_it_is_refused_in_the_metadata_of_diffusers_too(tmp_path):
+    tensors = {
+        key: torch.ones(2, 2) for key in ("unet.mid_block.to_k.lora_A.weight", "unet.mid_block.to_k.lora_B.weight")
+    }
+    for init in ("corda", "lora_ga"):
+        settings = {"unet.r": 2, "unet.init_lora_weights": init}
+        save_file(tensors, tmp_path / "a", {"lora_adapter_metadata": json.dumps(settings)})
+        with pytest.raises(UsageError, match=init):
+            load_adapter(tmp_path / "a")
