@@ -80,14 +80,22 @@ def load_adapter(path: Path, *, values: bool = True, allow_pickle: bool = False)
 def load_concept(concept: Concept, *, values: bool = True) -> Adapter:
     """The adapter of a concept, under the concept's name, from the very bytes that the library took in.
 
-    An embedding that is called after its file is called by the trigger. Raises StudioError where the file has changed
-    since, and all that `load_adapter` raises.
+    An embedding that is called after its file is called by the trigger, and so is a single one that the concept's
+    phrase does not say. Raises StudioError where the file has changed since, and all that `load_adapter` raises.
     """
     check_hash(concept)
     adapter = load_adapter(concept.adapter_file, values=values)
-    unnamed = concept.adapter_file.stem
-    words = {concept.trigger if token == unnamed else token: rows for token, rows in adapter.embeddings.items()}
+    renamed = {concept.adapter_file.stem}
+    if len(adapter.embeddings) == 1:
+        renamed |= set(unsaid_words(adapter, concept))
+    words = {concept.trigger if token in renamed else token: rows for token, rows in adapter.embeddings.items()}
     return replace(adapter, name=concept.name, embeddings=words)
+
+
+def unsaid_words(adapter: Adapter, concept: Concept) -> list[str]:
+    """The new words of `adapter` if the concept's phrase says none of them beside its class."""
+    said = any(token in concept.phrase and token not in concept.class_word for token in adapter.embeddings)
+    return [] if said else list(adapter.embeddings)
 
 
 def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str], origin: str = "") -> Adapter:

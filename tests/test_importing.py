@@ -177,6 +177,24 @@ def test_an_embedding_is_called_by_its_file_name_or_the_trigger(library, tmp_pat
     assert list(load_concept(concept).embeddings) == ["qqq"]
 
 
+@pytest.mark.parametrize(
+    "tensors", [{"<cat-toy>": torch.ones(768)}, {"bundle_emb.ohwx.emb_params": torch.ones(2, 768)} | kohya_tensors()]
+)
+def test_a_single_word_goes_by_the_trigger_that_does_not_say_it(library, tmp_path, tensors):
+    (own,) = [key.removeprefix("bundle_emb.").removesuffix(".emb_params") for key in tensors if "lora" not in key]
+    save_file(tensors, tmp_path / "a.safetensors")
+    for name, trigger, word in (("a", "sks", "sks"), ("b", f"my {own}", own), ("c", None, own)):
+        concept, _ = bring(library, tmp_path / "a.safetensors", name=name, trigger=trigger)
+        assert list(load_concept(concept).embeddings) == [word]
+        assert word in concept.phrase
+
+
+def test_a_pickled_embedding_goes_by_the_trigger(library, tmp_path):
+    torch.save({"string_to_param": {"*": torch.ones(2, 768)}, "name": "my-style"}, tmp_path / "a.pt")
+    concept, _ = bring(library, tmp_path / "a.pt", allow_pickle=True)
+    assert list(load_concept(concept).embeddings) == ["sks"]
+
+
 def test_a_full_disk_leaves_nothing(library, tmp_path, monkeypatch):
     def full(_, target):
         target.write_bytes(b"half")
