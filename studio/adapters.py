@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from studio.adapter_family import NAMES, family_of
-from studio.adapter_parts import PER_LAYER, make_factors, take_embeddings
+from studio.adapter_parts import COMPONENT_KEY, PER_LAYER, make_factors, take_embeddings
 from studio.adapter_settings import METADATA_KEY, Settings
 from studio.concepts import Concept, check_hash
 from studio.errors import StudioError, UsageError
@@ -171,15 +171,15 @@ def _are_finite(factors: Iterable[Factor]) -> bool:
     return all(map(isfinite, chain(map(float, largest), *map(alphas_of, factors))))
 
 
-def _read_folder(folder: Path, values: bool) -> Adapter:
+def _read_folder(folder: Path, values: bool, component: str | None = None) -> Adapter:
     """A PEFT folder: the configuration beside the weights says what diffusers keeps in the metadata.
 
-    Or a folder of such folders, one a component.
+    Or a folder of such folders, each called after its `component`.
     """
     file, config = folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
     parts = [folder / one for one in PEFT_PARTS if (folder / one / PEFT_CONFIG).is_file()]
     if parts and not config.exists():
-        return _joined(folder.name, [_read_folder(part, values) for part in parts])
+        return _joined(folder.name, [_read_folder(part, values, part.name) for part in parts])
     if not file.is_file() or not config.is_file():
         raise UsageError(
             f"{folder} is no PEFT adapter: it needs {PEFT_CONFIG} and {PEFT_WEIGHTS}.", "Give the adapter's own file."
@@ -189,6 +189,8 @@ def _read_folder(folder: Path, values: bool) -> Adapter:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{config} cannot be read as JSON: {error}.", "Export the adapter again.") from error
     tensors, metadata = _read_tensors(file, values)
+    if component is not None:
+        metadata[COMPONENT_KEY] = component
     return assemble(folder.name, tensors, metadata | {METADATA_KEY: json.dumps(settings)})
 
 
@@ -196,9 +198,13 @@ def _joined(name: str, parts: list[Adapter]) -> Adapter:
     """The components of one adapter, each from a folder of its own."""
     made = Adapter(name, parts[0].format, next((part.family for part in parts if part.family), None), {})
     for part in parts:
+        if twice := {*part.layers} & {*made.layers}:
+            raise UsageError(f"{name} changes {shown(min(twice))} in two of its folders.", "Give one of them alone.")
         made.factors.update(part.factors)
         made.biases.update(part.biases)
-        made.metadata.update({key: value for key, value in part.metadata.items() if key != METADATA_KEY})
+        for token, towers in part.embeddings.items():
+            made.embeddings.setdefault(token, {}).update(towers)
+        made.metadata.update({k: v for k, v in part.metadata.items() if k not in (METADATA_KEY, COMPONENT_KEY)})
     return replace(made, unread=tuple(key for part in parts for key in part.unread))
 
 

@@ -75,3 +75,25 @@ def test_it_is_refused_in_the_metadata_of_diffusers_too(tmp_path):
         save_file(tensors, tmp_path / "a", {"lora_adapter_metadata": json.dumps(settings)})
         with pytest.raises(UsageError, match=init):
             load_adapter(tmp_path / "a")
+
+
+def test_a_folder_in_a_folder_is_for_the_component_that_it_is_called_after(tmp_path):
+    layer, drawn = "text_model.encoder.layers.0.mlp.fc1", {}
+    for component in ("text_encoder", "text_encoder_2"):
+        (tmp_path / component).mkdir()
+        drawn[component] = torch.randn(2, 8)
+        tensors = {
+            f"base_model.model.{layer}.lora_A.weight": drawn[component],
+            f"bundle_emb.{component}.clip_l": torch.ones(1, 768),
+        }
+        tensors[f"base_model.model.{layer}.lora_B.weight"] = torch.eye(8, 2)
+        save_file(tensors, tmp_path / component / "adapter_model.safetensors")
+        (tmp_path / component / "adapter_config.json").write_text("{}")
+    adapter = load_adapter(tmp_path)
+    for component, down in drawn.items():
+        assert torch.equal(adapter.delta(f"{component}.{layer}"), torch.eye(8, 2) @ down)
+    assert set(adapter.embeddings) == set(drawn)
+    (tmp_path / "text_encoder").rename(tmp_path / "transformer")
+    (tmp_path / "text_encoder_2").rename(tmp_path / "unet")
+    with pytest.raises(UsageError, match=rf"{layer} in two of its folders"):
+        load_adapter(tmp_path)
