@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from studio.adapter_keys import Place, embedding_key, parse_key
-from studio.adapter_settings import Settings, number_of
+from studio.adapter_settings import Settings
 from studio.factor_checks import shape_of
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
 from studio.flux_names import from_flux
@@ -134,7 +134,7 @@ def _lokr(parts: Parts, alpha: float | None, settings: Settings, layer: str) -> 
     if isinstance(b, Tensor) and b.dim() < 2:
         return None
     made = Kronecker(a, b, alpha)
-    rank = number_of(settings.says(layer, "r"))
+    rank = settings.rank(layer)
     if made.rank is None and alpha is not None and rank and isinstance(a, Tensor):
         return Kronecker(a * (alpha / rank), b)  # PEFT scales even two whole matrices, LyCORIS does not
     return made

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
 
@@ -96,4 +96,29 @@ def test_a_folder_in_a_folder_is_for_the_component_that_it_is_called_after(tmp_p
     (tmp_path / "text_encoder").rename(tmp_path / "transformer")
     (tmp_path / "text_encoder_2").rename(tmp_path / "unet")
     with pytest.raises(UsageError, match=rf"{layer} in two of its folders"):
+        load_adapter(tmp_path)
+
+
+PATTERNS = [
+    {"to_q": 7},
+    {"^down_blocks.0.to_q": 7, "to_k": 9},
+    {r"down_blocks\.0\.to_q$": 7},
+    {"0.to_q": 7, "to_q": 9},
+    {"blocks.0.to_q": 9, "q": 9, "^to_q": 9},
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_names_in_patterns_mean_what_they_mean_to_peft(tmp_path, pattern):
+    names = ["to_k", "to_q"]
+    check(save(LoraConfig(r=2, lora_alpha=3, target_modules=names, alpha_pattern=pattern), tmp_path / "lora"))
+    # two whole matrices, whose scale still counts the rank
+    lokr = LoKrConfig(r=64, alpha=3, target_modules=names, rank_pattern=pattern | {"to_k": 32}, init_weights=False)
+    check(save(lokr, tmp_path / "lokr"))
+
+
+@pytest.mark.parametrize("pattern", ["down_blocks.*to_q", "(a+)+$", "to_[kq]", "to_q|to_k"])
+def test_regular_expressions_are_refused_and_not_passed_over(tmp_path, pattern):
+    save(LoraConfig(r=2, lora_alpha=3, target_modules=["to_q"], alpha_pattern={pattern: 7}), tmp_path)
+    with pytest.raises(UsageError, match="regular expression"):
         load_adapter(tmp_path)
