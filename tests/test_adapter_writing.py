@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_zoo import ATTENTION, ROWS, Zoo, dense, save
+from adapter_zoo import ATTENTION, ROWS, Row, Zoo, dense, save
 from adapter_zoo_bases import build_bases, build_case, build_file, far, loaded_by_diffusers, outputs
 from fixtures_models import diffusers
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from studio.adapter_algebra import add, resize
 from studio.adapter_targets import TARGETS
 from studio.adapter_writing import write_adapter
 from studio.adapters import load_adapter
@@ -193,6 +194,37 @@ def test_an_svd_stands_in_where_a_rank_is_given(made, tmp_path):
     assert kernel.down.dim() == 4
     assert written.error == pytest.approx(worst, abs=1e-5)
     assert written.approximated.keys() == case.zoo.changes.keys()
+
+
+FLAT = ("attentions.0.proj_in", "resnets.0.conv1", "transformer_blocks.0.attn1.to_q", "resnets.0.conv_shortcut")
+
+
+def flattened(zoo: Zoo, kind: str) -> None:
+    """LoHa or LoKr on layers of every shape, all as matrices."""
+    for path in zoo.layers(*FLAT):
+        out, fan_in, key = len(zoo.weight(path)), zoo.weight(path)[0].numel(), "lora_unet_" + path.replace(".", "_")
+        if kind == "LoHa":
+            (a, b), (c, d) = ((zoo.draw(out, 2), zoo.draw(2, fan_in, size=fan_in**-0.5)) for _ in range(2))
+            zoo.tensors |= {f"{key}.hada_{n}": one for n, one in (("w1_a", a), ("w1_b", b), ("w2_a", c), ("w2_b", d))}
+            zoo.add(path, dense(b, a) * dense(d, c))
+        else:
+            one, up, down = zoo.draw(2, 2), zoo.draw(out // 2, 3), zoo.draw(3, fan_in // 2, size=fan_in**-0.5)
+            zoo.tensors |= {f"{key}.lokr_{n}": t for n, t in (("w1", one), ("w2_a", up), ("w2_b", down))}
+            zoo.add(path, torch.kron(one.double(), dense(down, up)))
+    zoo.metadata = {"ss_base_model_version": "sd_v1"}
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_convolutions_are_written_as_plain_diffusers_has_them(bases, tmp_path, kind):
+    case = build_case(Row(kind, "sd15", lambda zoo: flattened(zoo, kind)), bases["sd15"], tmp_path)
+    adapter = load_adapter(case.file)
+    small = resize(adapter, rank=400).adapter
+    for n, one in enumerate((adapter, small, add([(small, 0.5), (small, 0.5)], "sum"))):
+        file = tmp_path / f"{n}.safetensors"
+        write_adapter(one, file, "diffusers", rank=400)
+        with loaded_by_diffusers(case.base, file):
+            got = outputs(case.base)
+        assert far(got, case.truth) <= 1e-4 * far(case.truth, case.plain)
 
 
 def test_dora_on_some_layers_of_a_component_is_refused_by_peft(made, tmp_path):
