@@ -18,7 +18,7 @@ from studio.adapter_targets import TARGETS
 from studio.adapter_writing import write_adapter
 from studio.adapters import load_adapter
 from studio.errors import StudioError, UsageError
-from studio.factors import Kronecker, LowRank
+from studio.factors import Dora, Hadamard, Kronecker, LowRank
 
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 NAMED = {row.name: row for row in ROWS}
@@ -80,6 +80,29 @@ def test_what_is_written_is_the_dense_change_or_refused(files, tmp_path, name, t
         layer: bias.tolist() for layer, bias in zoo.biases.items()
     }
     assert found.embeddings.keys() == adapter.embeddings.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusers today, no metadata", "diffusers today, DoRA", "kohya, no alphas, ranks differ"]
+)
+def test_lycoris_files_state_every_alpha(files, tmp_path, name):
+    zoo, _, adapter = files[name]
+    write_adapter(adapter, tmp_path / "out", "lycoris")
+    tensors = load_file(tmp_path / "out")
+    layers = {key.split(".")[0] for key in tensors}
+    assert len(layers) == len(zoo.changes)
+    assert all(float(tensors[f"{one}.alpha"]) == len(tensors[f"{one}.lora_down.weight"]) for one in layers)
+
+
+@pytest.mark.parametrize("inner", ["LoHa", "LoKr"])
+def test_alphas_of_lycoris_leave_the_change_as_it_is(tmp_path, inner):
+    a, b, c, d = torch.randn(8, 2), torch.randn(2, 8), torch.randn(8, 2), torch.randn(2, 8)
+    made = Hadamard(LowRank(b, a), LowRank(d, c)) if inner == "LoHa" else Kronecker(torch.ones(1, 1), LowRank(b, a))
+    truth = a.double() @ b.double() * (c.double() @ d.double() if inner == "LoHa" else 1)
+    write_adapter(small(tmp_path, **{Q: Dora(made, torch.ones(8))}), tmp_path / "out", "lycoris")
+    assert [float(one) for key, one in load_file(tmp_path / "out").items() if key.endswith(".alpha")] == [2.0]
+    found: Any = load_adapter(tmp_path / "out").factors[Q]
+    assert (found.inner.delta().double() - truth).norm() <= 1e-6 * truth.norm()
 
 
 SAME = [name for name, row in NAMED.items() if name.startswith(("kohya", "LoCon", "DoRA", "LoHa", "LoKr", "whole"))]
