@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from watching import nothing_unpickled, watched
 
 from studio.adapters import check_values, load_adapter
@@ -142,6 +142,19 @@ def test_eight_bits_are_read(tmp_path):
     adapter = load_adapter(saved(tmp_path / "a.safetensors", small))
     check_values(adapter)
     assert (adapter.delta(adapter.layers[0]) == 2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_are_measured_and_converted(tmp_path, run_studio, dtype):
+    file = saved(tmp_path / "a.safetensors", {key: tensor.to(dtype) for key, tensor in lora().items()})
+    measured = run_studio("inspect", file, "--norms")
+    assert (measured.code, "not finite" in measured.out) == (0, False)
+    for target in ("kohya", "diffusers"):
+        out = tmp_path / f"{target}.safetensors"
+        assert run_studio("convert", file, "--to", target, "--half", "--out", out).code == 0
+        assert {tensor.dtype for tensor in load_file(out).values()} == {torch.float16}
+    broken = saved(tmp_path / "b.safetensors", {key: (tensor * torch.nan).to(dtype) for key, tensor in lora().items()})
+    assert "not finite" in run_studio("inspect", broken, "--norms").out
 
 
 def test_a_layer_that_is_there_twice_is_not_dropped_in_silence(tmp_path):
