@@ -9,8 +9,8 @@ import torch
 from studio.adapter_keys import Place, embedding_key, parse_key
 from studio.adapter_settings import Settings
 from studio.factor_checks import shape_of
-from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
-from studio.flux_names import from_flux
+from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank, sizes_of
+from studio.flux_names import ALL_ROWS, Rows, from_flux
 from studio.rotation import Rotation
 
 PER_LAYER = "layers"  # the rows of a word that has one for each cross-attention (P+, ED-LoRA)
@@ -56,7 +56,8 @@ def make_factors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], set
         if factor is None and (parts or bias is None):
             made.unread += tuple(keys[layer])
         elif bias is not None:
-            made.biases[layer] = bias
+            whole = _unfused(layer, Full(bias))
+            made.biases |= {name: one.difference for name, one in whole.items() if isinstance(one, Full)}
         if factor is not None:
             made.factors |= _unfused(layer, factor)
     formats = Counter(place.format for place in places.values() if place.part != "alpha")
@@ -161,17 +162,40 @@ def _is_pair(made: LowRank) -> bool:
 
 
 def _unfused(layer: str, factor: Factor) -> dict[str, Factor]:
-    """Flux's fused projections cut into the layers of diffusers; everything else as it is."""
+    """Flux's own layers as those of diffusers; a fused one that cannot be cut, and everything else, as it is."""
     component, _, path = layer.partition(".")
     pieces = from_flux(path) if component == "transformer" else None
-    if pieces is None:
-        return {layer: factor}
-    if len(pieces) == 1:
-        return {f"{component}.{pieces[0][0]}": factor}
-    if not isinstance(factor, LowRank) or any((share * factor.up.shape[0]).denominator > 1 for _, share in pieces):
-        return {layer: factor}
-    cuts = factor.up.split([int(share * factor.up.shape[0]) for _, share in pieces])
-    return {f"{component}.{target}": replace(factor, up=up) for (target, _), up in zip(pieces, cuts, strict=True)}
+    cut = [(f"{component}.{target}", _with_rows(factor, rows)) for target, rows in pieces or ()]
+    made = {target: one for target, one in cut if one is not None}
+    return made if cut and len(made) == len(cut) else {layer: factor}
+
+
+def _with_rows(factor: Factor, rows: Rows) -> Factor | None:
+    """`factor` for a layer of these outputs alone; None where it cannot be told apart."""
+    if rows == ALL_ROWS:
+        return factor
+    match factor:
+        case LowRank():
+            up = _taken(factor.up, rows)
+            return None if up is None else replace(factor, up=up)
+        case Full():
+            difference = _taken(factor.difference, rows)
+            return None if difference is None else Full(difference)
+        case Hadamard():
+            first, second = _with_rows(factor.first, rows), _with_rows(factor.second, rows)
+            both = isinstance(first, LowRank) and isinstance(second, LowRank)
+            return replace(factor, first=first, second=second) if both else None
+        case Dora(per_input=False) if factor.magnitude.numel() == sizes_of(factor.inner)[0]:
+            inner, magnitude = _with_rows(factor.inner, rows), _taken(factor.magnitude.flatten(), rows)
+            return None if inner is None or magnitude is None else Dora(inner, magnitude)
+    return None
+
+
+def _taken(tensor: Tensor, rows: Rows) -> Tensor | None:
+    ends = [(len(tensor) * start, len(tensor) * end) for start, end in rows]
+    if any(end.denominator > 1 for pair in ends for end in pair):
+        return None
+    return torch.cat([tensor[int(start) : int(end)] for start, end in ends])
 
 
 def _is_ibm(layers: Mapping[str, Parts]) -> bool:

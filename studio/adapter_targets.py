@@ -6,10 +6,13 @@ from typing import Literal, get_args
 
 import torch
 
+from studio.adapter_names import component_of
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Dora, Factor, Full, Kronecker, LowRank, low_rank_form
+from studio.flux_names import from_flux
 from studio.rotation import Rotation
+from studio.untrusted import shown
 
 Target = Literal["peft", "diffusers", "kohya", "lycoris"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -41,11 +44,29 @@ def expressed(adapter: Adapter, to: Target, rank: int | None = None) -> Expresse
             raise UsageError(
                 f"{adapter.name} changes {layer}; {to} files have no agreed name for that.", "Use --to diffusers."
             )
+        if to in ("peft", "diffusers"):
+            _check_layer(layer, factor, to)
         fitting = _fitting(layer, factor, to, rank, made.errors)
         made.factors[layer] = shaped(layer, fitting, adapter.family) if to in ("peft", "diffusers") else fitting
     if to in ("peft", "diffusers"):
         _check_peft(adapter, made.factors, to)
     return made
+
+
+def _check_layer(layer: str, factor: Factor, to: Target) -> None:
+    """Raise UsageError for a layer whose name there is not known."""
+    component, _, path = layer.partition(".")
+    known = component_of(path)
+    if (component == "unet" and known != "unet") or (to == "peft" and known is None):
+        raise UsageError(
+            f"{shown(layer)} is a layer of no network that the studio knows, so its name in {to} files is not known.",
+            "Convert the file with a tool for the base that it was made for.",
+        )
+    if component == "transformer" and from_flux(path) is not None:
+        raise UsageError(
+            f"{layer} is {factor.kind} on what are other layers in {to} files, into which it cannot be cut.",
+            "Use the file as it is.",
+        )
 
 
 def _fitting(layer: str, factor: Factor, to: Target, rank: int | None, errors: dict[str, float]) -> Factor:

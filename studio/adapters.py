@@ -116,7 +116,7 @@ def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str],
             f"{name} is no adapter that the studio knows: it holds {examples}.", "Give a LoRA or LyCORIS file."
         )
     label = origin or made.format or "embedding"
-    family = family_of(made.factors, metadata, embeddings)
+    family = family_of(made.factors, metadata, embeddings, others)
     return Adapter(name, label, family, made.factors, made.biases, embeddings, made.unread, metadata)
 
 

@@ -102,6 +102,11 @@ def _check_expected(file: Path, expected: str) -> None:
 
 def _base_for(adapter: Adapter, base: str | None) -> tuple[str, str]:
     """(base, family): as asked for where that is not against what the file tells, else by the file's family."""
+    if adapter.family is None and any(layer.startswith("transformer.") for layer in adapter.layers):
+        raise UsageError(
+            f"{adapter.name} changes a transformer of a family that the studio does not know.",
+            f"It draws with {' and '.join(FAMILY_NAMES.values())}.",
+        )
     if base in ALIASES:
         check_family(adapter, base, base)
         return base, base
