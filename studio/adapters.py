@@ -103,6 +103,8 @@ def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str],
 
     `origin` names the format where the keys alone do not.
     """
+    if any(key.endswith((".on_input", ".ia3_l")) for key in tensors):
+        raise UsageError(f"{name} holds (IA)^3, which the studio does not read.", "Give a LoRA or LyCORIS file.")
     for key, tensor in tensors.items():
         if not tensor.numel():
             raise UsageError(f"{name}: the tensor {shown(key)} is empty, {list(tensor.shape)}.", _AGAIN)

@@ -312,6 +312,13 @@ def test_convert_writes_beside_the_file_and_does_not_overwrite(bases, tmp_path, 
     assert torch.allclose(pair.delta().double(), 0.5 * dense(pair.down, pair.up), atol=1e-6)
 
 
+def test_convert_writes_beside_the_folder_that_it_stands_in(tmp_path, monkeypatch, run_studio):
+    write_adapter(small(tmp_path), tmp_path / "mine", "peft")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert run_studio("convert", ".", "--to", "kohya").code == 0
+    assert (tmp_path / "mine.kohya.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

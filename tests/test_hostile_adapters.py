@@ -137,6 +137,12 @@ def test_an_alpha_may_have_dimensions(tmp_path, values):
     assert factor.alpha == 4
 
 
+@pytest.mark.parametrize("more", [{f"{Q}.on_input": torch.tensor(False)}, {f"{Q}.ia3_l": ones(16, 1)}])
+def test_a_kind_that_is_not_read_is_refused_by_its_name(tmp_path, more):
+    with pytest.raises(UsageError, match=r"\(IA\)\^3, which the studio does not read"):
+        load_adapter(saved(tmp_path / "a.safetensors", {f"{Q}.weight": ones(16, 1)} | more))
+
+
 def test_eight_bits_are_read(tmp_path):
     small = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in lora().items()}
     adapter = load_adapter(saved(tmp_path / "a.safetensors", small))
