@@ -30,8 +30,8 @@ class Settings:
         for key, value in self._content.items():
             if key.endswith("init_lora_weights") and str(value).lower().startswith(_BASE_CHANGING):
                 raise UsageError(
-                    f"{name} began as {shown(str(value), 40)!r}, which changes the base's own weights, and it only fits"
-                    " those.",
+                    f"{name} was begun by PEFT as {shown(str(value), 40)!r}, which changes the base's own weights, and"
+                    " fits only those.",
                     "Save it from PEFT again with path_initial_model_for_weight_conversion: as a usual LoRA.",
                 )
 

@@ -1,10 +1,10 @@
 """Adapters for Flux in the names of its makers mean what diffusers' own reader makes of them."""
 
+from typing import Any
+
 import pytest
 import torch
-from diffusers.loaders.lora_conversion_utils import (
-    _convert_kohya_flux_lora_to_diffusers,  # pyright: ignore[reportAttributeAccessIssue]
-)
+from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 from safetensors.torch import load_file, save_file
 
 from studio.adapter_writing import write_adapter
@@ -50,7 +50,8 @@ def test_every_layer_is_the_one_that_diffusers_makes_of_it(tensors, tmp_path):
     assert (set(adapter.factors), adapter.unread, adapter.family) == (set(named), (), "flux")
     x = torch.randn(8, 5 * WIDTH)
     for layer, theirs in named.items():
-        one, down = adapter.factors[layer], truth[f"{theirs}.lora_A.weight"]
+        one: Any = adapter.factors[layer]
+        down = truth[f"{theirs}.lora_A.weight"]
         here = one.up @ (one.down @ x[:, : down.shape[1]].T)
         assert torch.allclose(here, truth[f"{theirs}.lora_B.weight"] @ (down @ x[:, : down.shape[1]].T), atol=1e-3)
 
