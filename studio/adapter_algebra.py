@@ -14,8 +14,9 @@ import torch
 
 from studio.adapter_clusters import clustered
 from studio.adapter_family import FAMILY_KEY, NAMES
-from studio.adapter_parts import METADATA_KEY
 from studio.adapter_report import examples
+from studio.adapter_settings import METADATA_KEY
+from studio.adapter_targets import shaped
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Factor, LowRank, Relative, low_rank_form
@@ -39,12 +40,12 @@ class Pair:
     down: Tensor
     inputs: tuple[int, ...]
 
-    def factor(self) -> LowRank:
-        """The same as a factor of scale 1, its alpha being its rank."""
+    def factor(self, layer: str, family: str | None) -> Factor:
+        """The same as the factor of `layer`, of scale 1, its alpha being its rank."""
         rank = self.down.shape[0]
         down = self.down.float().reshape(rank, *self.inputs)
         up = self.up.float().reshape(-1, rank, *[1] * (len(self.inputs) - 1))
-        return LowRank(down.contiguous(), up.contiguous(), float(rank))
+        return shaped(layer, LowRank(down.contiguous(), up.contiguous(), float(rank)), family)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def resize(adapter: Adapter, *, rank: int | None = None, energy: float | None = 
         return 1 + int((squares.cumsum(0) < (energy or 1) * (1 - 1e-12) * squares.sum()).sum())
 
     def made(cut: Mapping[str, Pair]) -> Adapter:
-        factors: dict[str, Factor] = {layer: pair.factor() for layer, pair in cut.items()}
+        factors = {layer: pair.factor(layer, adapter.family) for layer, pair in cut.items()}
         return replace(adapter, factors=factors, unread=(), metadata=metadata)
 
     return _cut(pairs, kept, made)
@@ -230,9 +231,8 @@ def _made(name: str, method: Method, adapters: Iterable[tuple[Adapter, float]], 
     metadata = {"studio.method": f"merge-{method}", "studio.merged_from": json.dumps(sources)}
     if family is not None:
         metadata[FAMILY_KEY] = family
-    return Adapter(
-        name, "LoRA", family, {layer: pair.factor() for layer, pair in pairs.items()}, {}, words, (), metadata
-    )
+    factors = {layer: pair.factor(layer, family) for layer, pair in pairs.items()}
+    return Adapter(name, "LoRA", family, factors, {}, words, (), metadata)
 
 
 def _words(adapters: Sequence[Adapter]) -> dict[str, dict[str, Tensor]]:

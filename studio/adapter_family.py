@@ -1,6 +1,7 @@
 """Which family of bases an adapter was made for, by what only that family has."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -14,18 +15,24 @@ _BY_WORDS = (  # in what kohya's trainer and the model specification write into 
     ("stable-diffusion-xl", "sdxl"), ("sdxl", "sdxl"), ("stable-diffusion-v1", "sd15"), ("sd_v1", "sd15"),
     ("sd_v2", "sd2"), ("stable-diffusion-v2", "sd2"), ("flux", "flux"), ("stable-diffusion-3", "sd3"), ("sd3", "sd3"),
 )  # fmt: skip
+_FLUX_BLOCK = re.compile(r"(?:^|[._])(?:single_transformer|double|single)_blocks[._]\d")
 _WORDS_KEYS = ("modelspec.architecture", "ss_base_model_version")
 
 
 def family_of(
-    factors: Mapping[str, Factor], metadata: Mapping[str, str], embeddings: Mapping[str, Mapping[str, torch.Tensor]]
+    factors: Mapping[str, Factor],
+    metadata: Mapping[str, str],
+    embeddings: Mapping[str, Mapping[str, torch.Tensor]],
+    keys: Iterable[str],
 ) -> str | None:
-    """One of `NAMES`, or None where neither the studio's own note, nor layers, nor the metadata tell."""
+    """One of `NAMES`, or None where neither the studio's own note, nor layers, nor the metadata tell.
+
+    `keys` are those of the file, whose layers may be cut and named otherwise.
+    """
     if metadata.get(FAMILY_KEY) in NAMES:
         return metadata[FAMILY_KEY]
     if any(layer.startswith("transformer.") for layer in factors):
-        single = any(".single_transformer_blocks." in layer or ".single_blocks." in layer for layer in factors)
-        return "flux" if single else _by_words(metadata) or "flux"
+        return "flux" if any(map(_FLUX_BLOCK.search, keys)) else _by_words(metadata)
     widths = {sizes_of(factor)[1] for layer, factor in factors.items() if _reads_text(layer)}
     if len(widths) == 1 and (known := _BY_TEXT_WIDTH.get(next(iter(widths)))):
         return known

@@ -31,8 +31,13 @@ _SGM_START = ("input_blocks", "middle_block", "output_blocks", "time_embed_", "l
 LAYERS_PER_BLOCK = 2  # of SD1.5 and SDXL
 _STEP = LAYERS_PER_BLOCK + 1
 
-_UNET_STARTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "conv_norm_out", "time_embedding.")
-_TRANSFORMER_STARTS = ("transformer_blocks.", "single_transformer_blocks.", "double_blocks.", "single_blocks.")
+_UNET_STARTS = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "conv_norm_out", "time_embedding.",
+                "add_embedding.")  # fmt: skip
+_TRANSFORMER_STARTS = (
+    "transformer_blocks.", "single_transformer_blocks.", "x_embedder", "context_embedder", "time_text_embed.",
+    "norm_out.", "proj_out", "double_blocks.", "single_blocks.", "img_in", "txt_in", "time_in.", "vector_in.",
+    "guidance_in.", "final_layer.",
+)  # fmt: skip
 _TEXT_STARTS = ("text_model.", "text_projection", "encoder.layers.", "final_layer_norm")
 
 

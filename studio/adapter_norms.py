@@ -125,4 +125,4 @@ def _tensors(adapter: Adapter, layer: str) -> Iterable[Tensor]:
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+    return all(bool(tensor.float().isfinite().all()) for tensor in tensors)

@@ -1,22 +1,19 @@
 """From the tensors of a file to factors: parts gathered by layer, and each layer's kind told by the parts it has."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import inf
-from typing import Any
 
 import torch
 
 from studio.adapter_keys import Place, embedding_key, parse_key
+from studio.adapter_settings import Settings
 from studio.factor_checks import shape_of
-from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
-from studio.flux_names import from_flux
+from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank, sizes_of
+from studio.flux_names import ALL_ROWS, Rows, from_flux
 from studio.rotation import Rotation
 
 PER_LAYER = "layers"  # the rows of a word that has one for each cross-attention (P+, ED-LoRA)
-METADATA_KEY = "lora_adapter_metadata"  # diffusers' own, a JSON object: ranks and alphas as PEFT keeps them
 COMPONENT_KEY = "studio.component"  # which part of the pipeline a PEFT folder is for, whose keys do not say
 Tensor = torch.Tensor
 Parts = dict[str, Tensor]
@@ -36,8 +33,8 @@ class Made:
     format: str = ""
 
 
-def make_factors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Made:
-    """The factors and biases of `tensors` by "component.layer"; never raises for what it cannot explain."""
+def make_factors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], settings: Settings) -> Made:
+    """The factors and biases of `tensors` by "component.layer"; never raises for keys that it cannot explain."""
     places = {key: place for key in tensors if (place := parse_key(key)) is not None}
     text = metadata.get(COMPONENT_KEY)
     text = text if text in _TEXT_ENCODERS else _text_encoder(places, tensors)
@@ -51,7 +48,6 @@ def make_factors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
             continue
         layers[layer][place.part] = tensors[key]
         keys.setdefault(layer, []).append(key)
-    settings = Settings(metadata)
     ibm = _is_ibm(layers) and {place.format for place in places.values()} == {_IBM_KEYS}
     made = Made(unread=tuple(key for key in tensors if key not in places) + tuple(again))
     for layer, parts in layers.items():
@@ -60,7 +56,8 @@ def make_factors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         if factor is None and (parts or bias is None):
             made.unread += tuple(keys[layer])
         elif bias is not None:
-            made.biases[layer] = bias
+            whole = _unfused(layer, Full(bias))
+            made.biases |= {name: one.difference for name, one in whole.items() if isinstance(one, Full)}
         if factor is not None:
             made.factors |= _unfused(layer, factor)
     formats = Counter(place.format for place in places.values() if place.part != "alpha")
@@ -85,49 +82,6 @@ def take_embeddings(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str,
     if others and plain and len(others) <= 16:  # as diffusers saves one: {token: tensor}
         return {key: {"*": _rows(tensor)} for key, tensor in others.items()}, {}
     return found, others
-
-
-class Settings:
-    """Ranks and alphas that stand beside the tensors: PEFT's configuration, with or without a component's prefix."""
-
-    def __init__(self, metadata: Mapping[str, str]) -> None:
-        try:
-            content = json.loads(metadata.get(METADATA_KEY, "{}"))
-        except (ValueError, RecursionError):
-            content = {}
-        self._known: dict[str, Any] = content if isinstance(content, dict) else {}
-
-    def alpha(self, layer: str) -> float | None:
-        """The alpha of "component.path", None where nothing is said."""
-        component, _, path = layer.partition(".")
-        whole = (path, path.removeprefix("text_model."))  # a level that only some releases of transformers have
-        patterns = self._get(component, "alpha_pattern")
-        if isinstance(patterns, dict):
-            for pattern, value in patterns.items():  # as literal names: they come from strangers
-                plain = str(pattern).removeprefix("^").removesuffix("$")
-                behind = not str(pattern).startswith("^") and path.endswith(f".{plain}")
-                if (plain in whole or behind) and (number := _number(value)) is not None:
-                    return number
-        for key in ("lora_alpha", "alpha"):
-            if (number := _number(self._get(component, key))) is not None:
-                return number
-        return None
-
-    def says(self, layer: str, key: str) -> Any:
-        """The setting `key` for the component of `layer`."""
-        return self._get(layer.partition(".")[0], key)
-
-    def _get(self, component: str, key: str) -> Any:
-        return self._known.get(f"{component}.{key}", self._known.get(key))
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return inf
 
 
 def _factor(layer: str, parts: Parts, settings: Settings, ibm: bool) -> Factor | None:
@@ -181,7 +135,7 @@ def _lokr(parts: Parts, alpha: float | None, settings: Settings, layer: str) -> 
     if isinstance(b, Tensor) and b.dim() < 2:
         return None
     made = Kronecker(a, b, alpha)
-    rank = _number(settings.says(layer, "r"))
+    rank = settings.rank(layer)
     if made.rank is None and alpha is not None and rank and isinstance(a, Tensor):
         return Kronecker(a * (alpha / rank), b)  # PEFT scales even two whole matrices, LyCORIS does not
     return made
@@ -208,17 +162,40 @@ def _is_pair(made: LowRank) -> bool:
 
 
 def _unfused(layer: str, factor: Factor) -> dict[str, Factor]:
-    """Flux's fused projections cut into the layers of diffusers; everything else as it is."""
+    """Flux's own layers as those of diffusers; a fused one that cannot be cut, and everything else, as it is."""
     component, _, path = layer.partition(".")
     pieces = from_flux(path) if component == "transformer" else None
-    if pieces is None:
-        return {layer: factor}
-    if len(pieces) == 1:
-        return {f"{component}.{pieces[0][0]}": factor}
-    if not isinstance(factor, LowRank) or any((share * factor.up.shape[0]).denominator > 1 for _, share in pieces):
-        return {layer: factor}
-    cuts = factor.up.split([int(share * factor.up.shape[0]) for _, share in pieces])
-    return {f"{component}.{target}": replace(factor, up=up) for (target, _), up in zip(pieces, cuts, strict=True)}
+    cut = [(f"{component}.{target}", _with_rows(factor, rows)) for target, rows in pieces or ()]
+    made = {target: one for target, one in cut if one is not None}
+    return made if cut and len(made) == len(cut) else {layer: factor}
+
+
+def _with_rows(factor: Factor, rows: Rows) -> Factor | None:
+    """`factor` for a layer of these outputs alone; None where it cannot be told apart."""
+    if rows == ALL_ROWS:
+        return factor
+    match factor:
+        case LowRank():
+            up = _taken(factor.up, rows)
+            return None if up is None else replace(factor, up=up)
+        case Full():
+            difference = _taken(factor.difference, rows)
+            return None if difference is None else Full(difference)
+        case Hadamard():
+            first, second = _with_rows(factor.first, rows), _with_rows(factor.second, rows)
+            both = isinstance(first, LowRank) and isinstance(second, LowRank)
+            return replace(factor, first=first, second=second) if both else None
+        case Dora(per_input=False) if factor.magnitude.numel() == sizes_of(factor.inner)[0]:
+            inner, magnitude = _with_rows(factor.inner, rows), _taken(factor.magnitude.flatten(), rows)
+            return None if inner is None or magnitude is None else Dora(inner, magnitude)
+    return None
+
+
+def _taken(tensor: Tensor, rows: Rows) -> Tensor | None:
+    ends = [(len(tensor) * start, len(tensor) * end) for start, end in rows]
+    if any(end.denominator > 1 for pair in ends for end in pair):
+        return None
+    return torch.cat([tensor[int(start) : int(end)] for start, end in ends])
 
 
 def _is_ibm(layers: Mapping[str, Parts]) -> bool:

@@ -6,10 +6,13 @@ from typing import Literal, get_args
 
 import torch
 
+from studio.adapter_names import component_of
 from studio.adapters import Adapter
 from studio.errors import UsageError
 from studio.factors import Dora, Factor, Full, Kronecker, LowRank, low_rank_form
+from studio.flux_names import from_flux
 from studio.rotation import Rotation
+from studio.untrusted import shown
 
 Target = Literal["peft", "diffusers", "kohya", "lycoris"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -17,6 +20,8 @@ _COMPONENTS = {
     "kohya": ("unet", "text_encoder", "text_encoder_2"), "lycoris": ("unet", "text_encoder", "text_encoder_2"),
 }  # fmt: skip
 _CONVOLUTIONS = ("conv1", "conv2", "conv", "conv_in", "conv_out")  # of 3 x 3, in every UNet of diffusers
+_PIXEL_WISE = ("conv_shortcut",)  # of 1 x 1
+_SD15_PIXEL_WISE = ("proj_in", "proj_out")  # which are matrices in the UNets of later families
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,29 @@ def expressed(adapter: Adapter, to: Target, rank: int | None = None) -> Expresse
             raise UsageError(
                 f"{adapter.name} changes {layer}; {to} files have no agreed name for that.", "Use --to diffusers."
             )
-        made.factors[layer] = _fitting(layer, factor, to, rank, made.errors)
+        if to in ("peft", "diffusers"):
+            _check_layer(layer, factor, to)
+        fitting = _fitting(layer, factor, to, rank, made.errors)
+        made.factors[layer] = shaped(layer, fitting, adapter.family) if to in ("peft", "diffusers") else fitting
     if to in ("peft", "diffusers"):
         _check_peft(adapter, made.factors, to)
     return made
+
+
+def _check_layer(layer: str, factor: Factor, to: Target) -> None:
+    """Raise UsageError for a layer whose name there is not known."""
+    component, _, path = layer.partition(".")
+    known = component_of(path)
+    if (component == "unet" and known != "unet") or (to == "peft" and known is None):
+        raise UsageError(
+            f"{shown(layer)} is a layer of no network that the studio knows, so its name in {to} files is not known.",
+            "Convert the file with a tool for the base that it was made for.",
+        )
+    if component == "transformer" and from_flux(path) is not None:
+        raise UsageError(
+            f"{layer} is {factor.kind} on what are other layers in {to} files, into which it cannot be cut.",
+            "Use the file as it is.",
+        )
 
 
 def _fitting(layer: str, factor: Factor, to: Target, rank: int | None, errors: dict[str, float]) -> Factor:
@@ -66,14 +90,14 @@ def _as_low_rank(layer: str, factor: Factor, to: Target, rank: int | None, error
     split = isinstance(factor, Kronecker) and factor.rank is not None
     exact = None if split else low_rank_form(factor)
     if exact is not None and (rank is None or exact.rank <= rank):
-        return _shaped(layer, replace(exact, alpha=float(exact.rank)))
+        return replace(exact, alpha=float(exact.rank))
     if isinstance(factor, Full) and factor.difference.dim() < 2:
         raise _refusal(layer, "a whole change of a norm", to, "kohya or --to lycoris")
     if rank is None:
         kind = "a full difference" if isinstance(factor, Full) else factor.kind
         raise _refusal(layer, kind, to, "kohya or --to lycoris, or give --rank to approximate it by an SVD")
     made, errors[layer] = truncated(factor.delta(), rank)
-    return _shaped(layer, made)
+    return made
 
 
 def truncated(change: torch.Tensor, rank: int) -> tuple[LowRank, float]:
@@ -90,12 +114,20 @@ def truncated(change: torch.Tensor, rank: int) -> tuple[LowRank, float]:
     return LowRank(down, up, float(kept)), error
 
 
-def _shaped(layer: str, factor: LowRank) -> LowRank:
-    """With a kernel where the layer is a convolution of 3 x 3 and LyCORIS has flattened it."""
-    flat = factor.down.dim() == 2 and layer.startswith("unet.") and layer.rpartition(".")[2] in _CONVOLUTIONS
-    if not flat or factor.down.shape[1] % 9:
+def shaped(layer: str, factor: Factor, family: str | None) -> Factor:
+    """A pair or a DoRA on one with the kernel that its layer has in a UNet, where LyCORIS has flattened it."""
+    if isinstance(factor, Dora):
+        return replace(factor, inner=shaped(layer, factor.inner, family))
+    if not isinstance(factor, LowRank) or factor.down.dim() != 2 or not layer.startswith("unet."):
         return factor
-    return replace(factor, down=factor.down.unflatten(1, (-1, 3, 3)), up=factor.up[..., None, None])
+    name = layer.rpartition(".")[2]
+    if name in _CONVOLUTIONS and factor.down.shape[1] % 9 == 0:
+        side = 3
+    elif name in _PIXEL_WISE or (family == "sd15" and name in _SD15_PIXEL_WISE):
+        side = 1
+    else:
+        return factor
+    return replace(factor, down=factor.down.unflatten(1, (-1, side, side)), up=factor.up.flatten(1)[..., None, None])
 
 
 def _check_peft(adapter: Adapter, factors: Mapping[str, Factor], to: Target) -> None:

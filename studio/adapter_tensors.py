@@ -22,17 +22,15 @@ Tensors = dict[str, Tensor]
 def kohya_tensors(adapter: Adapter, factors: Mapping[str, Factor], lycoris: bool = False) -> Tensors:
     """Tensors by kohya's keys, LyCORIS's where the kind is theirs; SDXL's UNet in Stability's names.
 
-    `lycoris` gives LoKr of two whole matrices the alpha that LyCORIS asks for. Raises UsageError for a layer that has
-    no name there.
+    `lycoris` states the alphas that LyCORIS asks for everywhere. Raises UsageError for a layer that has no name there.
     """
     sgm = adapter.family == "sdxl" or (adapter.family is None and "Stability's names" in adapter.format)
     second = any(layer.startswith("text_encoder_2.") for layer in factors)
     names = {layer: _kohya_name(layer, sgm, sgm or second) for layer in adapter.layers}
     made: Tensors = {}
     for layer, factor in factors.items():
-        if lycoris and isinstance(factor, Kronecker) and factor.alpha is None and factor.rank is None:
-            factor = replace(factor, alpha=1.0)
-        made |= {f"{names[layer]}.{part}": tensor for part, tensor in kohya_parts(factor).items()}
+        parts = kohya_parts(_with_alpha(factor) if lycoris else factor)
+        made |= {f"{names[layer]}.{part}": tensor for part, tensor in parts.items()}
     for layer, bias in adapter.biases.items():
         factor = factors.get(layer)
         norm = isinstance(factor, Full) and factor.difference.dim() == 1
@@ -151,6 +149,18 @@ def _sgm_name(path: str) -> str | None:
     except (KeyError, ValueError, IndexError):
         return None
     return name if from_sgm(name) == path else None
+
+
+def _with_alpha(factor: Factor) -> Factor:
+    """The same change, with an alpha where it states none."""
+    match factor:
+        case LowRank(alpha=None):
+            return replace(factor, alpha=float(factor.rank), rank_stabilised=False)
+        case Hadamard(alpha=None) | Kronecker(alpha=None):
+            return replace(factor, alpha=float(factor.rank or 1))
+        case Dora():
+            return replace(factor, inner=_with_alpha(factor.inner))
+    return factor
 
 
 def _alpha(value: float | None, like: Tensor) -> Tensors:

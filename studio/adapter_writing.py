@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from studio.adapter_parts import COMPONENT_KEY, METADATA_KEY
+from studio.adapter_parts import COMPONENT_KEY
+from studio.adapter_settings import METADATA_KEY
 from studio.adapter_targets import Target, expressed
 from studio.adapter_tensors import kohya_tensors, peft_settings, peft_tensors, word_tensors
 from studio.adapters import PEFT_CONFIG, PEFT_WEIGHTS, Adapter, load_adapter
@@ -176,7 +177,8 @@ def _difference(wanted: Factor, got: Factor) -> float:
     if isinstance(wanted, Relative) or isinstance(got, Relative):
         return float("inf")
     if isinstance(wanted, LowRank) and isinstance(got, LowRank) and wanted.mid is None is got.mid:
-        same = torch.equal(wanted.down, got.down) and torch.equal(wanted.up, got.up)
+        pairs = ((wanted.down, got.down), (wanted.up, got.up))
+        same = all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
         if same and wanted.scale == got.scale:  # the usual case, without forming the change of a large layer
             return 0.0
     truth, change = (one.reshape(len(one), -1) for one in (wanted.delta(), got.delta()))

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from studio.adapter_family import NAMES, family_of
-from studio.adapter_parts import METADATA_KEY, PER_LAYER, make_factors, take_embeddings
+from studio.adapter_parts import COMPONENT_KEY, PER_LAYER, make_factors, take_embeddings
+from studio.adapter_settings import METADATA_KEY, Settings
 from studio.concepts import Concept, check_hash
 from studio.errors import StudioError, UsageError
 from studio.factor_checks import alphas_of, is_active
@@ -79,14 +80,22 @@ def load_adapter(path: Path, *, values: bool = True, allow_pickle: bool = False)
 def load_concept(concept: Concept, *, values: bool = True) -> Adapter:
     """The adapter of a concept, under the concept's name, from the very bytes that the library took in.
 
-    An embedding that is called after its file is called by the trigger. Raises StudioError where the file has changed
-    since, and all that `load_adapter` raises.
+    An embedding that is called after its file is called by the trigger, and so is a single one that the concept's
+    phrase does not say. Raises StudioError where the file has changed since, and all that `load_adapter` raises.
     """
     check_hash(concept)
     adapter = load_adapter(concept.adapter_file, values=values)
-    unnamed = concept.adapter_file.stem
-    words = {concept.trigger if token == unnamed else token: rows for token, rows in adapter.embeddings.items()}
+    renamed = {concept.adapter_file.stem}
+    if len(adapter.embeddings) == 1:
+        renamed |= set(unsaid_words(adapter, concept))
+    words = {concept.trigger if token in renamed else token: rows for token, rows in adapter.embeddings.items()}
     return replace(adapter, name=concept.name, embeddings=words)
+
+
+def unsaid_words(adapter: Adapter, concept: Concept) -> list[str]:
+    """The new words of `adapter` if the concept's phrase says none of them beside its class."""
+    said = any(token in concept.phrase and token not in concept.class_word for token in adapter.embeddings)
+    return [] if said else list(adapter.embeddings)
 
 
 def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str], origin: str = "") -> Adapter:
@@ -94,20 +103,22 @@ def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str],
 
     `origin` names the format where the keys alone do not.
     """
+    if any(key.endswith((".on_input", ".ia3_l")) for key in tensors):
+        raise UsageError(f"{name} holds (IA)^3, which the studio does not read.", "Give a LoRA or LyCORIS file.")
     for key, tensor in tensors.items():
         if not tensor.numel():
             raise UsageError(f"{name}: the tensor {shown(key)} is empty, {list(tensor.shape)}.", _AGAIN)
         if tensor.dtype not in _NUMBERS:
             raise UsageError(f"{name}: the tensor {shown(key)} is of the type {tensor.dtype}.", _AGAIN)
     embeddings, others = take_embeddings(name, tensors)
-    made = make_factors(others, metadata)
+    made = make_factors(others, metadata, Settings(name, metadata))
     if not made.factors and not made.biases and not embeddings:
         examples = ", ".join(repr(key[:80]) for key in list(tensors)[:3]) or "no tensors"
         raise UsageError(
             f"{name} is no adapter that the studio knows: it holds {examples}.", "Give a LoRA or LyCORIS file."
         )
     label = origin or made.format or "embedding"
-    family = family_of(made.factors, metadata, embeddings)
+    family = family_of(made.factors, metadata, embeddings, others)
     return Adapter(name, label, family, made.factors, made.biases, embeddings, made.unread, metadata)
 
 
@@ -162,15 +173,15 @@ def _are_finite(factors: Iterable[Factor]) -> bool:
     return all(map(isfinite, chain(map(float, largest), *map(alphas_of, factors))))
 
 
-def _read_folder(folder: Path, values: bool) -> Adapter:
+def _read_folder(folder: Path, values: bool, component: str | None = None) -> Adapter:
     """A PEFT folder: the configuration beside the weights says what diffusers keeps in the metadata.
 
-    Or a folder of such folders, one a component.
+    Or a folder of such folders, each called after its `component`.
     """
     file, config = folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
     parts = [folder / one for one in PEFT_PARTS if (folder / one / PEFT_CONFIG).is_file()]
     if parts and not config.exists():
-        return _joined(folder.name, [_read_folder(part, values) for part in parts])
+        return _joined(folder.name, [_read_folder(part, values, part.name) for part in parts])
     if not file.is_file() or not config.is_file():
         raise UsageError(
             f"{folder} is no PEFT adapter: it needs {PEFT_CONFIG} and {PEFT_WEIGHTS}.", "Give the adapter's own file."
@@ -180,6 +191,8 @@ def _read_folder(folder: Path, values: bool) -> Adapter:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{config} cannot be read as JSON: {error}.", "Export the adapter again.") from error
     tensors, metadata = _read_tensors(file, values)
+    if component is not None:
+        metadata[COMPONENT_KEY] = component
     return assemble(folder.name, tensors, metadata | {METADATA_KEY: json.dumps(settings)})
 
 
@@ -187,9 +200,13 @@ def _joined(name: str, parts: list[Adapter]) -> Adapter:
     """The components of one adapter, each from a folder of its own."""
     made = Adapter(name, parts[0].format, next((part.family for part in parts if part.family), None), {})
     for part in parts:
+        if twice := {*part.layers} & {*made.layers}:
+            raise UsageError(f"{name} changes {shown(min(twice))} in two of its folders.", "Give one of them alone.")
         made.factors.update(part.factors)
         made.biases.update(part.biases)
-        made.metadata.update({key: value for key, value in part.metadata.items() if key != METADATA_KEY})
+        for token, towers in part.embeddings.items():
+            made.embeddings.setdefault(token, {}).update(towers)
+        made.metadata.update({k: v for k, v in part.metadata.items() if k not in (METADATA_KEY, COMPONENT_KEY)})
     return replace(made, unread=tuple(key for part in parts for key in part.unread))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from studio.adapter_parts import PER_LAYER
 from studio.adapters import Adapter, load_adapter
@@ -105,7 +105,8 @@ def add_words(encoder: Any, tokenizer: Any, names: list[str], rows: Tensor, undo
         tokenizer._tokenizer = Tokenizer.from_str(state)
 
     undo.callback(forget)
-    tokenizer.add_tokens(names)
+    # as they are spelled: diffusers does not find those that the tokenizer wrote small, and leaves their other rows out
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
     table = own.weight.data
     new = table.new_zeros(len(tokenizer), table.shape[1])
     new[: len(table)] = table

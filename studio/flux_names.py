@@ -2,7 +2,10 @@
 
 import re
 from fractions import Fraction
+from itertools import accumulate
 
+Rows = tuple[tuple[Fraction, Fraction], ...]  # ranges of a matrix's rows, one after the other: (from, to), 1 is the end
+ALL_ROWS: Rows = ((Fraction(0), Fraction(1)),)
 _DOUBLE = {
     "img_attn.proj": "attn.to_out.0", "txt_attn.proj": "attn.to_add_out", "img_mlp.0": "ff.net.0.proj",
     "img_mlp.2": "ff.net.2", "txt_mlp.0": "ff_context.net.0.proj", "txt_mlp.2": "ff_context.net.2",
@@ -25,19 +28,24 @@ _ALONE = {
         for number, layer in ((1, "in"), (2, "out"))
     },
 }  # fmt: skip
+_SWAPPED = {"final_layer.adaLN_modulation.1": ((Fraction(1, 2), Fraction(1)), (Fraction(0), Fraction(1, 2)))}
 _BLOCK = re.compile(r"(double|single)_blocks\.(\d+)\.(.+)")
 
 
-def from_flux(path: str) -> list[tuple[str, Fraction]] | None:
-    """The diffusers layers of which `path` is made, each with its share of the rows, in order; None for other names."""
+def from_flux(path: str) -> list[tuple[str, Rows]] | None:
+    """The diffusers layers of which `path` is made, each with its rows of it; None for other names.
+
+    Where one computes a scale and a shift, diffusers has them in the other order.
+    """
     if path in _ALONE:
-        return [(_ALONE[path], Fraction(1))]
+        return [(_ALONE[path], _SWAPPED.get(path, ALL_ROWS))]
     found = _BLOCK.fullmatch(path)
     if not found:
         return None
     start = f"{'' if found[1] == 'double' else 'single_'}transformer_blocks.{found[2]}."
     if parts := _FUSED.get(found[3]):
-        widths = _WIDTHS[len(parts)]
-        return [(start + part, Fraction(width, sum(widths))) for part, width in zip(parts, widths, strict=True)]
+        ends = [0, *accumulate(_WIDTHS[len(parts)])]
+        shares = [Fraction(end, ends[-1]) for end in ends]
+        return [(start + part, ((shares[n], shares[n + 1]),)) for n, part in enumerate(parts)]
     layer = (_DOUBLE if found[1] == "double" else _SINGLE).get(found[3])
-    return None if layer is None else [(start + layer, Fraction(1))]
+    return None if layer is None else [(start + layer, ALL_ROWS)]

@@ -13,6 +13,7 @@ from studio.concepts import ADAPTER_FILE, Concept, file_hash, write_concept
 from studio.errors import StudioError, UsageError
 from studio.home import ensure_free, ensure_writable, write_atomic
 from studio.library import Library
+from studio.rotation import Rotation
 from studio.tensorfile import is_pickle
 from studio.trigger_words import trigger_words
 from studio.untrusted import shown
@@ -68,7 +69,8 @@ def _keep(path: Path, file: Path, allow_pickle: bool) -> Adapter:
 
         adapter = load_adapter(path, allow_pickle=allow_pickle)
         check_values(adapter)
-        write_adapter(adapter, file, "kohya")  # which can hold every kind
+        turned = any(isinstance(factor, Rotation) for factor in adapter.factors.values())
+        write_adapter(adapter, file, "lycoris" if turned else "kohya")  # which hold every kind between them
         return adapter
     ensure_free(file.parent.parent, path.stat().st_size)
     write_atomic(file, lambda temporary: shutil.copyfile(path, temporary))
@@ -100,6 +102,11 @@ def _check_expected(file: Path, expected: str) -> None:
 
 def _base_for(adapter: Adapter, base: str | None) -> tuple[str, str]:
     """(base, family): as asked for where that is not against what the file tells, else by the file's family."""
+    if adapter.family is None and any(layer.startswith("transformer.") for layer in adapter.layers):
+        raise UsageError(
+            f"{adapter.name} changes a transformer of a family that the studio does not know.",
+            f"It draws with {' and '.join(FAMILY_NAMES.values())}.",
+        )
     if base in ALIASES:
         check_family(adapter, base, base)
         return base, base

@@ -64,8 +64,12 @@ def order_metadata(path: Path) -> None:
 def is_pickle(path: Path) -> bool:
     """Whether `path` begins like what torch.save writes."""
     with path.open("rb") as file:
-        start = file.read(4)
-    return start == _ZIP or start[:1] == _PICKLE
+        return _starts_pickle(file.read(9))
+
+
+def _starts_pickle(start: bytes) -> bool:
+    """A safetensors file may begin like a pickle, too: with the length of its header, but that follows at once."""
+    return start[:4] == _ZIP or (start[:1] == _PICKLE and start[8:] != b"{")
 
 
 def _check_start(path: Path, limits: Limits) -> None:
@@ -76,7 +80,7 @@ def _check_start(path: Path, limits: Limits) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.", "Check the path given.") from error
-    if start[:4] == _ZIP or (start[:1] == _PICKLE and start[8:] != b"{"):
+    if _starts_pickle(start):
         raise UsageError(
             f"{path} holds pickled weights, which can run code when opened.",
             "Take the .safetensors of the same weights, or convert it where you trust its maker.",

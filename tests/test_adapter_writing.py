@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_zoo import ATTENTION, ROWS, Zoo, dense, save
+from adapter_zoo import ATTENTION, ROWS, Row, Zoo, dense, save
 from adapter_zoo_bases import build_bases, build_case, build_file, far, loaded_by_diffusers, outputs
 from fixtures_models import diffusers
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from studio.adapter_algebra import add, resize
 from studio.adapter_targets import TARGETS
 from studio.adapter_writing import write_adapter
 from studio.adapters import load_adapter
 from studio.errors import StudioError, UsageError
-from studio.factors import Kronecker, LowRank
+from studio.factors import Dora, Hadamard, Kronecker, LowRank
 
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 NAMED = {row.name: row for row in ROWS}
@@ -79,6 +80,29 @@ def test_what_is_written_is_the_dense_change_or_refused(files, tmp_path, name, t
         layer: bias.tolist() for layer, bias in zoo.biases.items()
     }
     assert found.embeddings.keys() == adapter.embeddings.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusers today, no metadata", "diffusers today, DoRA", "kohya, no alphas, ranks differ"]
+)
+def test_lycoris_files_state_every_alpha(files, tmp_path, name):
+    zoo, _, adapter = files[name]
+    write_adapter(adapter, tmp_path / "out", "lycoris")
+    tensors = load_file(tmp_path / "out")
+    layers = {key.split(".")[0] for key in tensors}
+    assert len(layers) == len(zoo.changes)
+    assert all(float(tensors[f"{one}.alpha"]) == len(tensors[f"{one}.lora_down.weight"]) for one in layers)
+
+
+@pytest.mark.parametrize("inner", ["LoHa", "LoKr"])
+def test_alphas_of_lycoris_leave_the_change_as_it_is(tmp_path, inner):
+    a, b, c, d = torch.randn(8, 2), torch.randn(2, 8), torch.randn(8, 2), torch.randn(2, 8)
+    made = Hadamard(LowRank(b, a), LowRank(d, c)) if inner == "LoHa" else Kronecker(torch.ones(1, 1), LowRank(b, a))
+    truth = a.double() @ b.double() * (c.double() @ d.double() if inner == "LoHa" else 1)
+    write_adapter(small(tmp_path, **{Q: Dora(made, torch.ones(8))}), tmp_path / "out", "lycoris")
+    assert [float(one) for key, one in load_file(tmp_path / "out").items() if key.endswith(".alpha")] == [2.0]
+    found: Any = load_adapter(tmp_path / "out").factors[Q]
+    assert (found.inner.delta().double() - truth).norm() <= 1e-6 * truth.norm()
 
 
 SAME = [name for name, row in NAMED.items() if name.startswith(("kohya", "LoCon", "DoRA", "LoHa", "LoKr", "whole"))]
@@ -195,6 +219,37 @@ def test_an_svd_stands_in_where_a_rank_is_given(made, tmp_path):
     assert written.approximated.keys() == case.zoo.changes.keys()
 
 
+FLAT = ("attentions.0.proj_in", "resnets.0.conv1", "transformer_blocks.0.attn1.to_q", "resnets.0.conv_shortcut")
+
+
+def flattened(zoo: Zoo, kind: str) -> None:
+    """LoHa or LoKr on layers of every shape, all as matrices."""
+    for path in zoo.layers(*FLAT):
+        out, fan_in, key = len(zoo.weight(path)), zoo.weight(path)[0].numel(), "lora_unet_" + path.replace(".", "_")
+        if kind == "LoHa":
+            (a, b), (c, d) = ((zoo.draw(out, 2), zoo.draw(2, fan_in, size=fan_in**-0.5)) for _ in range(2))
+            zoo.tensors |= {f"{key}.hada_{n}": one for n, one in (("w1_a", a), ("w1_b", b), ("w2_a", c), ("w2_b", d))}
+            zoo.add(path, dense(b, a) * dense(d, c))
+        else:
+            one, up, down = zoo.draw(2, 2), zoo.draw(out // 2, 3), zoo.draw(3, fan_in // 2, size=fan_in**-0.5)
+            zoo.tensors |= {f"{key}.lokr_{n}": t for n, t in (("w1", one), ("w2_a", up), ("w2_b", down))}
+            zoo.add(path, torch.kron(one.double(), dense(down, up)))
+    zoo.metadata = {"ss_base_model_version": "sd_v1"}
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_convolutions_are_written_as_plain_diffusers_has_them(bases, tmp_path, kind):
+    case = build_case(Row(kind, "sd15", lambda zoo: flattened(zoo, kind)), bases["sd15"], tmp_path)
+    adapter = load_adapter(case.file)
+    small = resize(adapter, rank=400).adapter
+    for n, one in enumerate((adapter, small, add([(small, 0.5), (small, 0.5)], "sum"))):
+        file = tmp_path / f"{n}.safetensors"
+        write_adapter(one, file, "diffusers", rank=400)
+        with loaded_by_diffusers(case.base, file):
+            got = outputs(case.base)
+        assert far(got, case.truth) <= 1e-4 * far(case.truth, case.plain)
+
+
 def test_dora_on_some_layers_of_a_component_is_refused_by_peft(made, tmp_path):
     _, adapter = made("DoRA, kohya's dora_scale")
     other = next(iter(adapter.factors))
@@ -255,6 +310,13 @@ def test_convert_writes_beside_the_file_and_does_not_overwrite(bases, tmp_path, 
     path = next(iter(zoo.changes))
     pair: Any = load_adapter(tmp_path / "adapter.peft").factors[path]
     assert torch.allclose(pair.delta().double(), 0.5 * dense(pair.down, pair.up), atol=1e-6)
+
+
+def test_convert_writes_beside_the_folder_that_it_stands_in(tmp_path, monkeypatch, run_studio):
+    write_adapter(small(tmp_path), tmp_path / "mine", "peft")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert run_studio("convert", ".", "--to", "kohya").code == 0
+    assert (tmp_path / "mine.kohya.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,6 +196,20 @@ def test_a_word_with_a_row_for_each_layer_is_named_as_without_effect(base, tmp_p
         assert "<new0>" not in base.tokenizers[0].get_vocab()
     assert receipt.words == ()
     assert "the word <new0> (a row for each layer)" in (receipt.warning() or "")
+
+
+@pytest.mark.parametrize("name", ["tiny", "picturebook"])
+def test_every_row_of_a_word_acts_however_it_is_spelled(base, tmp_path, name):
+    base = base if name == "tiny" else load_base(find_base(name), "cpu")
+    encoder: Any = base.text_encoders[0]
+    rows = torch.randn(3, encoder.get_input_embeddings().weight.shape[1])
+    found = []
+    for word, several in (("badhands", rows), ("BadHands", rows), ("BadHands", rows[:1])):
+        save_file({"emb_params": several.contiguous()}, tmp_path / f"{word}.safetensors")
+        with attach(base, [(tmp_path / f"{word}.safetensors", 1.0)]):
+            found.append(base.encode([f"a {word} cat"]).embeds)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
 
 
 def test_a_compressed_pickle_is_refused(tmp_path):

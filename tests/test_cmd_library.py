@@ -124,6 +124,13 @@ def test_what_is_not_understood_is_a_warning_with_count_and_examples(run_studio,
     assert "\x1b" not in said.err
 
 
+@pytest.mark.parametrize(("trigger", "silent"), [("sks", True), ("<one> <two>", False)])
+def test_several_words_that_nothing_calls_are_a_warning(run_studio, tmp_path: Path, trigger: str, silent: bool):
+    more = {f"bundle_emb.<{word}>.emb_params": torch.ones(1, 768) for word in ("one", "two")}
+    said = imported(run_studio, tmp_path, "--trigger", trigger, more=more)
+    assert ("the words <one>, <two>, of which 'sks cat' says none" in said.err) is silent
+
+
 def test_the_words_of_the_file_are_offered(run_studio, tmp_path: Path):
     said = imported(run_studio, tmp_path, metadata={"studio.trigger": "zwx", "modelspec.trigger_phrase": "zwx \x07cat"})
     assert "zwx cat" in said.out

@@ -135,6 +135,24 @@ def test_a_folder_of_peft_becomes_one_file(library, tmp_path):
     assert concept.source == tmp_path.name
 
 
+def test_a_file_that_begins_like_a_pickle_is_kept_as_it_is(library, tmp_path):
+    turn = {f"{Q}.oft_blocks": torch.randn(4, 80, 80), f"{Q}.alpha": torch.tensor(0.0)}
+    for name, tensors in (("lora", kohya_tensors()), ("oft", turn)):
+        for padding in range(256):
+            save_file(tensors, tmp_path / name, {"pad": "x" * padding})
+            if (tmp_path / name).read_bytes()[:1] == b"\x80":
+                break
+        concept, _ = bring(library, tmp_path / name, name=name, base="sd15", allow_pickle=True)
+        assert concept.adapter_file.read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_pickled_rotation_is_kept_as_lycoris_has_it(library, tmp_path):
+    blocks = torch.randn(4, 80, 80)
+    torch.save({f"{Q}.oft_blocks": blocks, f"{Q}.alpha": torch.tensor(0.0)}, tmp_path / "oft.pt")
+    concept, _ = bring(library, tmp_path / "oft.pt", base="sd15", allow_pickle=True)
+    assert torch.equal(load_file(concept.adapter_file)[f"{Q}.oft_blocks"], blocks)
+
+
 def test_a_pickle_is_read_only_on_demand_and_kept_as_safetensors(library, tmp_path):
     file = tmp_path / "ed.pth"
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -157,6 +175,24 @@ def test_an_embedding_is_called_by_its_file_name_or_the_trigger(library, tmp_pat
     assert torch.equal(load_concept(concept).embeddings["zwx"]["*"], rows)
     concept, _ = bring(library, tmp_path / "zwx.safetensors", name="rex", trigger="qqq")
     assert list(load_concept(concept).embeddings) == ["qqq"]
+
+
+@pytest.mark.parametrize(
+    "tensors", [{"<cat-toy>": torch.ones(768)}, {"bundle_emb.ohwx.emb_params": torch.ones(2, 768)} | kohya_tensors()]
+)
+def test_a_single_word_goes_by_the_trigger_that_does_not_say_it(library, tmp_path, tensors):
+    (own,) = [key.removeprefix("bundle_emb.").removesuffix(".emb_params") for key in tensors if "lora" not in key]
+    save_file(tensors, tmp_path / "a.safetensors")
+    for name, trigger, word in (("a", "sks", "sks"), ("b", f"my {own}", own), ("c", None, own)):
+        concept, _ = bring(library, tmp_path / "a.safetensors", name=name, trigger=trigger)
+        assert list(load_concept(concept).embeddings) == [word]
+        assert word in concept.phrase
+
+
+def test_a_pickled_embedding_goes_by_the_trigger(library, tmp_path):
+    torch.save({"string_to_param": {"*": torch.ones(2, 768)}, "name": "my-style"}, tmp_path / "a.pt")
+    concept, _ = bring(library, tmp_path / "a.pt", allow_pickle=True)
+    assert list(load_concept(concept).embeddings) == ["sks"]
 
 
 def test_a_full_disk_leaves_nothing(library, tmp_path, monkeypatch):

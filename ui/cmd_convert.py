@@ -33,6 +33,7 @@ def convert(
     """Write an adapter anew as PEFT, diffusers, kohya or LyCORIS file, and read it back before it counts."""
     if to not in _TARGETS:
         raise UsageError(f"--to {to} is no format of adapters.", f"Choose one of {', '.join(_TARGETS)}.")
+    file = file.resolve() if file.is_dir() else file  # "." has no name
     target = out or file.with_name(f"{file.stem}.{to}{'' if to == 'peft' else '.safetensors'}")
     _check_target(file, target, to == "peft", overwrite)
     from studio.adapter_writing import write_adapter
