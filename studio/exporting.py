@@ -7,6 +7,7 @@ from shlex import quote
 
 from studio.adapter_targets import TARGETS
 from studio.adapters import load_concept
+from studio.bases import ALIASES
 from studio.concepts import Concept, check_hash
 from studio.errors import UsageError
 from studio.home import write_atomic
@@ -60,6 +61,7 @@ def _card(concept: Concept, file: str) -> str:
     facts |= {key.removeprefix("studio."): text for key, text in notes.items() if key.startswith("studio.")}
     words = f"--class {quote(shown(concept.class_word))} --trigger {quote(shown(concept.trigger))}"
     again = f"studio library import {quote(file)} --name {concept.name} {words}"
+    again += f" --base {quote(base)}" * (concept.base not in ALIASES)  # which follow from the file
     rows = "\n".join(f"| {_cell(key)} | {_cell(text)} |" for key, text in facts.items() if text)
     return f"""---
 base_model: {json.dumps(base, ensure_ascii=False)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from studio.adapter_family import NAMES
 from studio.adapters import PEFT_WEIGHTS, Adapter, check_family, check_values, load_adapter
-from studio.bases import ALIASES, FAMILY_NAMES, find_base
+from studio.bases import ALIASES, EMBEDDED, FAMILY_NAMES, find_base
 from studio.concepts import ADAPTER_FILE, Concept, file_hash, write_concept
 from studio.errors import StudioError, UsageError
 from studio.home import ensure_free, ensure_writable, write_atomic
@@ -25,7 +25,7 @@ class Arrival:
 
     path: Path
     name: str
-    class_word: str
+    class_word: str | None
     trigger: str | None = None
     base: str | None = None
     sha256: str | None = None
@@ -45,7 +45,8 @@ def import_adapter(library: Library, arrival: Arrival) -> tuple[Concept, Adapter
         _check_expected(path / PEFT_WEIGHTS if path.is_dir() else path, arrival.sha256)
     adapter = load_adapter(path, values=False, allow_pickle=arrival.allow_pickle)
     base, family = _base_for(adapter, arrival.base)
-    trigger = arrival.trigger or _suggested(adapter, arrival.class_word)
+    class_word = arrival.class_word or _noted_class(adapter)
+    trigger = arrival.trigger or _suggested(adapter, class_word)
     ensure_writable(library.root)
     staging = library.root / f".importing-{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -53,7 +54,7 @@ def import_adapter(library: Library, arrival: Arrival) -> tuple[Concept, Adapter
         method, file = _kind(kept), staging / ADAPTER_FILE
         write_concept(
             Concept(
-                arrival.name, trigger, arrival.class_word, base, family, method, staging,
+                arrival.name, trigger, class_word, base, family, method, staging,
                 file_hash(file), shown(path.name),
             )
         )  # fmt: skip
@@ -101,7 +102,10 @@ def _check_expected(file: Path, expected: str) -> None:
 
 
 def _base_for(adapter: Adapter, base: str | None) -> tuple[str, str]:
-    """(base, family): as asked for where that is not against what the file tells, else by the file's family."""
+    """(base, family): as asked for where that is not against what the file tells, else as the studio noted in it, else
+    by the file's family."""
+    if base is None and adapter.metadata.get("studio.base") == EMBEDDED:
+        base = EMBEDDED
     if adapter.family is None and any(layer.startswith("transformer.") for layer in adapter.layers):
         raise UsageError(
             f"{adapter.name} changes a transformer of a family that the studio does not know.",
@@ -125,6 +129,14 @@ def _base_for(adapter: Adapter, base: str | None) -> tuple[str, str]:
             f"It draws with {' and '.join(FAMILY_NAMES.values())}.",
         )
     return adapter.family, adapter.family
+
+
+def _noted_class(adapter: Adapter) -> str:
+    """What the studio noted that it shows."""
+    noted = shown(adapter.metadata.get("studio.class_word", ""))
+    if not noted:
+        raise UsageError(f"{adapter.name} does not tell what it shows.", "Say it in a word: --class cat")
+    return noted
 
 
 def _suggested(adapter: Adapter, class_word: str) -> str:

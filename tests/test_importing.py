@@ -10,8 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from studio.adapters import load_adapter, load_concept
 from studio.errors import StudioError, UsageError
+from studio.exporting import export_concept
+from studio.home import Home
 from studio.importing import Arrival, import_adapter
 from studio.library import Library
+from studio.trainers.shipped_concepts import add_shipped
 
 
 @pytest.fixture
@@ -204,3 +207,24 @@ def test_a_full_disk_leaves_nothing(library, tmp_path, monkeypatch):
     with pytest.raises(StudioError, match="No space left"):
         bring(library, write_kohya(tmp_path / "a.safetensors"))
     assert list(library.root.iterdir()) == []
+
+
+def test_what_the_studio_trained_comes_back_as_it_was(library, tmp_path):
+    add_shipped(Home(library.root.parent))
+    for name in ("milo", "neon"):
+        known = library.find(name)
+        file = export_concept(known, tmp_path / name)[0]
+        again, _ = import_adapter(library, Arrival(file, f"{name}-again", None))
+        assert (again.base, again.family, again.phrase) == (known.base, known.family, known.phrase)
+
+
+def test_the_cards_command_takes_the_file_back(library, tmp_path):
+    add_shipped(Home(library.root.parent))
+    file, card = export_concept(library.find("milo"), tmp_path)
+    (line,) = [one for one in card.read_text().splitlines() if one.startswith("studio library import")]
+    assert line == f"studio library import {file.name} --name milo --class cat --trigger milo0 --base picturebook"
+
+
+def test_a_strangers_file_does_not_tell_what_it_shows(library, tmp_path):
+    with pytest.raises(UsageError, match="does not tell what it shows"):
+        import_adapter(library, Arrival(write_kohya(tmp_path / "a.safetensors"), "milo", None, "sks"))

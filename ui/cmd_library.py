@@ -71,7 +71,9 @@ def show(name: NameArgument, home: HomeOption = None, as_json: JsonOption = Fals
 def import_(
     path: Annotated[Path, typer.Argument(help="A .safetensors file, or a folder of PEFT.", show_default=False)],
     name: Annotated[str, typer.Option(help="What to call the concept.", show_default=False)],
-    class_word: Annotated[str, typer.Option("--class", help="What it is, e.g. cat.", show_default=False)],
+    class_word: Annotated[
+        str | None, typer.Option("--class", help="What it is, e.g. cat. Default: as the studio noted in its own files.")
+    ] = None,
     trigger: Annotated[str | None, typer.Option(help="The word that calls it. Default: as the file says.")] = None,
     base: Annotated[str | None, typer.Option(help="The base that it was made for. Default: as the file says.")] = None,
     sha256: Annotated[str | None, typer.Option(help="Refuse the file if its SHA-256 is another.")] = None,
