@@ -86,16 +86,20 @@ def load_concept(concept: Concept, *, values: bool = True) -> Adapter:
     check_hash(concept)
     adapter = load_adapter(concept.adapter_file, values=values)
     renamed = {concept.adapter_file.stem}
-    if len(adapter.embeddings) == 1:
-        renamed |= set(unsaid_words(adapter, concept))
+    if len(adapter.embeddings) == 1 and not _says_any(concept, adapter):
+        renamed |= set(adapter.embeddings)
     words = {concept.trigger if token in renamed else token: rows for token, rows in adapter.embeddings.items()}
     return replace(adapter, name=concept.name, embeddings=words)
 
 
 def unsaid_words(adapter: Adapter, concept: Concept) -> list[str]:
-    """The new words of `adapter` if the concept's phrase says none of them beside its class."""
-    said = any(token in concept.phrase and token not in concept.class_word for token in adapter.embeddings)
-    return [] if said else list(adapter.embeddings)
+    """The new words of `adapter` where they are several and the concept's phrase says none: prompts have to."""
+    return [] if len(adapter.embeddings) == 1 or _says_any(concept, adapter) else list(adapter.embeddings)
+
+
+def _says_any(concept: Concept, adapter: Adapter) -> bool:
+    """Whether the concept's phrase says a new word, beside its class."""
+    return any(token in concept.phrase and token not in concept.class_word for token in adapter.embeddings)
 
 
 def assemble(name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str], origin: str = "") -> Adapter:

@@ -195,6 +195,13 @@ def test_a_file_is_taken_in_with_a_receipt(frame: Frame, home: Home, tmp_path: P
     assert "<script" not in said
 
 
+def test_the_receipt_names_words_that_nothing_calls(frame: Frame, tmp_path: Path):
+    more = {f"bundle_emb.<{word}>.emb_params": torch.ones(1, 768) for word in ("one", "two")}
+    arrival = page_import.arrival_of(frame, upload(tmp_path, more=more), "cleo", "cat", "sks", "")
+    said = parts.receipt(*import_adapter(frame.service.library, arrival))
+    assert "&lt;one&gt;, &lt;two&gt; act only where a prompt says them" in said
+
+
 @pytest.mark.parametrize(
     ("path", "word", "base"),
     [(None, "cat", ""), ("", "cat", ""), ("file", " ", ""), ("file", "cat", "/etc"), ("file", "cat", "../x")],

@@ -102,7 +102,7 @@ def import_(
     typer.echo(f"In prompts <{name}> stands for {shown(concept.phrase)!r}.")
     if trigger is None and len(words) > 1:
         typer.echo(f"The file also names: {', '.join(words[1:])}. Choose another with --trigger.")
-    if len(adapter.embeddings) > 1 and (unsaid := unsaid_words(adapter, concept)):
+    if unsaid := unsaid_words(adapter, concept):
         typer.echo(
             f"warning: the file brings the words {', '.join(shown(word, 60) for word in unsaid[:3])}, of which"
             f" {shown(concept.phrase)!r} says none: they act only where a prompt does.",

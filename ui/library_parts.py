@@ -171,9 +171,12 @@ def arrived(file: Path) -> Inspection:
 
 def receipt(concept: Concept, adapter: "Adapter") -> str:
     """What came of an import, as HTML."""
+    from studio.adapters import unsaid_words
+
     return _template("inspected.html").module.receipt(  # type: ignore[attr-defined]
         concept, base_words(concept.base), adapter.format, len(adapter.layers),
         [shown(key, 80) for key in adapter.unread],
+        [shown(word, 60) for word in unsaid_words(adapter, concept)[:3]],
     )  # fmt: skip
 
 
