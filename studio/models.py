@@ -12,6 +12,7 @@ from studio.bases import ALIASES, BaseSource, Sizes, config_folder, find_base, i
 from studio.devices import pick_device, pick_dtype
 from studio.errors import StudioError, UsageError
 from studio.hush import hushed
+from studio.spans import rows_spelled
 
 with hushed():  # whose module has installed the torchvision guard
     import diffusers
@@ -93,9 +94,11 @@ class BaseModel:
     def unread(self, prompt: str) -> str:
         """The words of `prompt` beyond the limit of the first tokenizer, which have no effect; mostly none."""
         tokenizer = self.tokenizers[0]
+        text = rows_spelled(prompt, tokenizer)
         with hushed():
-            tokens = tokenizer(prompt).input_ids
-        return tokenizer.decode(tokens[self.text_limit - 1 : -1]).strip()
+            places = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        beyond = places[self.text_limit - 1 : -1]
+        return text[beyond[0][0] :].strip() if beyond else ""
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextStates:

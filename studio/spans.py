@@ -21,12 +21,16 @@ class Spelled:
         Raises UsageError where the words lie beyond what the tokenizer reads.
         """
         coded = tokenizer(
-            self.text, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True
+            rows_spelled(self.text, tokenizer),
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_offsets_mapping=True,
         )
+        places = [[len(rows_spelled(self.text[:end], tokenizer)) for end in place] for place in self.places[name]]
         found = [
             position
             for position, (start, end) in enumerate(coded["offset_mapping"])
-            if start < end and any(start < last and end > first for first, last in self.places[name])
+            if start < end and any(start < last and end > first for first, last in places)
         ]
         if not found:
             raise UsageError(
@@ -54,6 +58,13 @@ class Spelled:
             places[name].append((len(text), len(text) + len(words)))
             text, read = text + words, end
         return Spelled(text + self.text[read:], places)
+
+
+def rows_spelled(text: str, tokenizer: Any) -> str:
+    """`text` as diffusers gives it to `tokenizer`: a word of several embedding rows becomes a word for each."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
 
 
 def spell(prompt: str, concepts: Sequence[Concept]) -> Spelled:

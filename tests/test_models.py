@@ -151,3 +151,6 @@ def test_words_beyond_the_limit_are_named(tiny_sdxl):
     base = load_base(find_base(str(tiny_sdxl)), "cpu")  # 24 tokens: begin, 22 words, end
     assert base.unread("cat " * 22) == ""
     assert base.unread("cat " * 22 + "dog robot") == "dog robot"
+    base.tokenizers[0].add_tokens(["toy0", "toy0_1", "toy0_2"])
+    assert base.unread("cat " * 19 + "toy0") == ""
+    assert base.unread("cat " * 20 + "toy0 dog") == "toy0_2 dog"  # its three rows are read as three words
