@@ -64,7 +64,7 @@ def rows_spelled(text: str, tokenizer: Any) -> str:
     """`text` as diffusers gives it to `tokenizer`: a word of several embedding rows becomes a word for each."""
     from diffusers.loaders import TextualInversionLoaderMixin
 
-    return TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
+    return TextualInversionLoaderMixin().maybe_convert_prompt([text], tokenizer)[0]
 
 
 def spell(prompt: str, concepts: Sequence[Concept]) -> Spelled:

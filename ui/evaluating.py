@@ -62,6 +62,7 @@ class Evaluation:
 
 def plan_evaluation(state: Home, ask: EvaluateAsk, folders: Mapping[str, Path], eyes: Eyes) -> Evaluation:
     """Everything checked that can be before the base is loaded; raises UsageError."""
+    _check_effects(ask)
     concepts = asked_concepts(Library(state), ask.names, ask.prompts, ask.protocol)
     source = choose_base(ask.base, concepts)
     options = {"prompt": "", "steps": ask.steps, "guidance": ask.guidance, "seed": ask.seed, "count": ask.seeds}
@@ -71,6 +72,25 @@ def plan_evaluation(state: Home, ask: EvaluateAsk, folders: Mapping[str, Path], 
         make_settings(options, source), dict(folders), eyes, source,
     )  # fmt: skip
     return replace(wanted, cases=_cases(wanted, source, state))
+
+
+def _check_effects(ask: EvaluateAsk) -> None:
+    """Raise UsageError for a setting that what is drawn would leave out of account."""
+    drawn = {"--prompt": ask.prompts, "--together": ask.together, "--protocol": ask.protocol}
+    if len(said := [option for option, given in drawn.items() if given]) > 1:
+        raise UsageError(f"{said[0]} and {said[1]} do not go together: each says what is drawn.", "Leave one out.")
+    if ask.methods and (ask.checkpoints or not (ask.prompts or ask.together or ask.protocol == COMPOSLORA)):
+        raise UsageError(
+            "--methods has no effect: concepts are drawn one by one.", "Leave it out, or give --prompt or --together."
+        )
+    if ask.boxes and not ask.prompts:
+        raise UsageError("--box has no effect: boxes are for prompts of your own.", "Leave it out, or give --prompt.")
+    called = [name for prompt in ask.prompts for name in placeholders(prompt)]
+    if unknown := [name for name in ask.boxes if name not in called]:
+        named = ", ".join(dict.fromkeys(called)) or "none"
+        raise UsageError(
+            f"There is a box for {unknown[0]!r}, which no prompt names.", f"Concepts that the prompts name: {named}."
+        )
 
 
 def asked_concepts(
