@@ -5,14 +5,18 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 from test_encoders import tiny_clip  # noqa: F401
 
-from studio.concepts import Concept, write_concept
+from studio.concepts import Concept, read_concept, write_concept
 from studio.events import Notice
 from studio.pipelines import evaluation
+from studio.ui.asks import EvaluateAsk
+from studio.ui.evaluating import plan_evaluation
+from studio.ui.judging import Eyes
 
 BOTH = "a <milo> and a <rex> on the grass"
 QUICK = ("--steps", 1, "--device", "cpu")
@@ -104,6 +108,22 @@ def test_groups_stand_side_by_side(run):
     (one,) = told["pictures"]
     assert one["prompt"].startswith("a <milo> on the left and a <rex> on the right")
     assert "CLIP-leak" in one
+
+
+@pytest.mark.parametrize(
+    ("asked", "widths"),
+    [
+        ({"names": ("milo", "rex", "bolt"), "together": 3}, [144]),
+        ({"names": ("milo", "rex", "bolt"), "together": 2}, [None] * 3),
+        ({"prompts": ("a <milo>, a <rex> and a <bolt>", BOTH)}, [144, None]),
+    ],
+)
+def test_three_have_the_room_that_compose_gives_them(home, library, asked, widths):
+    shutil.copytree(library / "milo", library / "bolt")
+    for name in ("milo", "rex", "bolt"):
+        write_concept(replace(read_concept(library / name), name=name, base="picturebook"))
+    cases = plan_evaluation(home, EvaluateAsk.read(asked), {}, Eyes()).cases
+    assert [case.settings.width for case in cases] == widths
 
 
 def test_captions_are_drawn_beside_their_pictures_and_others_beside_the_bases(run, tmp_path):

@@ -25,6 +25,7 @@ from studio.pipelines.evaluation_plan import (
 )
 from studio.pipelines.methods import DEFAULT_METHOD, Method, find_method
 from studio.pipelines.protocols import composlora_sets, joined, of_category
+from studio.pipelines.settings import usual_width
 from studio.regions import Layout
 from studio.ui.asking import choose_base, make_settings
 from studio.ui.asks import EvaluateAsk
@@ -71,7 +72,7 @@ def plan_evaluation(state: Home, ask: EvaluateAsk, folders: Mapping[str, Path], 
         [find_method(one) for one in ask.methods or (DEFAULT_METHOD,)], ask.layout(),
         make_settings(options, source), dict(folders), eyes, source,
     )  # fmt: skip
-    return replace(wanted, cases=_cases(wanted, source, state))
+    return replace(wanted, cases=[_with_room(case, source) for case in _cases(wanted, source, state)])
 
 
 def _check_effects(ask: EvaluateAsk) -> None:
@@ -133,6 +134,11 @@ def _cases(wanted: Evaluation, source: BaseSource, state: Home) -> list[Case]:
     if protocol == CAPTIONS:
         return [case for one in concepts for case in by_captions(one, _pictures(one, wanted.folders), settings)]
     return alone(concepts, protocol, source, settings)
+
+
+def _with_room(case: Case, source: BaseSource) -> Case:
+    """On the canvas that `studio compose` would take for as many concepts."""
+    return replace(case, settings=replace(case.settings, width=usual_width(source, len(case.concepts))))
 
 
 def _pictures(concept: Concept, folders: dict[str, Path]) -> "list[Picture]":
