@@ -26,6 +26,7 @@ _SAMPLED = 4096
 Pipeline = Any
 Scheduler = Any
 _CLASSES: dict[str, Any] = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+_NOT_NEEDED: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
 _CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
 
 
@@ -186,7 +187,7 @@ def wrap_pipe(pipe: Pipeline) -> BaseModel:
 
 def _read(source: BaseSource, dtype: torch.dtype) -> Pipeline:
     extra = {"safety_checker": None, "requires_safety_checker": False} if source.family == "sd15" else {}
-    extra |= {"feature_extractor": None, "image_encoder": None, "dtype": dtype}
+    extra |= {**_NOT_NEEDED, "dtype": dtype}
     kind = _CLASSES[source.family]
     try:
         if source.layout == "single-file":
@@ -202,15 +203,26 @@ def _read(source: BaseSource, dtype: torch.dtype) -> Pipeline:
 
 
 def _download(source: BaseSource, dtype: torch.dtype) -> str:
-    """The hub's files in its cache; of two precisions only the one that is needed."""
-    variant = "fp16" if dtype == torch.float16 else None
-    try:
-        return str(diffusers.DiffusionPipeline.download(source.location, use_safetensors=True, variant=variant))
-    except (OSError, ValueError) as error:
-        raise StudioError(
-            f"The base {source.name!r} ({source.location}) cannot be fetched: {error}",
-            f"Check the network, or run once: huggingface-cli download {source.location}",
-        ) from error
+    """The hub's files in its cache; of two precisions only the one that is needed, or the one that is there."""
+    failed: Exception | None = None
+    for variant in ("fp16", None) if dtype == torch.float16 else (None, "fp16"):
+        try:
+            return str(
+                diffusers.DiffusionPipeline.download(
+                    source.location, use_safetensors=True, variant=variant, safety_checker=None, **_NOT_NEEDED
+                )
+            )
+        except (OSError, ValueError) as error:
+            failed = error
+            if type(error) not in (OSError, ValueError) or error.__cause__ is not None:  # those of the network
+                raise StudioError(
+                    f"The base {source.name!r} ({source.location}) cannot be fetched: {error}",
+                    f"Check the network, or run once: huggingface-cli download {source.location}",
+                ) from error
+    raise StudioError(
+        f"The base {source.name!r} ({source.location}) has no complete weights as safetensors.",
+        "Choose one whose networks are there as .safetensors or as .fp16.safetensors.",
+    ) from failed
 
 
 def _single_file_config(source: BaseSource) -> str:
