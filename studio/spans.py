@@ -1,10 +1,11 @@
 """Where a concept's words are in a prompt, and which tokens they become: by offsets, for every tokenizer. No torch."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studio.concepts import PLACEHOLDER, Concept, expand_prompt
+from studio.concepts import PLACEHOLDER, Concept, expand_prompt, whole_word
 from studio.errors import UsageError
 
 
@@ -43,7 +44,7 @@ class Spelled:
         """The same prompt with those of `phrases` at its end that it does not say yet."""
         text = self.text
         for phrase in phrases:
-            if phrase not in text:
+            if not re.search(whole_word(phrase), text):
                 text = f"{text}, {phrase}" if text else phrase
         return Spelled(text, self.places)
 

@@ -59,3 +59,13 @@ def test_other_words_at_the_places_of_some_concepts(pair):
     said = {name: [other.text[a:b] for a, b in places] for name, places in other.places.items()}
     assert said == {"milo": ["cat"] * 2, "rex": ["ohwx red dog"]}
     assert spelled.reworded({}) == spelled
+
+
+def test_words_are_added_unless_they_stand_there_by_themselves(pair):
+    for prompt, text in (
+        ("a <milo> in pink style", "a sks cat in pink style, ink style"),
+        ("ink styles", "ink styles, ink style"),
+        ("a <milo>, ink style", "a sks cat, ink style"),
+        ("", "ink style"),
+    ):
+        assert spell(prompt, pair).with_words(["ink style"]).text == text
