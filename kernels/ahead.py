@@ -27,7 +27,7 @@ from studio.kernels.widen_triton import blocks, widen_kernel
 ARCHITECTURES = (80, 90)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 HEADS = {"SD1.5": ((8, 40), (8, 80), (8, 160)), "SDXL": ((10, 64), (20, 64))}  # (heads, width of each), by level
-_EXACT = ("total", "mass", "d_mass", "d_chosen")
+_EXACT = ("total", "mass", "d_mass", "d_chosen", "weights")
 _SCALARS = ("scale", "guidance")
 _OWN_STRIDES = re.compile(r"(q_h|k_h|v_h|o_h|d_h|[qkvod]_[bnm]|x_t|wide_t|K)$")  # multiples of 16
 
@@ -106,7 +106,7 @@ def _kind(name: str, kernel: str, constants: dict[str, Any], dtype: str) -> str:
     if name in _SCALARS:
         return "fp32"
     pointers = (*_EXACT, "query", "key", "value", "chosen", "out", "d_out", "d_query", "d_key", "d_value",
-                "x", "down", "gate", "wide", "predictions", "weights", "a", "b")  # fmt: skip
+                "x", "down", "gate", "wide", "predictions", "a", "b")  # fmt: skip
     if name not in pointers:
         return "i32"
     return "*fp32" if name in _EXACT else f"*{dtype}"

@@ -7,16 +7,18 @@ each prediction and one write.
 import torch
 
 from studio.kernels.blend_triton import blend_by_triton
-from studio.kernels.triton_support import compiles_for
+from studio.kernels.triton_support import compiles_for, wide
 
 Tensor = torch.Tensor
 
 
 def reference(predictions: Tensor, weights: Tensor, guidance: float) -> Tensor:
     """Predictions [S, 1 or 2, n, C, H, W], of two without words first, and weights [S, n or 1, H or 1, W or 1] ->
-    [n, C, H, W]."""
-    combined = (predictions * weights[:, None, :, None].to(predictions.dtype)).sum(0)
-    return combined[0] if len(combined) == 1 else combined[0] + guidance * (combined[1] - combined[0])
+    [n, C, H, W]. In at least float32: in half precision shares that sum to one would not."""
+    exact = wide(predictions.dtype)
+    combined = (predictions.to(exact) * weights[:, None, :, None].to(exact)).sum(0)
+    guided = combined[0] if len(combined) == 1 else combined[0] + guidance * (combined[1] - combined[0])
+    return guided.to(predictions.dtype)
 
 
 def blend(predictions: Tensor, weights: Tensor, guidance: float) -> Tensor:

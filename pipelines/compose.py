@@ -276,7 +276,7 @@ def _guided(run: Run, composer: Composer, predictions: Tensor) -> Tensor:
             f" {float(shares.sum(0).mean()):.3g}.",
             f"They have to be [{sizes[0]}], or {list(sizes)} with 1 for what they do not tell apart, and sum to 1.",
         )
-    return blend(predictions, shares.view(told).to(predictions), run.guidance)
+    return blend(predictions, shares.view(told).to(predictions.device), run.guidance)
 
 
 def advance(run: Run, scheduler: Any, guided: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ def decode(base: BaseModel, latents: Tensor, tiling: bool, output_type: str = "p
     """Pictures of latents, of a type named as in diffusers; raises StudioError where half precision overflowed."""
     vae: Any = base.vae
     upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)
+    tiled = vae.use_tiling  # maybe by the owner of the pipeline
     if tiling:
         vae.enable_tiling()
     try:
@@ -29,7 +30,7 @@ def decode(base: BaseModel, latents: Tensor, tiling: bool, output_type: str = "p
     finally:
         if upcast:
             vae.to(torch.float16)
-        vae.disable_tiling()
+        vae.use_tiling = tiled
         base.pipe.maybe_free_model_hooks()
     if not pictures.isfinite().all():
         raise StudioError(

@@ -66,17 +66,17 @@ def generate(
 @contextmanager
 def _prepared(base: BaseModel, settings: GenerateSettings, adapters: Sequence[Adapter]) -> Iterator[None]:
     """The pipeline with the scheduler and the savings asked for; both are taken back at the end."""
-    own = base.scheduler
+    own, vae = base.scheduler, base.vae
+    before = vae.use_tiling, vae.use_slicing
     base.pipe.register_modules(scheduler=make_scheduler(base, settings.scheduler, adapters))
     if settings.vae_tiling:
-        base.vae.enable_tiling()
-        base.vae.enable_slicing()
+        vae.enable_tiling()
+        vae.enable_slicing()
     try:
         yield
     finally:
         base.pipe.register_modules(scheduler=own)
-        base.vae.disable_tiling()
-        base.vae.disable_slicing()
+        vae.use_tiling, vae.use_slicing = before
 
 
 def batches_of(settings: GenerateSettings, sizes: Sizes) -> list[range]:

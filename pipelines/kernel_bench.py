@@ -247,7 +247,7 @@ def _linears(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator
 def _blends(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Problem]:
     branches = sizes.adapters + 1
     predictions = torch.randn(branches, 2, 1, 4, 2 * sizes.side, 2 * sizes.side, device=device).to(dtype)
-    weights = torch.rand(branches, 1, 2 * sizes.side, 2 * sizes.side, device=device).to(dtype)
+    weights = torch.rand(branches, 1, 2 * sizes.side, 2 * sizes.side, device=device)
     calls = {
         "multiplied, summed, guided": partial(blending.reference, predictions, weights, 5.0),
         OURS: partial(blending.blend, predictions, weights, 5.0),

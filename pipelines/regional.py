@@ -77,7 +77,7 @@ def parts_of(run: Run, masks: Tensor) -> Parts:
     free = 1 - masks.sum(-3, keepdim=True)
     if free.any():
         masks, branches = torch.cat([free, masks], -3), [Branch(run.only(), "base"), *branches]
-    shares = masks.movedim(-3, 0).to(run.base.device, run.base.dtype)
+    shares = masks.movedim(-3, 0).to(run.base.device)
     return Parts(branches, shares if masks.dim() == 4 else shares[:, None])
 
 

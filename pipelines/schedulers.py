@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from studio.models import BaseModel, Scheduler
 
 DEFAULT = "default"
+_PLAIN: dict[str, Any] = {  # of a base's own sampler that one by name does not take over
+    "algorithm_type": "dpmsolver++", "use_karras_sigmas": False, "use_exponential_sigmas": False,
+    "use_beta_sigmas": False, "use_lu_lambdas": False,
+}  # fmt: skip
 # Diffusers class and what is changed in its configuration. DDIM and DDPM would clip latents as if they were pixels.
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
@@ -66,4 +70,5 @@ def make_scheduler(base: "BaseModel", name: str, adapters: "Sequence[Adapter]" =
             f"A concept was trained to begin at pure noise (zero_terminal_snr), and {name!r} cannot.",
             "Use --scheduler euler.",
         )
-    return sampler.from_config(own.config, **changes)
+    plain = {key: value for key, value in _PLAIN.items() if key in signature(sampler).parameters}
+    return sampler.from_config(own.config, **plain | changes)

@@ -30,9 +30,10 @@ class AdapterBank:
 
     Inside `installed()` the layers add what the gate lets through, `gate` being set by `use`; without one, or with all
     weights zero, the base computes bit for bit what it computes alone; where the bank `extends`, as on CUDA, linear
-    layers multiply with their adapters in one product, and this holds to rounding. Inside `merged()` one weight an
-    adapter is added to the base's own weights instead: nothing is paid in the forward. Nothing is left behind. Adapters
-    that are the same, as those of concepts learned together, are one that acts as the strongest of them does.
+    layers that no offloading moves multiply with their adapters in one product, and this holds to rounding. Inside
+    `merged()` one weight an adapter is added to the base's own weights instead: nothing is paid in the forward. Nothing
+    is left behind. Adapters that are the same, as those of concepts learned together, are one that acts as the
+    strongest of them does.
     """
 
     def __init__(self, base: BaseModel, adapters: Sequence[Adapter], extends: bool | None = None) -> None:
@@ -96,7 +97,7 @@ class AdapterBank:
         if self._layers is None:
             self._layers = stack(self.placed, self.base.device)
         with ExitStack() as undo:
-            for group in groups(self._layers) if self._extends else ():
+            for group in groups(self._layers) if self._extends and not _is_moved(self.base) else ():
                 self._extend(group, undo)
             for layer in self._layers:
                 undo.callback(layer.module.register_forward_hook(self._hook(layer)).remove)
@@ -143,6 +144,11 @@ class AdapterBank:
             return act(args[0], output)
 
         return add
+
+
+def _is_moved(base: BaseModel) -> bool:
+    """Whether offloading moves weights of `base` about: it hooks whole networks, and widened weights would stay."""
+    return any(hasattr(part, "_hf_hook") for part in (base.unet, *base.text_encoders))
 
 
 def _planned(layer: Layer, x: Tensor, output: Tensor, gate: Gate) -> Addition:

@@ -12,6 +12,7 @@ from studio.bases import ALIASES, BaseSource, Sizes, config_folder, find_base, i
 from studio.devices import pick_device, pick_dtype
 from studio.errors import StudioError, UsageError
 from studio.hush import hushed
+from studio.spans import rows_spelled
 
 with hushed():  # whose module has installed the torchvision guard
     import diffusers
@@ -25,6 +26,7 @@ _SAMPLED = 4096
 Pipeline = Any
 Scheduler = Any
 _CLASSES: dict[str, Any] = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+_NOT_NEEDED: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
 _CONFIG_FILES = ["model_index.json", "*/*.json", "*/*.txt"]
 
 
@@ -93,9 +95,11 @@ class BaseModel:
     def unread(self, prompt: str) -> str:
         """The words of `prompt` beyond the limit of the first tokenizer, which have no effect; mostly none."""
         tokenizer = self.tokenizers[0]
+        text = rows_spelled(prompt, tokenizer)
         with hushed():
-            tokens = tokenizer(prompt).input_ids
-        return tokenizer.decode(tokens[self.text_limit - 1 : -1]).strip()
+            places = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        beyond = places[self.text_limit - 1 : -1]
+        return text[beyond[0][0] :].strip() if beyond else ""
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextStates:
@@ -183,7 +187,7 @@ def wrap_pipe(pipe: Pipeline) -> BaseModel:
 
 def _read(source: BaseSource, dtype: torch.dtype) -> Pipeline:
     extra = {"safety_checker": None, "requires_safety_checker": False} if source.family == "sd15" else {}
-    extra |= {"feature_extractor": None, "image_encoder": None, "dtype": dtype}
+    extra |= {**_NOT_NEEDED, "dtype": dtype}
     kind = _CLASSES[source.family]
     try:
         if source.layout == "single-file":
@@ -199,15 +203,26 @@ def _read(source: BaseSource, dtype: torch.dtype) -> Pipeline:
 
 
 def _download(source: BaseSource, dtype: torch.dtype) -> str:
-    """The hub's files in its cache; of two precisions only the one that is needed."""
-    variant = "fp16" if dtype == torch.float16 else None
-    try:
-        return str(diffusers.DiffusionPipeline.download(source.location, use_safetensors=True, variant=variant))
-    except (OSError, ValueError) as error:
-        raise StudioError(
-            f"The base {source.name!r} ({source.location}) cannot be fetched: {error}",
-            f"Check the network, or run once: huggingface-cli download {source.location}",
-        ) from error
+    """The hub's files in its cache; of two precisions only the one that is needed, or the one that is there."""
+    failed: Exception | None = None
+    for variant in ("fp16", None) if dtype == torch.float16 else (None, "fp16"):
+        try:
+            return str(
+                diffusers.DiffusionPipeline.download(
+                    source.location, use_safetensors=True, variant=variant, safety_checker=None, **_NOT_NEEDED
+                )
+            )
+        except (OSError, ValueError) as error:
+            failed = error
+            if type(error) not in (OSError, ValueError) or error.__cause__ is not None:  # those of the network
+                raise StudioError(
+                    f"The base {source.name!r} ({source.location}) cannot be fetched: {error}",
+                    f"Check the network, or run once: huggingface-cli download {source.location}",
+                ) from error
+    raise StudioError(
+        f"The base {source.name!r} ({source.location}) has no complete weights as safetensors.",
+        "Choose one whose networks are there as .safetensors or as .fp16.safetensors.",
+    ) from failed
 
 
 def _single_file_config(source: BaseSource) -> str:

@@ -1,10 +1,11 @@
 """Where a concept's words are in a prompt, and which tokens they become: by offsets, for every tokenizer. No torch."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studio.concepts import PLACEHOLDER, Concept, expand_prompt
+from studio.concepts import PLACEHOLDER, Concept, expand_prompt, whole_word
 from studio.errors import UsageError
 
 
@@ -21,12 +22,16 @@ class Spelled:
         Raises UsageError where the words lie beyond what the tokenizer reads.
         """
         coded = tokenizer(
-            self.text, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True
+            rows_spelled(self.text, tokenizer),
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_offsets_mapping=True,
         )
+        places = [[len(rows_spelled(self.text[:end], tokenizer)) for end in place] for place in self.places[name]]
         found = [
             position
             for position, (start, end) in enumerate(coded["offset_mapping"])
-            if start < end and any(start < last and end > first for first, last in self.places[name])
+            if start < end and any(start < last and end > first for first, last in places)
         ]
         if not found:
             raise UsageError(
@@ -39,7 +44,7 @@ class Spelled:
         """The same prompt with those of `phrases` at its end that it does not say yet."""
         text = self.text
         for phrase in phrases:
-            if phrase not in text:
+            if not re.search(whole_word(phrase), text):
                 text = f"{text}, {phrase}" if text else phrase
         return Spelled(text, self.places)
 
@@ -54,6 +59,13 @@ class Spelled:
             places[name].append((len(text), len(text) + len(words)))
             text, read = text + words, end
         return Spelled(text + self.text[read:], places)
+
+
+def rows_spelled(text: str, tokenizer: Any) -> str:
+    """`text` as diffusers gives it to `tokenizer`: a word of several embedding rows becomes a word for each."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+
+    return TextualInversionLoaderMixin().maybe_convert_prompt([text], tokenizer)[0]
 
 
 def spell(prompt: str, concepts: Sequence[Concept]) -> Spelled:

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 from test_attaching import outputs, snapshot
 
 from studio.adapters import Adapter, load_adapter
@@ -232,6 +233,20 @@ def test_layers_in_one_product_with_their_adapters_predict_the_same(base, tiny_l
         torch.testing.assert_close(predict(base, 3), plain, atol=1e-5, rtol=0)
         with bank.use(Gate(torch.zeros(3, 3))):
             torch.testing.assert_close(predict(base, 3), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder_2"])
+def test_layers_that_offloading_moves_are_not_in_one_product(base, tiny_loras, part):
+    """Their own weights come to the device when they are asked; widened ones would stay behind."""
+    bank = AdapterBank(base, [load_adapter(tiny_loras[0])], extends=True)
+    _, hook = cpu_offload_with_hook(getattr(base.pipe, part), torch.device("cpu"))
+    try:
+        with bank.installed():
+            assert not any(layer.extended for layer in bank.hooked)
+    finally:
+        hook.remove()
+    with bank.installed():
+        assert any(layer.extended for layer in bank.hooked)
 
 
 def test_gradients_pass_through_layers_in_one_product(base, tiny_loras):

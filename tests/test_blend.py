@@ -32,5 +32,16 @@ def test_a_branch_alone_is_guided_bit_for_bit():
     assert torch.equal(blend(predictions, torch.ones(1, 1, 1, 1), 2.5), u + 2.5 * (c - u))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", [blend, reference, blend_by_triton])
+def test_half_precision_is_weighed_in_float32(way, dtype):
+    """Thirds of bfloat16 sum to 1.00195."""
+    predictions = problem(3, 1, 1, (1, 1, 1))[0].to(dtype)
+    predictions[:] = predictions[:1].clone()
+    found = way(predictions, torch.full((3, 1, 1, 1), 1 / 3), 1.0)
+    assert found.dtype == dtype
+    assert torch.equal(found, predictions[0, 0])
+
+
 def test_every_number_is_read_once():
     assert bytes_moved(5, 2, 1000, 4) == 11 * 4000

@@ -5,14 +5,18 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 from test_encoders import tiny_clip  # noqa: F401
 
-from studio.concepts import Concept, write_concept
+from studio.concepts import Concept, read_concept, write_concept
 from studio.events import Notice
 from studio.pipelines import evaluation
+from studio.ui.asks import EvaluateAsk
+from studio.ui.evaluating import plan_evaluation
+from studio.ui.judging import Eyes
 
 BOTH = "a <milo> and a <rex> on the grass"
 QUICK = ("--steps", 1, "--device", "cpu")
@@ -106,6 +110,22 @@ def test_groups_stand_side_by_side(run):
     assert "CLIP-leak" in one
 
 
+@pytest.mark.parametrize(
+    ("asked", "widths"),
+    [
+        ({"names": ("milo", "rex", "bolt"), "together": 3}, [144]),
+        ({"names": ("milo", "rex", "bolt"), "together": 2}, [None] * 3),
+        ({"prompts": ("a <milo>, a <rex> and a <bolt>", BOTH)}, [144, None]),
+    ],
+)
+def test_three_have_the_room_that_compose_gives_them(home, library, asked, widths):
+    shutil.copytree(library / "milo", library / "bolt")
+    for name in ("milo", "rex", "bolt"):
+        write_concept(replace(read_concept(library / name), name=name, base="picturebook"))
+    cases = plan_evaluation(home, EvaluateAsk.read(asked), {}, Eyes()).cases
+    assert [case.settings.width for case in cases] == widths
+
+
 def test_captions_are_drawn_beside_their_pictures_and_others_beside_the_bases(run, tmp_path):
     (tmp_path / "pictures of milo" / "1.txt").write_text("a cat on sand")
     told = json.loads(run("milo", "--protocol", "captions", "--seeds", 1).out)
@@ -148,10 +168,11 @@ def test_lost_pictures_are_told_and_can_be_given(run, library, tmp_path):
         ((), "nothing to evaluate"),
         (("nobody",), "no concept 'nobody'"),
         (("milo", "--protocol", "dreams"), "no protocol 'dreams'"),
-        (("milo", "--methods", "magic"), "no method 'magic'"),
+        (("--prompt", BOTH, "--methods", "magic"), "no method 'magic'"),
         (("milo", "--checkpoints"), "kept no steps"),
         (("milo", "rex", "--checkpoints"), "about one concept"),
         (("milo", "--together", 2), "there are 1 concepts"),
+        (("milo", "rex", "--together", 0), "together is 0"),
         (("milo", "--protocol", "scenes"), "'scenes' does not ask this"),
         (("milo", "rex", "--together", 2, "--methods", "switch"), "leave no turn"),
         (("milo", "--prompt", "a cat"), "names no concept"),
@@ -160,6 +181,15 @@ def test_lost_pictures_are_told_and_can_be_given(run, library, tmp_path):
         (("milo", "--protocol", "captions", "--references", "milo=/nowhere"), "/nowhere"),
         (("milo", "--prompts", "no such file"), "Cannot read the prompts"),
         (("--protocol", "composlora"), "nothing to evaluate"),
+        (("milo", "--methods", "auto,composite"), "--methods has no effect"),
+        (("milo", "--protocol", "captions", "--methods", "auto"), "--methods has no effect"),
+        (("milo", "--checkpoints", "--methods", "auto"), "--methods has no effect"),
+        (("milo", "--box", "milo=0,0,1,1"), "--box has no effect"),
+        (("milo", "rex", "--together", 2, "--box", "milo=0,0,1,1"), "--box has no effect"),
+        (("--prompt", BOTH, "--box", "mlio=0,0,1,1"), "box for 'mlio'"),
+        (("--prompt", BOTH, "--together", 2), "--prompt and --together do not go together"),
+        (("--prompt", BOTH, "--protocol", "captions"), "--prompt and --protocol do not go together"),
+        (("milo", "rex", "--together", 2, "--protocol", "captions"), "--together and --protocol do not go together"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_the_base_is_loaded(run, monkeypatch, arguments, words):

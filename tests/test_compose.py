@@ -1,4 +1,6 @@
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from test_generate import difference
 from studio.errors import StudioError, UsageError
 from studio.events import Notice, silent
 from studio.pipelines.baselines import Composite, Merge, Recentred, Switch
-from studio.pipelines.compose import compose, denoise, opened
+from studio.pipelines.compose import _guided, compose, denoise, opened
 from studio.pipelines.denoiser import usual_rows
 from studio.pipelines.generate import generate
 from studio.pipelines.settings import GenerateSettings
@@ -45,6 +47,12 @@ def test_strength_zero_is_the_base_bit_for_bit(base, concepts, composer):
     found, _ = latents(base, concepts, composer, strengths=(0.0, 0.0))
     truth, _ = latents(base, concepts, Merge(), strengths=(0.0, 0.0))
     assert torch.equal(found, truth)
+
+
+def test_thirds_of_one_prediction_are_that_prediction_in_half_precision():
+    same = torch.randn(1, 1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    run: Any = SimpleNamespace(step=0, guidance=1.0, size=(8, 8))
+    assert torch.equal(_guided(run, Composite(), same.expand(3, -1, -1, -1, -1, -1)), same[0, 0])
 
 
 def test_switch_takes_turns_as_the_paper_counts(base, concepts):

@@ -22,6 +22,7 @@ from studio.pipelines import composed_pipeline
 from studio.pipelines.baselines import Composite, Merge
 from studio.pipelines.compose import compose
 from studio.pipelines.composed_pipeline import ComposedPipeline
+from studio.pipelines.generate import generate
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
 
@@ -61,6 +62,23 @@ def test_the_usual_width_is_taken_where_no_size_is_given(pipe, monkeypatch):
     monkeypatch.setattr(composed_pipeline, "usual_width", lambda source, things: 24 * things)
     assert torch.equal(latents(pipe), wide)
     assert latents(pipe, height=32).shape != wide.shape
+
+
+def test_tiling_that_its_owner_turned_on_stays_on(pipe, base, tiny_concepts, monkeypatch):
+    monkeypatch.setattr(base.vae, "use_tiling", True)
+    monkeypatch.setattr(base.vae, "use_slicing", True)
+    pipe(PROMPT, num_inference_steps=1)
+    assert base.vae.use_tiling
+    for tiling in (False, True):
+        generate(base, GenerateSettings("a cat", steps=1, vae_tiling=tiling), [], silent)
+        compose(
+            base,
+            GenerateSettings(PROMPT, steps=1, vae_tiling=tiling),
+            [(c, 1.0) for c in tiny_concepts],
+            Merge(),
+            silent,
+        )
+        assert (base.vae.use_tiling, base.vae.use_slicing) == (True, True)
 
 
 def test_merging_on_a_pipeline_of_diffusers_is_what_diffusers_draws_with_its_own_adapters(

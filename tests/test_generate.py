@@ -110,6 +110,30 @@ def test_karras_steps_are_refused_where_the_schedule_begins_at_pure_noise(base, 
     assert make_scheduler(other, "dpm++2m-karras").config.use_karras_sigmas
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"use_lu_lambdas": True},
+    ],
+)
+def test_a_sampler_by_name_is_what_its_name_says_whatever_the_base_draws_with(tiny_sd15, own):
+    base = load_base(find_base(str(tiny_sd15)), "cpu")
+    plain = {name: make_scheduler(base, name) for name in SCHEDULERS[1:]}
+    base.pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(base.scheduler.config, **own)
+    for name, truth in plain.items():
+        made = make_scheduler(base, name)
+        for one in (truth, made):
+            one.set_timesteps(5)
+        assert torch.equal(made.timesteps, truth.timesteps)
+        assert hasattr(made, "sigmas") == hasattr(truth, "sigmas")
+        assert not hasattr(made, "sigmas") or torch.equal(made.sigmas, truth.sigmas)
+        if name.startswith("dpm"):
+            assert made.config.algorithm_type == ("sde-dpmsolver++" if "sde" in name else "dpmsolver++")
+
+
 @pytest.mark.parametrize("fixture", ["tiny_sdxl", "tiny_sd15"])
 def test_tiles_join_to_nearly_the_same_picture(fixture, request, monkeypatch):
     base = load_base(find_base(str(request.getfixturevalue(fixture))), "cpu")

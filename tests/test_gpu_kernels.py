@@ -114,7 +114,7 @@ def test_kronecker_factors_are_trained_in_float32(cuda, dtype):
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_blending(cuda, dtype):
-    predictions, weights = randn(6, 2, 1, 4, 128, 128, dtype=dtype), torch.rand(6, 1, 128, 128, device="cuda").to(dtype)
+    predictions, weights = randn(6, 2, 1, 4, 128, 128, dtype=dtype), torch.rand(6, 1, 128, 128, device="cuda")
     found, own = (call(predictions, weights, 5.0) for call in (blend.blend, blend.reference))
     errs_no_more(found, own, blend.reference(*doubled(predictions, weights), 5.0))
 

@@ -1,14 +1,19 @@
 from pathlib import Path
+from shutil import copyfile
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from original_layout import sd15_in_one_file, sdxl_in_one_file
 from safetensors.torch import save_file
 
-from studio.bases import source_sizes
+from studio.bases import BaseSource, source_sizes
 from studio.errors import StudioError, UsageError
-from studio.models import find_base, load_base
+from studio.models import _download, find_base, load_base
+
+HUB = "diffusers.pipelines.pipeline_utils"
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,53 @@ def test_a_folder_with_half_precision_files_alone_is_read(tiny_sd15, tmp_path):
     assert load_base(find_base(str(tmp_path)), "cpu").unet.dtype == torch.float32
 
 
+def hub(monkeypatch, base: Path, folder: Path, files: list[str]) -> list[str]:
+    """A hub that has `files`, and the folder for what is fetched, as for `base`; returns what will be asked for."""
+    copyfile(base / "model_index.json", folder / "model_index.json")
+    asked: list[str] = []
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files], sha="0")
+
+    def fetch(*_, allow_patterns, ignore_patterns, **options):
+        asked.extend(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return folder
+
+    monkeypatch.setattr(f"{HUB}._resolve_revision", lambda *_, **options: None)
+    monkeypatch.setattr(f"{HUB}.model_info", lambda *_, **options: listed)
+    monkeypatch.setattr(f"{HUB}.hf_hub_download", lambda *_, **options: str(folder / "model_index.json"))
+    monkeypatch.setattr(f"{HUB}.DiffusionPipeline._get_signature_types", dict)
+    monkeypatch.setattr(f"{HUB}.snapshot_download", fetch)
+    return asked
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mark", ["", ".fp16"])
+def test_a_hub_base_in_one_precision_is_fetched_in_that(monkeypatch, tiny_sd15, tmp_path, dtype, mark):
+    """And nothing that looks at finished pictures, which may be there as a pickle alone."""
+    parts = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+    files = [f"{part}{mark}.safetensors" for part in parts]
+    others = ["model_index.json", "unet/config.json", "safety_checker/config.json", "safety_checker/pytorch_model.bin"]
+    asked = hub(monkeypatch, tiny_sd15, tmp_path, [*files, *others])
+    _download(BaseSource("owner/model", "owner/model", "hub", "sd15"), dtype)
+    assert sorted(one for one in asked if "." in one and not one.endswith(".json")) == sorted(files)
+    assert not any(one.startswith("safety_checker") for one in asked)
+
+
+def test_a_hub_base_of_pickles_and_a_lost_network_are_told_apart(monkeypatch, tiny_sd15, tmp_path):
+    source = BaseSource("owner/model", "owner/model", "hub", "sd15")
+    hub(monkeypatch, tiny_sd15, tmp_path, ["model_index.json", "unet/diffusion_pytorch_model.bin"])
+    with pytest.raises(StudioError, match="safetensors") as refusal:
+        _download(source, torch.float16)
+    assert "Check the network" not in refusal.value.remedy
+
+    def lost(*_, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(f"{HUB}.hf_hub_download", lost)
+    with pytest.raises(StudioError, match="cannot be fetched: no route") as refusal:
+        _download(source, torch.float16)
+    assert "Check the network" in refusal.value.remedy
+
+
 def test_torn_weights_are_a_clear_failure(tiny_sd15, tmp_path):
     import shutil
 
@@ -151,3 +203,6 @@ def test_words_beyond_the_limit_are_named(tiny_sdxl):
     base = load_base(find_base(str(tiny_sdxl)), "cpu")  # 24 tokens: begin, 22 words, end
     assert base.unread("cat " * 22) == ""
     assert base.unread("cat " * 22 + "dog robot") == "dog robot"
+    base.tokenizers[0].add_tokens(["toy0", "toy0_1", "toy0_2"])
+    assert base.unread("cat " * 19 + "toy0") == ""
+    assert base.unread("cat " * 20 + "toy0 dog") == "toy0_2 dog"  # its three rows are read as three words

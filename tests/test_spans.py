@@ -31,6 +31,20 @@ def test_tokens_are_those_of_the_phrase_wherever_it_stands(pair):
         assert [ids[n] for n in spelled.tokens(tokenizer, name)] == own
 
 
+def test_a_word_of_several_rows_takes_a_token_for_each(pair, tmp_path):
+    """The base reads it spelled out, row by row, which moves all that follows."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["toy0", "toy0_1", "toy0_2"])
+    toy = concept("toy", "toy0", "cat", tmp_path)
+    read = tokenizer("a toy0 toy0_1 toy0_2 cat, an ohwx red dog and toy0 toy0_1 toy0_2 cat").input_ids
+    spelled = spell("a <toy>, an <rex> and <toy>", [toy, pair[1]])
+    own = {phrase: tokenizer(phrase).input_ids[1:-1] for phrase in ("toy0 toy0_1 toy0_2 cat", "ohwx red dog")}
+    assert [read[n] for n in spelled.tokens(tokenizer, "toy")] == own["toy0 toy0_1 toy0_2 cat"] * 2
+    assert [read[n] for n in spelled.tokens(tokenizer, "rex")] == own["ohwx red dog"]
+    with pytest.raises(UsageError, match="<rex> lie beyond"):
+        spell("<toy> " * 6 + "<rex>", [toy, pair[1]]).tokens(tokenizer, "rex")
+
+
 def test_words_beyond_the_limit_are_an_error(pair):
     tokenizer = tiny_tokenizer()
     spelled = spell("a red cat " * 20 + "<milo>", pair)
@@ -45,3 +59,13 @@ def test_other_words_at_the_places_of_some_concepts(pair):
     said = {name: [other.text[a:b] for a, b in places] for name, places in other.places.items()}
     assert said == {"milo": ["cat"] * 2, "rex": ["ohwx red dog"]}
     assert spelled.reworded({}) == spelled
+
+
+def test_words_are_added_unless_they_stand_there_by_themselves(pair):
+    for prompt, text in (
+        ("a <milo> in pink style", "a sks cat in pink style, ink style"),
+        ("ink styles", "ink styles, ink style"),
+        ("a <milo>, ink style", "a sks cat, ink style"),
+        ("", "ink style"),
+    ):
+        assert spell(prompt, pair).with_words(["ink style"]).text == text

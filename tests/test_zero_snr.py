@@ -165,6 +165,17 @@ def test_a_base_that_cannot_begin_there_draws_by_its_own_schedule(velocity: Path
     assert not made.config.get("rescale_betas_zero_snr")
 
 
+def test_steps_of_karras_are_not_inherited_where_drawing_begins_there(velocity: Path) -> None:
+    base = load_base(find_base(str(velocity)), "cpu")
+    base.pipe.register_modules(
+        scheduler=diffusers.EulerDiscreteScheduler(prediction_type="v_prediction", use_karras_sigmas=True)
+    )
+    trained = Adapter("milo", "LoRA", None, {}, metadata={ZERO_SNR_NOTE: "True"})
+    for name in ("default", "euler", "dpm++2m"):
+        config = make_scheduler(base, name, [trained]).config
+        assert (config.rescale_betas_zero_snr, config.use_karras_sigmas) == (True, False)
+
+
 def test_the_card_of_others_is_silent(tiny_sdxl: Path, home: Home) -> None:
     concept = train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1}), home)
     card = (concept.folder / "README.md").read_text()

@@ -175,7 +175,7 @@ class EvaluateAsk(Ask):
 
     names: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
     prompts: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
-    together: int | None = None
+    together: Annotated[int, Field(ge=2)] | None = None
     protocol: Name | None = None
     checkpoints: bool = False
     methods: Annotated[tuple[Name, ...], Field(max_length=len(METHODS))] = ()

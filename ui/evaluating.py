@@ -25,6 +25,7 @@ from studio.pipelines.evaluation_plan import (
 )
 from studio.pipelines.methods import DEFAULT_METHOD, Method, find_method
 from studio.pipelines.protocols import composlora_sets, joined, of_category
+from studio.pipelines.settings import usual_width
 from studio.regions import Layout
 from studio.ui.asking import choose_base, make_settings
 from studio.ui.asks import EvaluateAsk
@@ -62,6 +63,7 @@ class Evaluation:
 
 def plan_evaluation(state: Home, ask: EvaluateAsk, folders: Mapping[str, Path], eyes: Eyes) -> Evaluation:
     """Everything checked that can be before the base is loaded; raises UsageError."""
+    _check_effects(ask)
     concepts = asked_concepts(Library(state), ask.names, ask.prompts, ask.protocol)
     source = choose_base(ask.base, concepts)
     options = {"prompt": "", "steps": ask.steps, "guidance": ask.guidance, "seed": ask.seed, "count": ask.seeds}
@@ -70,7 +72,26 @@ def plan_evaluation(state: Home, ask: EvaluateAsk, folders: Mapping[str, Path], 
         [find_method(one) for one in ask.methods or (DEFAULT_METHOD,)], ask.layout(),
         make_settings(options, source), dict(folders), eyes, source,
     )  # fmt: skip
-    return replace(wanted, cases=_cases(wanted, source, state))
+    return replace(wanted, cases=[_with_room(case, source) for case in _cases(wanted, source, state)])
+
+
+def _check_effects(ask: EvaluateAsk) -> None:
+    """Raise UsageError for a setting that what is drawn would leave out of account."""
+    drawn = {"--prompt": ask.prompts, "--together": ask.together, "--protocol": ask.protocol}
+    if len(said := [option for option, given in drawn.items() if given]) > 1:
+        raise UsageError(f"{said[0]} and {said[1]} do not go together: each says what is drawn.", "Leave one out.")
+    if ask.methods and (ask.checkpoints or not (ask.prompts or ask.together or ask.protocol == COMPOSLORA)):
+        raise UsageError(
+            "--methods has no effect: concepts are drawn one by one.", "Leave it out, or give --prompt or --together."
+        )
+    if ask.boxes and not ask.prompts:
+        raise UsageError("--box has no effect: boxes are for prompts of your own.", "Leave it out, or give --prompt.")
+    called = [name for prompt in ask.prompts for name in placeholders(prompt)]
+    if unknown := [name for name in ask.boxes if name not in called]:
+        named = ", ".join(dict.fromkeys(called)) or "none"
+        raise UsageError(
+            f"There is a box for {unknown[0]!r}, which no prompt names.", f"Concepts that the prompts name: {named}."
+        )
 
 
 def asked_concepts(
@@ -113,6 +134,11 @@ def _cases(wanted: Evaluation, source: BaseSource, state: Home) -> list[Case]:
     if protocol == CAPTIONS:
         return [case for one in concepts for case in by_captions(one, _pictures(one, wanted.folders), settings)]
     return alone(concepts, protocol, source, settings)
+
+
+def _with_room(case: Case, source: BaseSource) -> Case:
+    """On the canvas that `studio compose` would take for as many concepts."""
+    return replace(case, settings=replace(case.settings, width=usual_width(source, len(case.concepts))))
 
 
 def _pictures(concept: Concept, folders: dict[str, Path]) -> "list[Picture]":
