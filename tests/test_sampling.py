@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from studio.errors import StudioError
 from studio.models import BaseModel, wrap_pipe
+from studio.pipelines.decoding import in_float32
 from studio.pipelines.random_bases import random_pipe
 from studio.trainers.data import Example, encode_examples
 from studio.trainers.sampling import draw
@@ -50,3 +52,10 @@ def test_latents_of_no_numbers_are_refused_and_not_kept(half: BaseModel, tmp_pat
     with pytest.raises(StudioError, match=r"no numbers of the picture a\.png"):
         encode_examples(half, [Example(tmp_path / "a.png", "a cat")], 32, tmp_path / "cache", true_sizes=False)
     assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_nothing_is_said_of_a_change_of_type(half: BaseModel, capfd: pytest.CaptureFixture[str]) -> None:
+    draw(half, ["a cat"], [0], 32, 1, 1.0)
+    with in_float32(half.vae):
+        pass
+    assert "float32" not in capfd.readouterr().err

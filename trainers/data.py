@@ -1,8 +1,7 @@
 """Pictures and captions as a training step sees them: latents, text states, size conditions, and their order."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from studio.buckets import Size
 from studio.errors import StudioError
 from studio.images import load_mask, load_rgb
 from studio.models import BaseModel, module_id
+from studio.pipelines.decoding import in_float32
 from studio.trainers.cache import Tensors, file_id, remember
 
 _VERSION = "2"  # of what lies in the cache: raise it when preprocessing changes
@@ -126,7 +126,7 @@ def encode_examples(
     coder = module_id(base.vae)
     across, upright = size = examples[0].size or (resolution, resolution)
     shape = str(across) if across == upright else f"{across}x{upright}"
-    with _in_float32(base.vae):
+    with in_float32(base.vae):  # SDXL's overflows in float16, and these are made once for all steps
         coded = [
             remember(
                 cache,
@@ -178,17 +178,6 @@ def _share_of(region: tuple[float, float, float, float] | None, height: int, wid
 def _covered(start: float, stop: float, cells: int) -> torch.Tensor:
     edges = torch.arange(cells + 1) / cells
     return (edges.clamp(max=stop)[1:] - edges.clamp(min=start)[:-1]).clamp(min=0) * cells
-
-
-@contextmanager
-def _in_float32(vae: Any) -> Iterator[None]:
-    """Within, `vae` computes in float32: SDXL's overflows in float16, and latents are made once for all steps."""
-    usual = vae.dtype
-    vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        vae.to(usual)
 
 
 @torch.no_grad()
