@@ -211,7 +211,12 @@ def start(
     """The run that a composer begins with: the words of `styles` belong to its prompt, and nothing else of them."""
     width, height = settings.size_for(base.sizes)
     factor = base.pipe.vae_scale_factor
-    denoiser = Denoiser(base, bank, guided=settings.guidance > 1)
+    denoiser = Denoiser(base, bank, guided=settings.guidance > 1 and not base.guidance_width)
+    if base.guidance_width:
+        told = base.pipe.get_guidance_scale_embedding(
+            torch.tensor([settings.guidance - 1]), embedding_dim=base.guidance_width
+        )
+        denoiser.told = told.to(base.device, base.dtype)
     known = [*concepts, *(style for style, _ in styles)]
     prompt = spell(settings.prompt, known).with_words(words_of(styles))
     negative = spell(settings.negative_prompt, known).text

@@ -89,6 +89,7 @@ class Denoiser:
     `keep_text`; then forwards without gradients go through the `compiled` blocks, where there are any, but for those
     that show their attention or keep regions apart. Where there is a `probe`, `maps` are what it read in the last
     prediction, one a branch, of the words (not of the negative ones). A forward takes `max_rows`, or as many as usual.
+    A UNet that takes the guidance scale as an input is `told` it, as a vector [1, W].
     """
 
     keep_text = True
@@ -96,6 +97,7 @@ class Denoiser:
     def __init__(self, base: BaseModel, bank: AdapterBank, guided: bool) -> None:
         self.base, self.bank, self.guided = base, bank, guided
         self.max_rows: int | None = None
+        self.told: Tensor | None = None
         self.texts: dict[str, Text] = {}
         self.layers: tuple[str, ...] | None = None
         self.features: FeatureCache | None = None
@@ -199,6 +201,7 @@ class Denoiser:
                 latents[[i for _, _, i in rows]],
                 timestep,
                 encoder_hidden_states=batch.embeds,
+                timestep_cond=self.told,
                 added_cond_kwargs=batch.added,
                 return_dict=False,
             )[0]

@@ -10,13 +10,20 @@ Tensor = torch.Tensor
 
 
 def slope(latents: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The loss [n] of latents [n, C, H, W], and its gradient: each picture's own, zero where it is not finite."""
+    """The loss [n] of latents [n, C, H, W], and its gradient: each picture's own, zero where it is not finite. One
+    picture after the other, since what the gradients need of the network takes far more memory than a forward."""
+    found, gradients = zip(*(_slope(one, loss) for one in latents.split(1)), strict=True)
+    gradient = torch.cat(gradients)
+    finite = gradient.isfinite().flatten(1).all(1)
+    return torch.cat(found), torch.where(finite[:, None, None, None], gradient, 0.0)
+
+
+def _slope(latents: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         moved = latents.detach().requires_grad_()
         found = loss(moved)
         (gradient,) = torch.autograd.grad(found.sum(), moved)
-    finite = gradient.isfinite().flatten(1).all(1)
-    return found.detach(), torch.where(finite[:, None, None, None], gradient, 0.0)
+    return found.detach(), gradient
 
 
 def unit(run: Run, latents: Tensor, timestep: Tensor) -> Tensor:

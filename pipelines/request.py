@@ -86,7 +86,9 @@ def notices(
     for text in texts:
         if unread := base.unread(text):
             found.append(f"The base reads {base.text_limit} tokens of a text; the rest has no effect: {unread!r}.")
-    if settings.negative_prompt and settings.guidance <= 1:
+    if settings.negative_prompt and base.guidance_width:
+        found.append("The base takes guidance as an input of its network, and the negative prompt has no effect.")
+    elif settings.negative_prompt and settings.guidance <= 1:
         found.append(f"At guidance {settings.guidance:g} there is none, and the negative prompt has no effect.")
     for behind, front in [] if layout is None else layout.overlaps():
         found.append(f"The boxes of <{behind}> and <{front}> overlap; there <{front}>, which comes later, is in front.")

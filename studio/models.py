@@ -88,6 +88,11 @@ class BaseModel:
         return self.sizes.native
 
     @property
+    def guidance_width(self) -> int | None:
+        """How many numbers tell the UNet the guidance scale, where it was distilled to predict guided at once."""
+        return self.unet.config.get("time_cond_proj_dim")
+
+    @property
     def text_limit(self) -> int:
         """How many tokens of a text the base reads, its beginning and end marks among them."""
         return min(tokenizer.model_max_length for tokenizer in self.tokenizers)

@@ -1,6 +1,6 @@
 """Small compositions for the tests of all methods: a base and concepts, one request, and the loop with its run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -40,3 +40,23 @@ def latents(
     chosen = list(zip(concepts, strengths, strict=True))
     with opened(base, settings, chosen, composer, silent, layout) as run, torch.no_grad():
         return denoise(run, composer, settings, silent), run
+
+
+def most_kept(call: Callable[[], object]) -> int:
+    """The most bytes that `call` kept for gradients at one time."""
+    now, most = 0, 0
+
+    class Kept:
+        def __init__(self, value: torch.Tensor) -> None:
+            nonlocal now, most
+            self.value = value
+            now += value.nbytes
+            most = max(most, now)
+
+        def __del__(self) -> None:
+            nonlocal now
+            now -= self.value.nbytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.value):
+        call()
+    return most

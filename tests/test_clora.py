@@ -3,14 +3,17 @@ import math
 
 import pytest
 import torch
-from composing import SETTINGS, latents
+from composing import HALVES, SETTINGS, latents, most_kept
 from fixtures_models import build_lora
 
 from studio.concepts import Concept
 from studio.errors import UsageError
+from studio.events import silent
 from studio.models import find_base, load_base
 from studio.pipelines.baselines import Composite, Merge, Switch
 from studio.pipelines.clora import Clora, claimed, contrast, shares
+from studio.pipelines.compose import opened
+from studio.pipelines.lora_composer import LoraComposer
 
 
 def loss(maps, labels, temperature=0.5) -> float:
@@ -128,7 +131,7 @@ def test_forwards_are_those_of_the_branches_and_of_the_refinement(base, concepts
     _, run = latents(base, concepts, Clora(repeated=(1,), repeats=3))
     asked = run.denoiser
     assert (asked.forwards, asked.rows) == (SETTINGS.steps, 3 * SETTINGS.steps * 2 * SETTINGS.count)
-    assert (asked.looks, asked.looked) == (1 + 3, (1 + 3) * 3 * SETTINGS.count)
+    assert (asked.looks, asked.looked) == ((1 + 3) * SETTINGS.count, (1 + 3) * 3 * SETTINGS.count)
 
 
 def test_a_small_step_lowers_the_loss_by_its_gradient_squared(base, concepts):
@@ -151,6 +154,14 @@ def test_pictures_of_a_batch_do_not_touch_each_other(base, concepts):
     both, _ = latents(base, concepts, Clora())
     second, _ = latents(base, concepts, Clora(), dataclasses.replace(SETTINGS, seed=8, count=1))
     torch.testing.assert_close(both[1:], second, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("composer", [Clora(), LoraComposer()], ids=lambda one: type(one).__name__)
+def test_many_pictures_are_refined_in_the_memory_of_one(base, concepts, composer):
+    with opened(base, SETTINGS, [(one, 1.0) for one in concepts], composer, silent, HALVES) as run, torch.no_grad():
+        first = run.scheduler.timesteps[0]
+        one, many = (most_kept(lambda n=n: composer.refine(run, torch.randn(n, 4, 8, 8), first)) for n in (1, 4))
+    assert 0 < many == one
 
 
 def test_the_step_moves_the_latents_as_the_sampler_scales_them(base, concepts):

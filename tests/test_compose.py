@@ -8,12 +8,15 @@ import torch
 from composing import SETTINGS, latents
 from test_generate import difference
 
+from studio.bank import AdapterBank
 from studio.errors import StudioError, UsageError
 from studio.events import Notice, silent
+from studio.models import wrap_pipe
 from studio.pipelines.baselines import Composite, Merge, Recentred, Switch
 from studio.pipelines.compose import _guided, compose, denoise, opened
 from studio.pipelines.denoiser import usual_rows
 from studio.pipelines.generate import generate
+from studio.pipelines.random_bases import random_lora, random_pipe
 from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
 
@@ -25,6 +28,24 @@ def test_merging_is_what_generate_draws(base, concepts):
     ours, theirs = compose(base, SETTINGS, pairs, Merge(), silent), generate(base, SETTINGS, pairs, silent)
     assert all(difference(*two) <= 1 for two in zip(ours, theirs, strict=True))
     assert difference(ours[0], generate(base, SETTINGS, [(c, 0.0) for c, _ in pairs], silent)[0]) > 10
+
+
+def test_a_base_distilled_with_its_guidance_is_told_it_as_diffusers_does(concepts):
+    pipe, said = random_pipe({"time_cond_proj_dim": 32}), []
+    pipe.set_progress_bar_config(disable=True)
+    base, milo = wrap_pipe(pipe), concepts[0]
+
+    def bank_of(base, chosen):
+        return AdapterBank(base, [random_lora(base, 2, n) for n in range(len(chosen))])
+
+    def drawn(guidance):
+        settings = GenerateSettings("a <milo>", "night", width=96, height=96, steps=2, guidance=guidance, seed=7)
+        theirs = generate(base, dataclasses.replace(settings, prompt=f"a {milo.phrase}"), [], silent)[0]
+        return compose(base, settings, [(milo, 0.0)], Merge(), said.append, bank_of=bank_of)[0], theirs
+
+    (low, truth), (high, other) = drawn(1.0), drawn(4.0)
+    assert max(difference(low, truth), difference(high, other)) <= 1 < difference(truth, other)
+    assert sum("takes guidance as an input" in one.message for one in said if isinstance(one, Notice)) == 2
 
 
 @pytest.mark.parametrize("composer", ALL[1:], ids=lambda one: type(one).__name__)

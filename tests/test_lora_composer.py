@@ -159,7 +159,7 @@ def test_one_forward_a_step_beside_the_refinement(base, concepts):
     _, run = latents(base, concepts, LoraComposer(settled=1.0), layout=HALVES)
     asked = run.denoiser
     assert (asked.forwards, asked.rows) == (SETTINGS.steps, SETTINGS.steps * 2 * SETTINGS.count)
-    assert (asked.looks, asked.looked) == (3, 3 * SETTINGS.count)  # at shares 0, 1/4 and 1/2
+    assert (asked.looks, asked.looked) == (3 * SETTINGS.count, 3 * SETTINGS.count)  # at shares 0, 1/4 and 1/2
     _, run = latents(base, concepts, STILL, layout=HALVES)
     assert run.denoiser.looks == 0
 
