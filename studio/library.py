@@ -36,6 +36,10 @@ class Library:
     def __init__(self, home: Home) -> None:
         self.root = home.library
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a concept called `name`, readable or not."""
+        return name in self._names()
+
     def concepts(self) -> list[Concept]:
         """All readable concepts by name; see `damaged` for the others."""
         return [concept for _, concept in self._read() if isinstance(concept, Concept)]
