@@ -81,10 +81,13 @@ class ComposedPipeline:
     ) -> Concept:
         """Let prompts name a concept: one of the library, the folder of one, or an adapter's file with its words.
 
-        `trigger` is suggested by the file where it is not given. Raises UsageError for what is none.
+        A text that is a name in the library means that concept; Path("milo") is always the folder. `trigger` is
+        suggested by the file where it is not given. Raises UsageError for what is none.
         """
         if isinstance(concept, Concept):
             found = concept
+        elif concept in self.library:
+            found = self.library.find(str(concept))
         elif Path(concept, CONCEPT_FILE).is_file():
             found = read_concept(Path(concept))
         elif Path(concept).exists():

@@ -175,7 +175,8 @@ def groups_of(concepts: Sequence[Concept], size: int) -> list[tuple[Concept, ...
     """All groups of `size`; raises UsageError where there are too few for one."""
     if not 2 <= size <= len(concepts):
         raise UsageError(
-            f"--together {size}, and there are {len(concepts)} concepts.", "Name more, or take 2 or more at a time."
+            f"--together {size}, and the number of concepts is {len(concepts)}.",
+            "Name more, or take 2 or more at a time.",
         )
     return list(combinations(concepts, size))
 

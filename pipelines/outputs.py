@@ -27,11 +27,12 @@ SLUG_LIMIT = 40
 def output_folder(home: Home, out: Path | None, prompt: str) -> Path:
     """`out`, else a new folder of the home named by time and prompt; proven to be writable.
 
-    Raises UsageError where `out` is a file, StudioError where nothing can be written there.
+    Raises UsageError where `out` is no folder, StudioError where nothing can be written there.
     """
     if out is not None:
         if out.is_file() or out.suffix.lower() == ".png":
-            raise UsageError(f"--out {out} is a file.", "Give a folder: each picture gets a name of its own in it.")
+            what = "a file" if out.is_file() else "the name of a picture"
+            raise UsageError(f"--out {out} is {what}.", "Give a folder: each picture gets a name of its own in it.")
         ensure_writable(out)
         return out
     ensure_writable(home.outputs)

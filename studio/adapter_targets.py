@@ -42,7 +42,8 @@ def expressed(adapter: Adapter, to: Target, rank: int | None = None) -> Expresse
         component = layer.partition(".")[0]
         if component not in _COMPONENTS.get(to, (component,)):
             raise UsageError(
-                f"{adapter.name} changes {layer}; {to} files have no agreed name for that.", "Use --to diffusers."
+                f"{adapter.name} changes {layer}; {to} files have no agreed name for that.",
+                "Choose another format: diffusers.",
             )
         if to in ("peft", "diffusers"):
             _check_layer(layer, factor, to)
@@ -72,13 +73,13 @@ def _check_layer(layer: str, factor: Factor, to: Target) -> None:
 def _fitting(layer: str, factor: Factor, to: Target, rank: int | None, errors: dict[str, float]) -> Factor:
     if isinstance(factor, Dora):
         if factor.per_input and to in ("peft", "diffusers"):
-            raise _refusal(layer, "DoRA with one magnitude for each input", to, "kohya or --to lycoris")
+            raise _refusal(layer, "DoRA with one magnitude for each input", to, "kohya or lycoris")
         return replace(factor, inner=_fitting(layer, factor.inner, to, rank, errors))
     if isinstance(factor, Rotation) and to != "lycoris":
         raise _refusal(layer, factor.kind, to, "lycoris")
     ibm = isinstance(factor, Kronecker) and factor.layout == "ibm"
     if to == "lycoris" and ibm:
-        raise _refusal(layer, "KronA in the layout of IBM's code", to, "diffusers, --to kohya or --to peft")
+        raise _refusal(layer, "KronA in the layout of IBM's code", to, "diffusers, kohya or peft")
     if to in ("kohya", "lycoris") and not ibm:
         return factor
     if isinstance(factor, LowRank) and factor.mid is None:
@@ -92,10 +93,10 @@ def _as_low_rank(layer: str, factor: Factor, to: Target, rank: int | None, error
     if exact is not None and (rank is None or exact.rank <= rank):
         return replace(exact, alpha=float(exact.rank))
     if isinstance(factor, Full) and factor.difference.dim() < 2:
-        raise _refusal(layer, "a whole change of a norm", to, "kohya or --to lycoris")
+        raise _refusal(layer, "a whole change of a norm", to, "kohya or lycoris")
     if rank is None:
         kind = "a full difference" if isinstance(factor, Full) else factor.kind
-        raise _refusal(layer, kind, to, "kohya or --to lycoris, or give --rank to approximate it by an SVD")
+        raise _refusal(layer, kind, to, "kohya or lycoris, or let studio convert --rank approximate it by an SVD")
     made, errors[layer] = truncated(factor.delta(), rank)
     return made
 
@@ -133,11 +134,11 @@ def shaped(layer: str, factor: Factor, family: str | None) -> Factor:
 def _check_peft(adapter: Adapter, factors: Mapping[str, Factor], to: Target) -> None:
     """Raise UsageError for what PEFT's LoRA has no place for."""
     for layer in adapter.biases:
-        raise _refusal(f"{layer}.bias", "a full difference", to, "kohya or --to lycoris")
+        raise _refusal(f"{layer}.bias", "a full difference", to, "kohya or lycoris")
     for token in adapter.embeddings if to == "peft" else ():
         raise UsageError(
             f"{adapter.name} brings the word {token!r} along, which {to} files cannot hold.",
-            "Use --to diffusers, --to kohya or --to lycoris.",
+            "Choose another format: diffusers, kohya or lycoris.",
         )
     with_magnitude = {layer: isinstance(factor, Dora) for layer, factor in factors.items()}
     for layer, dora in with_magnitude.items():
@@ -146,9 +147,9 @@ def _check_peft(adapter: Adapter, factors: Mapping[str, Factor], to: Target) -> 
             raise UsageError(
                 f"{layer} has no DoRA magnitude, and others of {component} have one; {to} files turn DoRA on for all"
                 " layers of a component or none.",
-                "Use --to kohya or --to lycoris.",
+                "Choose another format: kohya or lycoris.",
             )
 
 
 def _refusal(layer: str, kind: str, to: Target, instead: str) -> UsageError:
-    return UsageError(f"{layer} is {kind}, which {to} files cannot hold.", f"Use --to {instead}.")
+    return UsageError(f"{layer} is {kind}, which {to} files cannot hold.", f"Choose another format: {instead}.")

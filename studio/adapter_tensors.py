@@ -138,7 +138,7 @@ def _kohya_name(layer: str, sgm: bool, numbered: bool) -> str:
         return f"lora_unet_{path.replace('.', '_')}"
     name = _sgm_name(path)
     if name is None:
-        raise UsageError(f"{layer} has no name among Stability's for SDXL.", "Use --to diffusers.")
+        raise UsageError(f"{layer} has no name among Stability's for SDXL.", "Choose another format: diffusers.")
     return f"lora_unet_{name}"
 
 

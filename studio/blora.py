@@ -11,7 +11,7 @@ from studio.adapter_algebra import with_family
 from studio.adapter_family import NAMES
 from studio.adapter_report import examples
 from studio.adapters import Adapter
-from studio.bases import SDXL_BLOCKS, Role
+from studio.bases import EMBEDDED, SDXL_BLOCKS, Role, find_base, role_blocks
 from studio.errors import UsageError
 
 
@@ -69,7 +69,7 @@ def half_of(adapter: Adapter, role: Role, blocks: Mapping[Role, str] = SDXL_BLOC
 
 
 def split(adapter: Adapter) -> tuple[Adapter, Adapter, tuple[str, ...]]:
-    """(content, style, layers that are in neither) of an adapter of SDXL.
+    """(content, style, layers that are in neither) of an adapter of SDXL, or of the embedded base.
 
     Raises UsageError where a half is missing, or the adapter is not for SDXL.
     """
@@ -78,5 +78,6 @@ def split(adapter: Adapter) -> tuple[Adapter, Adapter, tuple[str, ...]]:
             f"{adapter.name} was made for {NAMES[adapter.family]}; a B-LoRA is for {NAMES['sdxl']}.",
             "Give an adapter of SDXL.",
         )
-    content, style = half_of(adapter, "content"), half_of(adapter, "style")
+    blocks = role_blocks(find_base(EMBEDDED)) if adapter.metadata.get("studio.base") == EMBEDDED else SDXL_BLOCKS
+    content, style = half_of(adapter, "content", blocks), half_of(adapter, "style", blocks)
     return content.adapter, style.adapter, content.rest

@@ -165,4 +165,4 @@ def _remedy(name: str, phrases: dict[str, str]) -> str:
     if name.startswith("lora:"):
         return "Weights are not written into the prompt here: use --concept NAME=STRENGTH and <NAME>."
     used = ", ".join(f"<{known}>" for known in phrases) or "none"
-    return f"In use: {used}. Add it with --concept {name}, or take it out of the prompt."
+    return f"In use: {used}. Add {name} to them, or take <{name}> out of the prompt."

@@ -158,7 +158,7 @@ def _state(home: Home) -> Iterator[Check]:
 
 def _library(home: Home) -> Iterator[Check]:
     library = Library(home)
-    yield Check("library", "ok", f"{len(library.concepts())} concepts")
+    yield Check("library", "ok", f"concepts: {len(library.concepts())}")
     for name, problem in library.damaged().items():
         yield Check(f"concept {name}", "warn", problem, f"Train it again, or: studio library remove {name}")
 

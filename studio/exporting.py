@@ -34,7 +34,6 @@ def export_concept(concept: Concept, to: Path, kind: str | None = None) -> list[
     else:
         from studio.adapter_writing import write_adapter
 
-        target.parent.mkdir(parents=True, exist_ok=True)
         write_adapter(load_concept(concept), target, to=kind)
     text = _card(concept, target.name)
     return [target, write_atomic(card, lambda file: file.write_text(text, encoding="utf-8"))]

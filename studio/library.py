@@ -36,6 +36,10 @@ class Library:
     def __init__(self, home: Home) -> None:
         self.root = home.library
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a concept called `name`, readable or not."""
+        return name in self._names()
+
     def concepts(self) -> list[Concept]:
         """All readable concepts by name; see `damaged` for the others."""
         return [concept for _, concept in self._read() if isinstance(concept, Concept)]
@@ -48,13 +52,14 @@ class Library:
         """The concept called `name`; raises UsageError where there is none, StudioError where it is damaged."""
         return replace(read_concept(self.folder(name)), name=name)
 
-    def check_free(self, name: str) -> Path:
-        """The folder that a new concept `name` will have; raises UsageError for a bad or taken name."""
-        taken = {known.casefold() for known in self._names()}  # disks that ignore case are common
-        if safe_name(name, "concept name").casefold() in taken:
+    def check_free(self, name: str, instead: str = "") -> Path:
+        """The folder that a new concept `name` will have; raises UsageError for a bad or taken name, whose remedy also
+        says what can be done `instead`."""
+        taken = {known.casefold(): known for known in self._names()}  # disks that ignore case are common
+        if known := taken.get(safe_name(name, "concept name").casefold()):
             raise UsageError(
-                f"The library has a concept {name!r} already.",
-                f"Choose another --name, or remove it: studio library remove {name}",
+                f"The library has a concept {known!r} already.",
+                f"Choose another name, {instead}or remove it: studio library remove {known}",
             )
         return resolve_inside(self.root, name)
 
@@ -174,7 +179,7 @@ class Library:
         if safe_name(name, "concept name") not in names:
             near = get_close_matches(name, names, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It holds: {', '.join(names) or 'nothing yet'}."
-            raise UsageError(f"The library {self.root} has no concept {name!r}.", hint)
+            raise UsageError(f"There is no concept {name!r} in {self.root}.", hint)
         return resolve_inside(self.root, name)
 
     def _names(self) -> list[str]:

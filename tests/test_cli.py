@@ -1,3 +1,5 @@
+import io
+import json
 import os
 import subprocess
 import sys
@@ -6,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from studio.errors import StudioError, UsageError
 from studio.ui import cli
@@ -85,6 +88,21 @@ def test_the_installed_command_ends_with_the_same_code(tmp_path: Path):
     ended = subprocess.run(studio, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_the_terminal_cannot_encode_is_escaped(tmp_path: Path, monkeypatch, as_json: bool):
+    name = "été №2 猫 😀.png"
+    Image.effect_noise((120, 120), 90).save(tmp_path / name)
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    assert cli.main(["check", str(tmp_path), *["--json"] * as_json]) == 0
+    sys.stdout.flush()
+    said = written.getvalue().decode("cp1252")
+    if as_json:
+        assert json.loads(said)["pictures"][0]["file"] == name
+    else:
+        assert r"été \u21162 \u732b" in said
 
 
 BARE = "import typer; app = typer.Typer(); app.command()(lambda: None); app.command('b')(lambda: None); app(['--help'])"

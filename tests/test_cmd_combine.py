@@ -5,8 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from studio.concepts import Concept, write_concept
+from studio.home import Home
+
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CONTENT, STYLE = (f"unet.up_blocks.0.attentions.{n}.transformer_blocks.0.attn1.to_q" for n in (0, 1))
+
+SHIPPED = Path(__file__).parents[1] / "assets/concepts"
 
 
 def write(file: Path, layers: dict[str, tuple[int, float]], **more: torch.Tensor) -> Path:
@@ -121,6 +126,35 @@ def test_a_path_may_hold_an_equals_sign(run_studio, tmp_path: Path, two):
     out = tmp_path / "o.safetensors"
     assert run_studio("merge-adapters", odd, f"{odd}=0.5", "--out", out).code == 0
     assert (dense(out, Q) - 1.5 * dense(odd, Q)).norm() < 1e-5
+
+
+def test_concepts_go_by_their_names_also_where_a_folder_is_called_so(run_studio, home: Home, tmp_path, monkeypatch):
+    for name in ("milo", "rex"):
+        folder = home.library / name
+        folder.mkdir(parents=True)
+        write(folder / "adapter.safetensors", {Q: (2, 1.0), CONTENT: (2, 2.0)})
+        write_concept(Concept(name, "sks", "cat", "picturebook", "sdxl", "lora", folder))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "milo").mkdir()
+    (tmp_path / "milo" / "photo.png").touch()
+    assert run_studio("merge-adapters", "milo=0.7", "rex", "--out", "both.safetensors").code == 0
+    change = 0.7 * dense(home.library / "milo/adapter.safetensors", Q) + dense(
+        home.library / "rex/adapter.safetensors", Q
+    )
+    assert (dense(tmp_path / "both.safetensors", Q) - change).norm() < 1e-5
+    assert run_studio("resize", "milo", "--rank", "1", "--out", "small.safetensors").code == 0
+    assert json.loads(run_studio("inspect", "milo", "--json").out)["name"] == "milo"
+    assert run_studio("convert", "milo", "--to", "diffusers").out.splitlines()[0] == "milo.diffusers.safetensors"
+    for wrong in ("./milo", "cleo"):
+        assert run_studio("resize", wrong, "--rank", "1", "--out", "no.safetensors").code == 2
+    assert "give a concept's name: studio library list" in run_studio("inspect", "cleo").err
+
+
+def test_a_style_of_the_embedded_base_is_split_by_its_own_blocks(run_studio, tmp_path: Path):
+    content, style = tmp_path / "c.safetensors", tmp_path / "s.safetensors"
+    said = run_studio("split", SHIPPED / "neon/adapter.safetensors", "--out-content", content, "--out-style", style)
+    assert said.code == 0, said.err
+    assert {key.split(".transformer")[0] for key in load_file(style)} == {"unet.up_blocks.1.attentions.2"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from PIL import Image
 
 from studio import models
 from studio.concepts import Concept, write_concept
+from studio.jobs import JobStore
 
 
 @pytest.fixture
@@ -82,6 +83,27 @@ def test_wrong_usage_is_refused_before_the_base_is_loaded(run_studio, library, n
     ended = run_studio("generate", *arguments, *base)
     assert ended.code == 2
     assert said in ended.err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "strength", "told"),
+    [("a cat in the snow", 1, True), ("a milo", 1, True), ("a <milo in the snow", 1, True), ("a <milo>", 1, False),
+     ("A SKS cat", 1, False), ("a cat in the snow", 0, False)],
+)  # fmt: skip
+def test_a_concept_that_the_prompt_does_not_call_is_told(run_studio, library, tmp_path, prompt, strength, told):
+    library("milo")
+    ended = run_studio(
+        "generate", prompt, "--concept", f"milo={strength}", "--steps", 1, "--device", "cpu", "--out", tmp_path / "out"
+    )
+    assert ended.code == 0, ended.err
+    assert ("Note: Nothing in the prompt calls milo. Write <milo>" in ended.err) == told
+
+
+def test_a_picture_without_a_prompt_is_a_job_with_a_title(run_studio, home, tiny_sdxl):
+    ended = run_studio("generate", "", "--base", tiny_sdxl, "--steps", 1, "--device", "cpu")
+    assert ended.code == 0, ended.err
+    (job,) = JobStore(home).jobs()
+    assert job.title == "no prompt"
 
 
 def test_near_names_are_offered(run_studio, library, no_loading):

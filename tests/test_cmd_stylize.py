@@ -87,6 +87,23 @@ def test_a_picture_tells_and_draws_itself_again(run_studio, library, tmp_path):
     assert not same(first, stronger)
 
 
+@pytest.mark.parametrize(
+    ("options", "prompt"),
+    [
+        (("--style", "glass"), "a <milo> in <glass>"),
+        (("--content", "glass"), "a <glass> in <neon>"),
+        (("--content", "neon", "--style", "milo"), "a <neon> in <milo>"),
+    ],
+)
+def test_another_content_or_style_takes_the_old_ones_place_in_the_prompt(run_studio, library, options, prompt):
+    first = picture(run_studio("stylize", PROMPT, *BOTH, *QUICK))
+    library("glass", words=("wxz", "style"))
+    other = picture(run_studio("stylize", "--from", first, *options, "--device", "cpu", "--json"))
+    assert told(other)["prompt"] == prompt
+    given = picture(run_studio("stylize", "a <milo>", "--from", first, "--style", "glass", "--device", "cpu", "--json"))
+    assert told(given)["prompt"] == "a <milo>"
+
+
 def test_pictures_of_one_command_are_refused_by_the_other(run_studio, library):
     styled = picture(run_studio("stylize", PROMPT, *BOTH, *QUICK))
     composed = picture(run_studio("compose", "a <milo>", "--style", "neon", *QUICK))
@@ -113,7 +130,7 @@ def test_a_changed_concept_is_refused_unless_it_is_asked_for(run_studio, library
         (["a cat", "--content", "milo"], "does not name <milo>"),
         (["a <milo>", "--content", "milo", "--style-strength", "1"], "--style-strength is given without --style"),
         ([PROMPT, *BOTH, "--style-strength", "nan"], "--style-strength nan is no strength"),
-        (["a <milo> and a <rex>", "--content", "milo"], "names <rex>"),
+        (["a <milo> and a <rex>", "--content", "milo"], "In use: <milo>. Add rex to them, or take <rex> out of the"),
         (["a cat", "--style", "noen"], "Did you mean 'neon'"),
         (["a cat", "--style", "content-only"], "no style half"),
         ([PROMPT, *BOTH, "--width", "33"], "width 33 is not a multiple"),

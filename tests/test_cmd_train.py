@@ -75,7 +75,10 @@ def test_a_name_that_is_taken_is_refused_before_anything(run_studio: Run, config
     assert run_studio("train-concept", "--config", config, "--steps", "1").code == 0
     again = run_studio("train-concept", "--config", config)
     assert again.code == 2
-    assert "already" in again.err
+    assert "a concept 'milo' already" in again.err
+    assert "replace it with --overwrite, or remove it: studio library remove milo" in again.err
+    other = run_studio("train-concept", "--config", config, "--name", "Milo", "--overwrite")
+    assert (other.code, "studio library remove milo" in other.err) == (2, True)
     assert run_studio("train-concept", "--config", config, "--steps", "1", "--overwrite").code == 0
 
 

@@ -109,6 +109,14 @@ def test_names_are_looked_up_in_the_library(base, home, tiny_concepts):
         ComposedPipeline(base)("a <mlo>")
 
 
+def test_a_name_of_the_library_is_meant_before_a_folder_of_photos(base, home, tiny_concepts, tmp_path, monkeypatch):
+    kept = shutil.copytree(tiny_concepts[0].folder, home.library / "milo")
+    write_concept(dataclasses.replace(tiny_concepts[0], folder=kept))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "milo").mkdir()
+    assert ComposedPipeline(base).add_concept("milo").folder == kept
+
+
 def test_an_adapters_file_is_a_concept_with_its_words(base, pipe, tiny_loras, tiny_concepts):
     strange = ComposedPipeline(base)
     added = strange.add_concept(tiny_loras[0], name="milo", class_word="cat", trigger="sks")

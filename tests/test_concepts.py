@@ -100,7 +100,7 @@ def test_a_name_in_angle_brackets_becomes_trigger_and_class(milo: Concept, promp
 
 @pytest.mark.parametrize(
     ("prompt", "hint"),
-    [("<mlio> here", "<milo>"), ("<rex> here", "--concept rex"), ("<lora:milo:0.8>", "NAME=STRENGTH")],
+    [("<mlio> here", "<milo>"), ("<rex> here", "Add rex to them"), ("<lora:milo:0.8>", "NAME=STRENGTH")],
 )
 def test_an_unknown_name_is_refused_with_a_hint(milo: Concept, prompt: str, hint: str):
     with pytest.raises(UsageError) as refused:

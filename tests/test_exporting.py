@@ -1,13 +1,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from adapter_files import write_kohya
 from safetensors.torch import load_file
 
-from studio.adapters import load_adapter
+from studio.adapters import Adapter, load_adapter
 from studio.concepts import Concept
 from studio.errors import StudioError, UsageError
 from studio.exporting import export_concept
+from studio.factors import Full
 from studio.importing import Arrival, import_adapter
 from studio.library import Library
 
@@ -54,6 +56,14 @@ def test_unknown_formats_and_files_for_peft_are_refused(milo, tmp_path):
         export_concept(milo, tmp_path, "onnx")
     with pytest.raises(UsageError, match="is a folder"):
         export_concept(milo, tmp_path / "a.safetensors", "peft")
+
+
+def test_a_refused_conversion_leaves_nothing_and_names_no_option_of_another_command(milo, tmp_path, monkeypatch):
+    norm = Adapter("milo", "", "sd15", {"unet.norm": Full(torch.ones(4))})
+    monkeypatch.setattr("studio.exporting.load_concept", lambda concept: norm)
+    with pytest.raises(UsageError, match=r"^unet.norm is a whole change.*\nChoose another format: kohya or lycoris\.$"):
+        export_concept(milo, tmp_path / "out" / "deep", "peft")
+    assert not (tmp_path / "out").exists()
 
 
 def test_changed_weights_are_not_handed_on(milo, tmp_path):

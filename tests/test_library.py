@@ -53,8 +53,9 @@ def test_the_folder_gives_the_name(library: Library, tmp_path: Path):
 @pytest.mark.parametrize("name", ["milo", "Milo"])
 def test_a_taken_name_is_refused_and_both_stay(library: Library, tmp_path: Path, name: str):
     library.add(finished(tmp_path / "one"), "milo")
-    with pytest.raises(UsageError, match="already"):
+    with pytest.raises(UsageError, match="a concept 'milo' already") as refused:
         library.add(finished(tmp_path / "two"), name)
+    assert refused.value.remedy == "Choose another name, or remove it: studio library remove milo"
     assert (tmp_path / "two").is_dir()
     assert len(library.concepts()) == 1
 

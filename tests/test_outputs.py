@@ -65,7 +65,7 @@ def test_an_output_that_cannot_be_written_is_refused(home, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is a file"):
         output_folder(home, tmp_path / "file", "x")
-    with pytest.raises(UsageError, match="is a file"):
+    with pytest.raises(UsageError, match="is the name of a picture"):
         output_folder(home, tmp_path / "cat.png", "x")
     with pytest.raises(StudioError, match="Cannot write"):
         output_folder(home, tmp_path / "file" / "below", "x")

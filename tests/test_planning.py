@@ -65,15 +65,25 @@ def test_a_small_base_gets_a_new_word_unless_the_trigger_is_one_that_it_knows(ow
     assert [(plan.trigger, plan.new_word) for plan in plans] == [("milo0", True), ("uvu", False)]
 
 
+@pytest.mark.parametrize("rank", [-3, "many"])
+def test_a_wrong_rank_is_said_of_the_rank_alone(own_base: str, home: Home, rank: object) -> None:
+    with pytest.raises(UsageError, match="rank is") as refused:
+        plan_recipe(GIVEN | {"base": own_base, "rank": rank}, None, home)
+    assert "alpha" not in refused.value.problem
+
+
 def test_identifiers_that_are_all_taken(own_base: str, home: Home) -> None:
     facts = read_facts(BaseSource("own", own_base, "folder", "sdxl"))
     with pytest.raises(UsageError, match="All 2 identifiers"):
         free_trigger(facts, {"uvu", "xax"})
 
 
-@pytest.mark.parametrize("key", ["name", "class_word", "pictures"])
-def test_what_is_missing_is_asked_for(key: str, home: Home) -> None:
-    with pytest.raises(UsageError, match="is missing"):
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("name", "The name is"), ("class_word", "The class word is"), ("pictures", "The pictures are")],
+)
+def test_what_is_missing_is_asked_for(key: str, said: str, home: Home) -> None:
+    with pytest.raises(UsageError, match=f"{said} missing"):
         plan_recipe({name: value for name, value in GIVEN.items() if name != key}, None, home)
 
 

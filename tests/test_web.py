@@ -179,7 +179,9 @@ def test_with_a_password_every_route_asks_for_it(place):
 def test_a_refusal_is_a_sentence_in_which_no_place_is_told(client, place):
     with pytest.raises(AppError) as refused:
         client.predict(asked(prompt="a <nobody>"), api_name="/compose")
-    assert "has no concept 'nobody'. It holds: milo, rex." in str(refused.value).replace("\n", " ")
+    assert "There is no concept 'nobody' in the state folder/library. It holds: milo, rex." in str(
+        refused.value
+    ).replace("\n", " ")
     assert str(place.root) not in str(refused.value)
 
 

@@ -44,7 +44,8 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
     chosen = (read_toml(config) if config else {}) | given
     for key, remedy in _NEEDED.items():
         if key not in chosen:
-            raise UsageError(f"The {key.replace('_', ' ')} is missing.", remedy)
+            verb = "are" if key == "pictures" else "is"
+            raise UsageError(f"The {key.replace('_', ' ')} {verb} missing.", remedy)
     base = chosen.get("base", EMBEDDED)
     source = find_base(base)
     facts = read_facts(source)
@@ -78,7 +79,7 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
         preset.pop("factors", None)
     if isinstance(chosen.get("steps"), int):
         preset["warmup_steps"] = min(preset["warmup_steps"], chosen["steps"] // 10)  # lest a short training ends in it
-    if "rank" in chosen:
+    if isinstance(chosen.get("rank"), int) and chosen["rank"] > 0:
         preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
     words, lasting = {"trigger": trigger, "new_word": new_word}, _lasting(chosen | {"base": base})
     recipe = build_recipe([preset, words, chosen, lasting])

@@ -47,10 +47,11 @@ def workplace_of(home: Home, name: str) -> Workplace:
 def check_start(home: Home, names: Sequence[str], resume: bool, overwrite: bool) -> None:
     """Raise UsageError where a training of the concepts `names` must not start so: a name is taken, there is a training
     to resume, or there is none. A training has the name of its first concept."""
+    library = Library(home)
     for number, name in enumerate(names):
         workplace, going_on = workplace_of(home, name), resume and number == 0
-        if not overwrite:
-            Library(home).check_free(name)
+        if not (overwrite and name in library):
+            library.check_free(name, "" if overwrite else "replace it with --overwrite, ")
         if going_on and not (workplace.folder / RECIPE_FILE).is_file():
             raise UsageError(f"There is no interrupted training of {name!r}.", "Start it without --resume.")
         if workplace.started and not going_on and not overwrite:

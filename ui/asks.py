@@ -75,6 +75,11 @@ class DrawAsk(Ask):
     attention: Name | None = None
     compiled: bool | None = None
 
+    @property
+    def heading(self) -> str:
+        """What a list calls it."""
+        return self.prompt.strip() or "no prompt"
+
     def options(self) -> dict[str, Any]:
         """The settings that GenerateSettings knows, None for what is not given."""
         names = (
@@ -132,7 +137,7 @@ class ComposeAsk(DrawAsk):
 
     def order(self, device: str | None = None) -> Order:
         """The job that does this."""
-        title = f"{self.prompt} ({'all methods' if self.compare else self.method})"
+        title = f"{self.heading} ({'all methods' if self.compare else self.method})"
         return Order("compose", title, "studio.ui.work:compose", self.arguments(), device or BEST, warm=True)
 
 
@@ -154,7 +159,7 @@ class GenerateAsk(DrawAsk):
 
     def order(self, device: str | None = None) -> Order:
         """The job that does this."""
-        return Order("generate", self.prompt, "studio.ui.work:generate", self.arguments(), device or BEST, warm=True)
+        return Order("generate", self.heading, "studio.ui.work:generate", self.arguments(), device or BEST, warm=True)
 
 
 class StylizeAsk(DrawAsk):
@@ -167,7 +172,7 @@ class StylizeAsk(DrawAsk):
 
     def order(self, device: str | None = None) -> Order:
         """The job that does this."""
-        return Order("stylize", self.prompt, "studio.ui.work:stylize", self.arguments(), device or BEST, warm=True)
+        return Order("stylize", self.heading, "studio.ui.work:stylize", self.arguments(), device or BEST, warm=True)
 
 
 class EvaluateAsk(Ask):

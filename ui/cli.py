@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -76,6 +77,9 @@ def studio(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that a terminal lacks must not undo what is done
     try:
         app(given, prog_name="studio")
     except StudioError as error:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.errors import UsageError
-from studio.ui.options import JsonOption, print_json
+from studio.ui.adapter_sources import AdapterSource, find_adapter
+from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.untrusted import shown
 
 if TYPE_CHECKING:
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
     from studio.adapters import Adapter
 
 METHODS = ("sum", "svd", "lego")
-Weighted = list[tuple[Path, float]]
 OutOption = Annotated[Path, typer.Option(help="The new .safetensors file.", show_default=False)]
 HalfOption = Annotated[bool, typer.Option("--half", help="Write 16-bit numbers: half the size.")]
 
 
 def merge_adapters(
     adapters: Annotated[
-        list[str], typer.Argument(help="Files, each with its weight if not 1: a.safetensors=0.7", show_default=False)
+        list[str],
+        typer.Argument(
+            help="Files or concepts, each with its weight if not 1: a.safetensors=0.7 milo=0.5", show_default=False
+        ),
     ],
     out: OutOption,
     method: Annotated[
@@ -32,6 +35,7 @@ def merge_adapters(
     ] = "sum",
     rank: Annotated[int | None, typer.Option(help="Ranks a layer of the result, for svd and lego.")] = None,
     half: HalfOption = False,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make one adapter of several: their weighted sum, exactly or in few ranks, or rank-wise clusters (LoRA-LEGO)."""
@@ -40,13 +44,13 @@ def merge_adapters(
     if (rank is None) != (method == "sum"):
         needed = "keeps all ranks and takes no --rank" if method == "sum" else "needs --rank"
         raise UsageError(f"The method {method} {needed}.", "Write --method svd --rank 16, or leave both out.")
-    parts = [_weighted(text) for text in adapters]
+    parts = [_weighted(text, home) for text in adapters]
     if len(parts) < 2:
         raise UsageError("One adapter alone cannot be merged.", "Give two or more files, or use: studio resize")
-    _check_out(out, [path for path, _ in parts])
+    _check_out(out, [source.path for source, _ in parts])
     from studio import adapter_algebra as algebra
 
-    loaded = [(_load(path), weight) for path, weight in parts]
+    loaded = [(_load(source), weight) for source, weight in parts]
     cut = None
     if method == "svd":
         cut = algebra.add_and_cut(loaded, out.stem, rank or 0)
@@ -55,49 +59,58 @@ def merge_adapters(
         merged = algebra.add_clustered(loaded, out.stem, rank or 0)
     else:
         merged = algebra.add(loaded, out.stem)
-    record = {"method": method, "merged": [{"file": path, "weight": weight} for path, weight in parts]}
+    record = {"method": method, "merged": [{"file": source.path, "weight": weight} for source, weight in parts]}
     _report(
         record | _loss(cut) | _unread([one for one, _ in loaded]) | {"written": [_write(merged, out, half)]}, as_json
     )
 
 
 def resize(
-    file: Annotated[Path, typer.Argument(help="An adapter file.", show_default=False)],
+    file: Annotated[str, typer.Argument(help="An adapter file, or a concept's name.", show_default=False)],
     out: OutOption,
     rank: Annotated[int | None, typer.Option(help="The highest rank of a layer.")] = None,
     energy: Annotated[
         float | None, typer.Option(help="Instead: as few ranks a layer as keep this share of its squared norm.")
     ] = None,
     half: HalfOption = False,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an adapter as a LoRA of lower rank, the nearest there is, and tell what is lost."""
     if (rank is None) == (energy is None):
         raise UsageError("A rank or an energy is needed, and not both.", "Give --rank 16, or --energy 0.95.")
-    _check_out(out, [file])
+    source = find_adapter(file, home)
+    _check_out(out, [source.path])
     from studio.adapter_algebra import resize as cut_down
 
-    adapter = _load(file)
+    adapter = _load(source)
     cut = cut_down(adapter, rank=rank, energy=energy)
-    record = {"file": file} | _loss(cut) | _unread([adapter]) | {"written": [_write(cut.adapter, out, half)]}
+    record = {"file": source.path} | _loss(cut) | _unread([adapter]) | {"written": [_write(cut.adapter, out, half)]}
     _report(record, as_json)
 
 
 def split(
-    file: Annotated[Path, typer.Argument(help="A B-LoRA, or an SDXL LoRA of the whole UNet.", show_default=False)],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="A B-LoRA or an SDXL LoRA of the whole UNet: a file, or a concept's name.", show_default=False
+        ),
+    ],
     out_content: Annotated[Path, typer.Option(help="The new file with the content half.", show_default=False)],
     out_style: Annotated[Path, typer.Option(help="The new file with the style half.", show_default=False)],
     half: HalfOption = False,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Split a B-LoRA into what carries content (up_blocks.0.attentions.0) and what carries style (.1)."""
-    _check_out(out_content, [file])
-    _check_out(out_style, [file, out_content])
+    """Split a B-LoRA into what carries content (in SDXL up_blocks.0.attentions.0) and what carries style (.1)."""
+    source = find_adapter(file, home)
+    _check_out(out_content, [source.path])
+    _check_out(out_style, [source.path, out_content])
     from studio.blora import split as halves
 
-    adapter = _load(file)
+    adapter = _load(source)
     content, style, dropped = halves(adapter)
-    record: dict[str, Any] = {"file": file} | _unread([adapter])
+    record: dict[str, Any] = {"file": source.path} | _unread([adapter])
     if dropped:
         record["dropped"] = f"{len(dropped)} layers are in neither half, e.g. {shown(dropped[0], 100)}"
     if adapter.embeddings:
@@ -106,18 +119,18 @@ def split(
     _report(record | {"written": written}, as_json)
 
 
-def _weighted(text: str) -> tuple[Path, float]:
-    """A file and its weight; a path may hold "=" itself."""
-    path, given, number = text.rpartition("=")
+def _weighted(text: str, home: Path | None) -> tuple[AdapterSource, float]:
+    """An adapter and its weight; a path may hold "=" itself."""
+    name, given, number = text.rpartition("=")
     if not given or Path(text).exists():
-        return Path(text), 1.0
+        return find_adapter(text, home), 1.0
     try:
         weight = float(number)
     except ValueError:
         weight = math.nan
     if not 0 < abs(weight) <= 10:
-        raise UsageError(f"{text}: {number!r} is no weight.", f"Write a number up to 10 that is not 0: {path}=0.7")
-    return Path(path), weight
+        raise UsageError(f"{text}: {number!r} is no weight.", f"Write a number up to 10 that is not 0: {name}=0.7")
+    return find_adapter(name, home), weight
 
 
 def _check_out(out: Path, taken: Sequence[Path]) -> None:
@@ -127,10 +140,10 @@ def _check_out(out: Path, taken: Sequence[Path]) -> None:
         raise UsageError(f"{out} is given twice.", "Give the new file a name of its own.")
 
 
-def _load(path: Path) -> "Adapter":
-    from studio.adapters import check_values, load_adapter
+def _load(source: AdapterSource) -> "Adapter":
+    from studio.adapters import check_values
 
-    adapter = load_adapter(path)
+    adapter = source.load()
     check_values(adapter)
     return adapter
 

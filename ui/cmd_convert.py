@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studio.errors import UsageError
-from studio.ui.options import JsonOption, print_json
+from studio.ui.adapter_sources import find_adapter
+from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.untrusted import shown
 
 if TYPE_CHECKING:
@@ -17,9 +18,11 @@ _TARGETS = ("peft", "diffusers", "kohya", "lycoris")
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="The adapter: a .safetensors file or a PEFT folder.")],
+    file: Annotated[str, typer.Argument(help="The adapter: a .safetensors file, a PEFT folder or a concept's name.")],
     to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(_TARGETS)}.")],
-    out: Annotated[Path | None, typer.Option(help="File to write, for peft a folder. Default: beside FILE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, for peft a folder. Default: beside FILE, of a concept here.")
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Round the weights to float16: half the size.")] = False,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Let an SVD of this rank stand for what the format cannot hold exactly.")
@@ -28,18 +31,19 @@ def convert(
         bool, typer.Option("--allow-pickle", help="Read a .pth, too: tensors only, nothing in it is run.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")] = False,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an adapter anew as PEFT, diffusers, kohya or LyCORIS file, and read it back before it counts."""
     if to not in _TARGETS:
         raise UsageError(f"--to {to} is no format of adapters.", f"Choose one of {', '.join(_TARGETS)}.")
-    file = file.resolve() if file.is_dir() else file  # "." has no name
-    target = out or file.with_name(f"{file.stem}.{to}{'' if to == 'peft' else '.safetensors'}")
-    _check_target(file, target, to == "peft", overwrite)
+    source = find_adapter(file, home)
+    target = out or source.new_file(f".{to}" if to == "peft" else f".{to}.safetensors")
+    _check_target(source.path, target, to == "peft", overwrite)
     from studio.adapter_writing import write_adapter
-    from studio.adapters import check_values, load_adapter
+    from studio.adapters import check_values
 
-    adapter = load_adapter(file, allow_pickle=allow_pickle)
+    adapter = source.load(allow_pickle=allow_pickle)
     check_values(adapter)
     written = write_adapter(adapter, target, to, half=half, rank=rank)
     if as_json:

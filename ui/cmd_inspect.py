@@ -12,8 +12,9 @@ from rich.table import Column, Table
 
 from studio.bases import BaseSource, find_base
 from studio.errors import UsageError
+from studio.ui.adapter_sources import AdapterSource, find_adapter
 from studio.ui.inspect_words import Inspection, facts, numbers
-from studio.ui.options import JsonOption, print_json
+from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.ui.progress import progress
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ CHART_WIDTH = 40
 
 def inspect(
     file: Annotated[
-        Path, typer.Argument(help="An adapter: a .safetensors file or a folder of PEFT.", show_default=False)
+        str,
+        typer.Argument(help="A .safetensors file, a folder of PEFT, or a concept's name.", show_default=False),
     ],
     norms: Annotated[bool, typer.Option("--norms", help="Measure how strongly each block is changed.")] = False,
     base: Annotated[
@@ -34,6 +36,7 @@ def inspect(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read a .pth of plain tensors too, from a maker you trust.")
     ] = False,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what an adapter file holds, and what is suspicious about it; with --json alone only its header is read."""
@@ -41,7 +44,7 @@ def inspect(
         raise UsageError(f"--html {html} has no name of an HTML file.", "Give a name that ends in .html.")
     source = None if base is None else find_base(base)
     measured = norms or html is not None or source is not None
-    found = _inspect(file, measured, source, allow_pickle, hashed=measured or not as_json)
+    found = _inspect(find_adapter(file, home), measured, source, allow_pickle, hashed=measured or not as_json)
     if html is not None:
         from studio.ui.inspect_page import write_page
 
@@ -54,11 +57,13 @@ def inspect(
         typer.echo(html)
 
 
-def _inspect(file: Path, measured: bool, source: BaseSource | None, allow_pickle: bool, hashed: bool) -> Inspection:
+def _inspect(
+    wanted: AdapterSource, measured: bool, source: BaseSource | None, allow_pickle: bool, hashed: bool
+) -> Inspection:
     from studio.adapter_report import report_on, sha256
-    from studio.adapters import check_family, load_adapter
+    from studio.adapters import check_family
 
-    adapter = load_adapter(file, values=measured, allow_pickle=allow_pickle)
+    adapter, file = wanted.load(values=measured, allow_pickle=allow_pickle), wanted.path
     if source is not None:
         check_family(adapter, source.family, source.name)
     found = Inspection(file, report_on(adapter, file), sha256(file) if hashed else None)

@@ -216,7 +216,7 @@ def trash(
     inside = library.trashed()
     if empty and inside:
         if not yes:
-            typer.confirm(f"Delete {len(inside)} concepts for good?", abort=True, err=True)
+            typer.confirm(f"Delete for good what is in the trash ({len(inside)})?", abort=True, err=True)
         library.empty_trash()
     if as_json:
         print_json({"trash": [asdict(one) for one in inside], "emptied": empty})

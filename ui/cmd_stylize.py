@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.bases import BaseSource
-from studio.concepts import Concept
+from studio.concepts import PLACEHOLDER, Concept
 from studio.errors import UsageError
 from studio.events import Emit, Phase
 from studio.home import Home
@@ -140,9 +140,12 @@ def plan_of(
         told = recall(picture)
         if told.method != STYLIZE:
             raise UsageError(f"{picture} was not drawn by studio stylize.", f"Use: studio compose --from {picture}")
-        options = {"prompt": told.prompt} | told.settings | {k: v for k, v in options.items() if v is not None}
-        base = base or told.base
         recalled = {role: one for role, ones in (("content", told.concepts), ("style", told.styles)) for one in ones}
+        renamed = _renamed(recalled, wanted)
+        texts = {"prompt": told.prompt, "negative_prompt": told.settings["negative_prompt"]}
+        texts = {key: PLACEHOLDER.sub(lambda one: renamed.get(one[1], one[0]), text) for key, text in texts.items()}
+        options = told.settings | texts | {k: v for k, v in options.items() if v is not None}
+        base = base or told.base
     if options["prompt"] is None:
         raise UsageError("There is no prompt.", "Say what to draw, or give a picture with --from.")
     library = Library(state)
@@ -157,6 +160,16 @@ def plan_of(
     check_request(settings, concepts, None, [one for one in styles if not content or one[0].name != content[0].name])
     check_drawable(settings, source, [*concepts, *styles])
     return Plan(settings, source, content, style, output_folder(state, out, settings.prompt))
+
+
+def _renamed(
+    recalled: dict[str, RecalledConcept], wanted: dict[str, tuple[str | None, float | None]]
+) -> dict[str, str]:
+    """What the picture's prompt now says for each concept whose roles all went to others: the content's first, as the
+    words of a style are added where they are missing."""
+    now = {role: wanted[role][0] or one.name for role, one in recalled.items()}
+    kept = {one.name for role, one in recalled.items() if now[role] == one.name}
+    return {one.name: f"<{now[role]}>" for role, one in reversed(recalled.items()) if one.name not in kept}
 
 
 def _choose(

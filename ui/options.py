@@ -1,6 +1,7 @@
 """The options that several commands share, and how a command reports to a machine."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,4 +18,5 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JS
 
 def print_json(report: object) -> None:
     """Print `report` on stdout as indented JSON; paths become strings."""
-    typer.echo(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+    everything = "utf" in str(sys.stdout.encoding).lower()
+    typer.echo(json.dumps(report, indent=2, ensure_ascii=not everything, default=str))
