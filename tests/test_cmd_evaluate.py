@@ -171,12 +171,8 @@ def test_lost_pictures_are_told_and_can_be_given(run, library, tmp_path):
         (("--prompt", BOTH, "--methods", "magic"), "no method 'magic'"),
         (("milo", "--checkpoints"), "kept no steps"),
         (("milo", "rex", "--checkpoints"), "about one concept"),
-<<<<<<< HEAD
-        (("milo", "--together", 2), "there are 1 concepts"),
-        (("milo", "rex", "--together", 0), "together is 0"),
-=======
         (("milo", "--together", 2), "the number of concepts is 1"),
->>>>>>> fix-cli
+        (("milo", "rex", "--together", 0), "together is 0"),
         (("milo", "--protocol", "scenes"), "'scenes' does not ask this"),
         (("milo", "rex", "--together", 2, "--methods", "switch"), "leave no turn"),
         (("milo", "--prompt", "a cat"), "names no concept"),
