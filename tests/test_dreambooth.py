@@ -21,10 +21,11 @@ from studio.errors import StudioError, UsageError
 from studio.events import Done, Event, Loss, Notice, Phase, Preview, Validation, silent
 from studio.home import Home
 from studio.library import Library
-from studio.models import load_base
+from studio.models import load_base, wrap_pipe
+from studio.pipelines.random_bases import random_pipe
 from studio.trainers import checkpoint, lora, prior
 from studio.trainers.captions import pictures_of
-from studio.trainers.dreambooth import _prepare, train_concept
+from studio.trainers.dreambooth import _prepare, check_fits, train_concept
 from studio.trainers.planning import resumed_recipe
 from studio.trainers.recipe import Recipe
 from studio.trainers.stopping import Stopped
@@ -311,6 +312,11 @@ def test_what_does_not_fit_the_base_is_refused_before_anything_is_drawn(
         train_concept(tiny_recipe(tiny_sdxl, home, wrong), home)
     assert not list(home.cache.rglob("*.png"))
     assert not list(home.cache.rglob("*.safetensors"))
+
+
+def test_a_base_distilled_with_its_guidance_is_not_trained(tiny_sdxl: Path, home: Home) -> None:
+    with pytest.raises(UsageError, match="was distilled"):
+        check_fits(wrap_pipe(random_pipe({"time_cond_proj_dim": 32})), tiny_recipe(tiny_sdxl, home))
 
 
 def test_how_to_go_on_says_all_that_was_said(tiny_sdxl: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

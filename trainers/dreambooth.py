@@ -163,6 +163,11 @@ def _prepare(
 
 def check_fits(base: BaseModel, recipe: Recipe) -> None:
     """Raise UsageError where `base` has not the layers, the words or the noise that `recipe` wants."""
+    if base.guidance_width:
+        raise UsageError(
+            f"The base {recipe.base!r} was distilled to predict guided at once, and is not made to be trained.",
+            "Train on the base that it was made from.",
+        )
     kind_of(recipe).layers_of(base, recipe)
     noise_schedule(base, recipe.zero_terminal_snr)
     if recipe.new_word:
