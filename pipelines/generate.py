@@ -1,6 +1,5 @@
 """Pictures from a prompt, with any number of concepts merged by plain addition."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,7 +12,7 @@ from PIL.Image import Image
 from studio.adapters import Adapter, load_concept
 from studio.attaching import attach
 from studio.bases import Sizes
-from studio.concepts import Concept, expand_prompt, whole_word
+from studio.concepts import Concept, expand_prompt
 from studio.errors import StudioError
 from studio.events import Emit, Notice, Phase, Step
 from studio.hush import hushed
@@ -51,8 +50,6 @@ def generate(
         if unread := base.unread(text):
             limit = base.text_limit
             emit(Notice(f"The base reads {limit} tokens of a text; the rest has no effect: {unread!r}."))
-    for name in _uncalled(settings.prompt, concepts):
-        emit(Notice(f"Nothing in the prompt calls {name}. Write <{name}> where it belongs."))
     adapters = [(load_concept(concept), strength) for concept, strength in concepts]
     with (
         attending(base, settings.attention),
@@ -64,12 +61,6 @@ def generate(
             emit(Notice(warning))
         with compiled_blocks(base, (), emit).plain() if settings.compiled else nullcontext():
             return _draw_all(base, settings, emit)
-
-
-def _uncalled(prompt: str, concepts: Sequence[tuple[Concept, float]]) -> list[str]:
-    """The names of those that act, and whose trigger the spelled-out `prompt` does not say."""
-    acting = [concept for concept, strength in concepts if strength]
-    return [one.name for one in acting if not re.search(whole_word(one.trigger), prompt, re.IGNORECASE)]
 
 
 @contextmanager

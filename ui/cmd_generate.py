@@ -1,5 +1,6 @@
 """`studio generate`: pictures from a prompt, with trained concepts by name."""
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from studio.bases import BaseSource
-from studio.events import Emit, Phase
+from studio.concepts import expand_prompt, whole_word
+from studio.events import Emit, Notice, Phase
 from studio.home import Home
 from studio.library import Library
 from studio.pipelines.outputs import describe, output_folder, save_pictures
@@ -109,6 +111,8 @@ def plan_of(state: Home, options: dict[str, Any], given: Sequence[str], base: st
 def draw(plan: Plan, load: Load, device: str | None, emit: Emit) -> dict[str, Any]:
     """Draw and save; returns a report of it."""
     began, settings = time.monotonic(), plan.settings
+    for name in _uncalled(plan):
+        emit(Notice(f"Nothing in the prompt calls {name}. Write <{name}> where it belongs."))
     emit(Phase("Loading the base model"))
     model = load(plan.source, device, settings.offload)
     from studio.pipelines.generate import generate as merged
@@ -119,3 +123,10 @@ def draw(plan: Plan, load: Load, device: str | None, emit: Emit) -> dict[str, An
     made = [{"path": path, "seed": settings.seed + n} for n, path in enumerate(paths)]
     size = {"width": pictures[0].width, "height": pictures[0].height}
     return {"pictures": made, "seconds": round(time.monotonic() - began, 2)} | description | size
+
+
+def _uncalled(plan: Plan) -> list[str]:
+    """The names of those that act, and whose trigger the spelled-out prompt does not say."""
+    prompt = expand_prompt(plan.settings.prompt, [concept for concept, _ in plan.concepts])
+    acting = [concept for concept, strength in plan.concepts if strength]
+    return [one.name for one in acting if not re.search(whole_word(one.trigger), prompt, re.IGNORECASE)]
