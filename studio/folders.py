@@ -1,7 +1,6 @@
 """Which files of a user's folder are pictures, and how often each counts; one level of subfolders is read."""
 
 import re
-from collections.abc import Collection
 from pathlib import Path
 
 from studio.errors import UsageError
@@ -47,9 +46,9 @@ def named(file: Path, subfolder: str) -> str:
     return f"{subfolder}/{file.name}" if subfolder else file.name
 
 
-def unused(path: Path, pictures: Collection[str]) -> list[str]:
-    """A sentence for each kind of thing in folder `path` that is of no use beside `pictures`, their names."""
-    stems = {name.rpartition(".")[0] for name in pictures}
+def unused(path: Path) -> list[str]:
+    """A sentence for each kind of thing in folder `path` that is of no use beside its pictures."""
+    stems = {named(file, subfolder).rpartition(".")[0] for file, subfolder in picture_files(path)}
     names: dict[str, list[str]] = {
         "Captions without a picture of the same name": [], "Files of other kinds": [], "Folders in subfolders": [],
     }  # fmt: skip

@@ -188,7 +188,7 @@ def dataset_notices(path: Path, pictures: list[Picture], least: int = 2) -> list
         times = "once" if inside[0].repeats == 1 else f"{inside[0].repeats} times"
         notices.append(f"Subfolder {subfolder}: each picture ({len(inside)}) is shown {times} in an epoch.")
     if path.is_dir():
-        notices += unused(path, [picture.name for picture in pictures])
+        notices += unused(path)
     return notices
 
 

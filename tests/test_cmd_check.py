@@ -65,9 +65,11 @@ def test_subfolders_count_as_their_names_say(run_studio, folder: Path):
 
 def test_a_picture_that_cannot_be_used_is_named_beside_those_that_can(run_studio, folder: Path):
     (folder / "e.png").write_bytes((folder / "b.png").read_bytes()[:200])
+    (folder / "e.txt").write_text("its caption")
     said = run_studio("check", folder)
     assert said.code == 1
     assert "4 of 5 pictures can be used, as squares of 96 px." in said.out
+    assert "Captions without" not in said.out
     assert "cannot be used: the picture is cut short or damaged" in next(
         line for line in said.out.splitlines() if "e.png" in line
     )
