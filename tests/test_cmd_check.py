@@ -75,6 +75,20 @@ def test_a_picture_that_cannot_be_used_is_named_beside_those_that_can(run_studio
     )
 
 
+def test_pictures_of_a_phone_that_cannot_be_read_are_told(run_studio, folder: Path, tmp_path: Path):
+    (folder / "IMG_1.HEIC").write_bytes(b"0")
+    assert "Pictures in HEIC, to be saved as JPEG first, are not used: IMG_1.HEIC." in run_studio("check", folder).out
+    phone = tmp_path / "phone"
+    phone.mkdir()
+    for name in ("IMG_1.HEIC", "IMG_2.heif"):
+        (phone / name).write_bytes(b"0")
+    for asked in (phone, phone / "IMG_1.HEIC"):
+        said = run_studio("check", asked)
+        assert "JPEG" in said.out + said.err
+    refused = run_studio("check", phone)
+    assert (refused.code, "holds no pictures but 2 in HEIC" in refused.err) == (2, True)
+
+
 def test_a_folder_without_pictures_is_wrong_usage(run_studio, tmp_path: Path):
     said = run_studio("check", tmp_path)
     assert (said.code, "holds no pictures" in said.err) == (2, True)
