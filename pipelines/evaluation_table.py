@@ -13,17 +13,18 @@ from studio.stats import Mean, Share
 
 @dataclass(frozen=True)
 class Sense:
-    """What a score says, and which way is better; "" where neither is."""
+    """What a score says, which way is better ("" where neither is), and whether it is yes or no of a picture."""
 
     says: str
     better: Literal["higher", "lower", ""]
+    share: bool = False
 
 
 SENSES = {
-    "success": Sense("all of the following are right, by judge A", "higher"),
-    "itself": Sense("every concept is itself, in its place, by judge A", "higher"),
-    "leak": Sense("a place shows something of another concept, by judge A", "lower"),
-    "background": Sense("the prompt's background, by judge A", "higher"),
+    "success": Sense("all of the following are right, by judge A", "higher", share=True),
+    "itself": Sense("every concept is itself, in its place, by judge A", "higher", share=True),
+    "leak": Sense("a place shows something of another concept, by judge A", "lower", share=True),
+    "background": Sense("the prompt's background, by judge A", "higher", share=True),
     "judge-margin": Sense("how much nearer to itself than to any other, by judge A", "higher"),
     "CLIP-T": Sense("how well the picture fits the prompt, 100 times a cosine", "higher"),
     "CLIP-I": Sense("how like its own pictures a concept is, a cosine", "higher"),
@@ -113,13 +114,13 @@ def _means(found: Found, row: str, pictures: Sequence[Scored]) -> dict[str, Any]
         values = [one.scores[name] for one in pictures if name in one.scores]
         values += [scores[name] for scores in told if name in scores]
         if values:
-            means[name] = _mean(values)
+            means[name] = _mean(values, SENSES[name].share)
     return means
 
 
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    """With Wilson's interval where all are yes or no: a bootstrap of none in forty says that there are none at all."""
-    if all(value in (0, 1) for value in values):
+def _mean(values: Sequence[float], share: bool) -> dict[str, float]:
+    """With Wilson's interval for a share: a bootstrap of none in forty says that there are none at all."""
+    if share:
         return Share.of([value == 1 for value in values]).rounded()
     return Mean.of(values, range(len(values))).rounded()
 

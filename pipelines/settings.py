@@ -10,6 +10,7 @@ from studio.errors import UsageError
 from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
 
 SEED_LIMIT = 2**63
+LONGER, LARGER = 8, 4  # how many times the native side one side of a picture may have, and both of a square
 ATTENTIONS = ("sdpa", "xformers")
 
 
@@ -65,7 +66,8 @@ class GenerateSettings:
             )
 
     def size_for(self, sizes: Sizes) -> tuple[int, int]:
-        """Width and height in pixels, the base's own where not set; raises UsageError for sizes between its steps."""
+        """Width and height in pixels, the base's own where not set; raises UsageError for sizes between its steps, and
+        for those that no base draws and no memory holds."""
         size = (self.width or sizes.native[0], self.height or sizes.native[1])
         step = sizes.step
         for name, value in zip(("width", "height"), size, strict=True):
@@ -73,6 +75,13 @@ class GenerateSettings:
                 below, above = value // step * step, (value // step + 1) * step
                 nearest = f"{below} or {above}" if below else str(above)
                 raise UsageError(f"The {name} {value} is not a multiple of {step} pixels.", f"Use {nearest}.")
+        (width, height), longest = sizes.native, LONGER * max(sizes.native)
+        if max(size) > longest or math.prod(size) > LARGER**2 * width * height:
+            raise UsageError(
+                f"{size[0]} x {size[1]} pixels are far more than the base draws.",
+                f"Its own size is {width} x {height}. It takes sides up to {longest} pixels, and no more pixels than"
+                f" {LARGER * width} x {LARGER * height}.",
+            )
         return size
 
 

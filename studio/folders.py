@@ -1,12 +1,12 @@
 """Which files of a user's folder are pictures, and how often each counts; one level of subfolders is read."""
 
 import re
-from collections.abc import Collection
 from pathlib import Path
 
 from studio.errors import UsageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+PHONES = frozenset({".heic", ".heif"})  # what phones may save, and Pillow cannot read
 MASK = ".mask"  # how the name of a mask's file ends
 _REPEATED = re.compile(r"([0-9]{1,3})_")  # how a subfolder's name begins whose pictures count several times, as kohya's
 
@@ -25,6 +25,12 @@ def picture_files(path: Path) -> list[tuple[Path, str]]:
         (file, subfolder) for file, subfolder in _visible(path)
         if file.suffix.lower() in SUFFIXES and not file.stem.endswith(MASK) and not file.is_dir()
     ]  # fmt: skip
+    if not files and (phones := [file for file, _ in _visible(path) if file.suffix.lower() in PHONES]):
+        raise UsageError(
+            f"The folder {path} holds no pictures but {len(phones)} in HEIC, which cannot be read.",
+            "Save them as JPEG first, with any program that shows them; or let the phone do so (camera format: most"
+            " compatible).",
+        )
     if not files:
         raise UsageError(
             f"The folder {path} holds no pictures.", f"Put 4 to 10 pictures there ({', '.join(sorted(SUFFIXES))})."
@@ -47,19 +53,22 @@ def named(file: Path, subfolder: str) -> str:
     return f"{subfolder}/{file.name}" if subfolder else file.name
 
 
-def unused(path: Path, pictures: Collection[str]) -> list[str]:
-    """A sentence for each kind of thing in folder `path` that is of no use beside `pictures`, their names."""
-    stems = {name.rpartition(".")[0] for name in pictures}
+def unused(path: Path) -> list[str]:
+    """A sentence for each kind of thing in folder `path` that is of no use beside its pictures."""
+    stems = {named(file, subfolder).rpartition(".")[0] for file, subfolder in picture_files(path)}
     names: dict[str, list[str]] = {
-        "Captions without a picture of the same name": [], "Files of other kinds": [], "Folders in subfolders": [],
+        "Captions without a picture of the same name": [], "Pictures in HEIC, to be saved as JPEG first,": [],
+        "Files of other kinds": [], "Folders in subfolders": [],
     }  # fmt: skip
-    captions, others, deeper = names.values()
+    captions, phones, others, deeper = names.values()
     for file, subfolder in _visible(path):
         name, suffix = named(file, subfolder), file.suffix.lower()
         if file.is_dir():
             deeper += [name] if subfolder else []
         elif suffix == ".txt":
             captions += [name] if name.rpartition(".")[0] not in stems else []
+        elif suffix in PHONES:
+            phones.append(name)
         elif suffix not in SUFFIXES:
             others.append(name)
     return [f"{what} are not used: {', '.join(listed)}." for what, listed in names.items() if listed]

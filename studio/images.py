@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from studio.buckets import Size, kept_share, nearest_size
 from studio.errors import UsageError
-from studio.folders import MASK, named, picture_files, times_shown, unused
+from studio.folders import MASK, PHONES, named, picture_files, times_shown, unused
 
 MAX_PIXELS = 50_000_000
 _ORIENTATION = 0x0112
@@ -188,7 +188,7 @@ def dataset_notices(path: Path, pictures: list[Picture], least: int = 2) -> list
         times = "once" if inside[0].repeats == 1 else f"{inside[0].repeats} times"
         notices.append(f"Subfolder {subfolder}: each picture ({len(inside)}) is shown {times} in an epoch.")
     if path.is_dir():
-        notices += unused(path, [picture.name for picture in pictures])
+        notices += unused(path)
     return notices
 
 
@@ -208,7 +208,9 @@ def _open(path: Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _Unusable(_too_large()) from error
     except Image.UnidentifiedImageError as error:
-        raise _Unusable("this is not a picture, whatever its name says") from error
+        phone = path.suffix.lower() in PHONES
+        why = "this is HEIC: save it as JPEG first" if phone else "this is not a picture, whatever its name says"
+        raise _Unusable(why) from error
     except OSError as error:
         raise _Unusable(f"the file cannot be read ({error.strerror or error})") from error
 

@@ -35,18 +35,25 @@ class Reporter:
         self.store, self.number = store, number
         self.result: dict[str, Any] = {}
         self._noted = self._asked = 0.0
+        self._held: Event | None = None
         self._told = False
 
     def __call__(self, event: Event) -> None:
         """Write `event` down, and look what the user wants."""
         now = time.monotonic()
         between = isinstance(event, Step) and 1 < event.step < event.total and now - self._noted < STEP_SECONDS
+        self._held = event if between else None
         if not between:
             self._noted = now
             self.store.note(self.number, event)
         if now - self._asked >= WISH_SECONDS:
             self._asked = now
             self.heed()
+
+    def flush(self) -> None:
+        """Write down the step that followed another too soon."""
+        if self._held is not None:
+            self.store.note(self.number, self._held)
 
     def heed(self) -> None:
         """Do what the user wants of the running job."""
@@ -68,7 +75,10 @@ def working(store: JobStore, job: Job) -> Iterator[Reporter]:
     ended = threading.Event()
     threading.Thread(target=_beat, args=(store, job.id, ended), daemon=True).start()
     try:
-        yield reporter
+        try:
+            yield reporter
+        finally:
+            reporter.flush()
     except Cancelled:
         store.end(job.id, "cancelled")
         raise
@@ -85,6 +95,7 @@ def working(store: JobStore, job: Job) -> Iterator[Reporter]:
         raise
     else:
         store.end(job.id, "done", reporter.result)
+        store.settle_paused(job.id)
     finally:
         ended.set()
 

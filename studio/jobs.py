@@ -207,14 +207,26 @@ class JobStore:
 
     def settle(self, job: Job, why: str = "Its process ended without a word") -> None:
         """Give a job whose process is gone the state that it deserves; `why` it is gone."""
+        ended = {"ended": job.heartbeat or time.time(), "wish": ""}  # when it was last heard of
         if job.wish == "cancel":
-            self.end(job.id, "cancelled")
+            self._update(job.id, ("running",), durable=True, state="cancelled", **ended)
         elif job.warm and not job.terminal and job.attempts < ATTEMPTS:
             self.again(job.id)
         else:
             remedy = "Retry goes on from its last checkpoint." if job.pausable else "Retry does it again."
-            told = {"state": "interrupted", "ended": time.time(), "wish": "", "problem": f"{why}.", "remedy": remedy}
-            self._update(job.id, ("running", "waiting"), durable=True, **told)
+            told = {"state": "interrupted", "problem": f"{why}.", "remedy": remedy}
+            self._update(job.id, ("running", "waiting"), durable=True, **ended, **told)
+
+    def settle_paused(self, by: int) -> None:
+        """Cancel the paused trainings of the name that job `by` has trained to the end: they have nothing to go on."""
+        name = "json_extract(arguments, '$.recipe.name')"
+        told = ("cancelled", time.time(), f"Job {by} finished this training.", by)
+        with self._write(durable=True) as db:
+            db.execute(
+                "UPDATE jobs SET state = ?, ended = COALESCE(ended, ?), problem = ?, remedy = ''"
+                f" WHERE state = 'paused' AND {name} = (SELECT {name} FROM jobs WHERE id = ?)",
+                told,
+            )
 
     def _insert(self, order: Order, state: State, who: Identity | None, parent: int | None) -> Job:
         values: dict[str, Any] = {one.name: getattr(order, one.name) for one in fields(order)}

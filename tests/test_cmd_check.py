@@ -65,12 +65,28 @@ def test_subfolders_count_as_their_names_say(run_studio, folder: Path):
 
 def test_a_picture_that_cannot_be_used_is_named_beside_those_that_can(run_studio, folder: Path):
     (folder / "e.png").write_bytes((folder / "b.png").read_bytes()[:200])
+    (folder / "e.txt").write_text("its caption")
     said = run_studio("check", folder)
     assert said.code == 1
     assert "4 of 5 pictures can be used, as squares of 96 px." in said.out
+    assert "Captions without" not in said.out
     assert "cannot be used: the picture is cut short or damaged" in next(
         line for line in said.out.splitlines() if "e.png" in line
     )
+
+
+def test_pictures_of_a_phone_that_cannot_be_read_are_told(run_studio, folder: Path, tmp_path: Path):
+    (folder / "IMG_1.HEIC").write_bytes(b"0")
+    assert "Pictures in HEIC, to be saved as JPEG first, are not used: IMG_1.HEIC." in run_studio("check", folder).out
+    phone = tmp_path / "phone"
+    phone.mkdir()
+    for name in ("IMG_1.HEIC", "IMG_2.heif"):
+        (phone / name).write_bytes(b"0")
+    for asked in (phone, phone / "IMG_1.HEIC"):
+        said = run_studio("check", asked)
+        assert "JPEG" in said.out + said.err
+    refused = run_studio("check", phone)
+    assert (refused.code, "holds no pictures but 2 in HEIC" in refused.err) == (2, True)
 
 
 def test_a_folder_without_pictures_is_wrong_usage(run_studio, tmp_path: Path):

@@ -71,6 +71,11 @@ def test_scores_stand_in_one_order():
     assert scores_of(TWO) == ["success", "CLIP-I", "diversity", "seconds"]
 
 
+def test_a_mean_is_no_share_even_where_all_its_values_are_0_or_1():
+    rows = report_of(found(*(("x", "p", n, {"CLIP-I": 1.0, "seconds": 1}) for n in range(4))))["rows"]
+    assert [(rows["x"][name]["low"], rows["x"][name]["high"]) for name in ("CLIP-I", "seconds")] == [(1, 1), (1, 1)]
+
+
 @pytest.mark.parametrize("name", ["success", "leak"])
 def test_none_of_many_is_not_none_at_all(name: str):
     rows = report_of(found(*(("x", "p", n, {name: 0.0}) for n in range(40))))["rows"]

@@ -166,9 +166,11 @@ def test_a_training_whose_process_is_gone_is_interrupted_and_one_that_lives_is_l
     dead, alive = (store.submit(replace(ORDER, warm=False, pausable=True)).id for _ in range(2))
     store.start(dead, gone)
     store.start(alive, Identity.of())
+    last = store.job(dead).heartbeat
     assert [one.id for one in store.reconcile()] == [dead]
     assert store.job(dead).state == "interrupted"
     assert "checkpoint" in store.job(dead).remedy
+    assert store.job(dead).ended == last  # not when somebody looked
     assert store.job(alive).state == "running"
 
 

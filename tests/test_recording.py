@@ -1,4 +1,5 @@
 import signal
+from dataclasses import replace
 
 import pytest
 from filelock import Timeout
@@ -46,6 +47,29 @@ def test_a_page_can_cancel_what_a_terminal_does(home):
     with pytest.raises(Cancelled):
         work()
     assert JobStore(home).job(1).state == "cancelled"
+
+
+def test_the_last_step_is_written_down_however_soon_it_followed(home):
+    def work():
+        with recorded(home, ORDER, lambda event: None) as job:
+            for step in range(1, 38):
+                job(Step(step, 300))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert JobStore(home).job(1).step == 37
+
+
+def test_a_finished_training_settles_those_of_its_name_that_were_paused(home):
+    store = JobStore(home)
+    milo, rex = (replace(ORDER, arguments={"recipe": {"name": name}}) for name in ("milo", "rex"))
+    for order in (milo, rex, replace(ORDER, kind="compose", arguments={})):
+        store.pause(store.submit(order).id)
+    with recorded(home, milo, lambda event: None):
+        pass
+    assert [store.job(number).state for number in (1, 2, 3, 4)] == ["cancelled", "paused", "paused", "done"]
+    assert store.job(1).problem == "Job 4 finished this training."
 
 
 def test_a_page_can_pause_what_a_terminal_trains(home):

@@ -44,6 +44,20 @@ def test_a_size_between_the_steps_gets_its_neighbours(width, remedy):
     assert refusal.value.remedy == remedy
 
 
+@pytest.mark.parametrize(("width", "height"), [(2048, 2048), (8192, 1024), (4096, 4096), (1024, 8192)])
+def test_large_and_wide_pictures_are_drawn(width, height):
+    assert GenerateSettings("a cat", width=width, height=height).size_for(Sizes((1024, 1024), 32)) == (width, height)
+
+
+@pytest.mark.parametrize(("width", "height"), [(8224, 64), (96000, None), (4128, 4096)])
+def test_what_no_base_draws_is_refused_before_memory_is_taken(width, height):
+    with pytest.raises(UsageError, match=f"{width} x {height or 1024} pixels") as refusal:
+        GenerateSettings("a cat", width=width, height=height).size_for(Sizes((1024, 1024), 32))
+    assert refusal.value.remedy == (
+        "Its own size is 1024 x 1024. It takes sides up to 8192 pixels, and no more pixels than 4096 x 4096."
+    )
+
+
 def test_three_have_room_on_the_embedded_base():
     embedded = find_base("picturebook")
     assert [usual_width(embedded, things) for things in (1, 2, 3, 4)] == [None, None, 144, 144]

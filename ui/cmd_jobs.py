@@ -49,7 +49,7 @@ def list_jobs(
         return
     from studio.ui.fragments import facts
 
-    table = Table("job", "state", "what", "how far", box=None)
+    table = Table("job", "state", "what", "how far, or how long", box=None)
     for job in jobs:
         table.add_row(str(job.id), job.state, Text(shown(job.title, 80)), Text(facts(job)))
     Console(soft_wrap=True).print(table)
