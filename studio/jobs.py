@@ -206,7 +206,7 @@ class JobStore:
         return [self.job(one.id) for one in gone]
 
     def settle(self, job: Job, why: str = "Its process ended without a word") -> None:
-        """Give a job whose process is gone the state that it deserves; `why` it is gone."""
+        """Give a job that nobody works on any more the state that it deserves; `why` that is."""
         if job.wish == "cancel":
             self.end(job.id, "cancelled")
         elif job.warm and not job.terminal and job.attempts < ATTEMPTS:
