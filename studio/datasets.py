@@ -7,14 +7,15 @@ import stat
 import unicodedata
 import uuid
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from studio.errors import UsageError
-from studio.folders import SUFFIXES
+from studio.folders import MASK, SUFFIXES
 from studio.home import Home, ensure_free, ensure_writable, resolve_inside
 from studio.images import MAX_PIXELS
 
@@ -86,6 +87,8 @@ class _Keeper:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = self.bytes = self.pictures = 0
+        self._seen: Counter[tuple[str, ...]] = Counter()
+        self._stems: dict[tuple[str, str, int], str] = {}
 
     def archive(self, path: Path) -> None:
         """What a zip holds, folders and hidden files left out; raises UsageError for what a zip should not hold."""
@@ -101,16 +104,18 @@ class _Keeper:
                     )
                 self._room(one.file_size)
             for one in entries:
+                inside = PurePosixPath(one.filename)
                 with archive.open(one) as stream:
-                    self.file(Path(one.filename).name, iter(lambda stream=stream: stream.read(_CHUNK), b""), 0)
+                    parts = iter(lambda stream=stream: stream.read(_CHUNK), b"")
+                    self.file(inside.name, parts, 0, f"{path}:{inside.parent}")
 
-    def file(self, name: str, parts: Iterable[bytes], size: int) -> None:
-        """One file; a picture's header is read, a caption has to be text."""
+    def file(self, name: str, parts: Iterable[bytes], size: int, place: str = "") -> None:
+        """One file, which lay in `place`; a picture's header is read, a caption has to be text."""
         suffix = Path(name).suffix.lower()
         if suffix not in SUFFIXES and suffix != CAPTION:
             raise UsageError(f"{name[:60]!r} is no picture and no caption.", f"Give {', '.join(sorted(SUFFIXES))}.")
         self._room(size)
-        to, written = self._unused(name, suffix), 0
+        to, written = self._path(name, suffix, place), 0
         with to.open("wb") as file:
             for part in parts:
                 written += len(part)
@@ -129,16 +134,29 @@ class _Keeper:
         if self.count >= MOST_FILES or self.bytes + size > MOST_BYTES:
             raise _too_much()
 
-    def _unused(self, name: str, suffix: str) -> Path:
-        """A caption keeps the stem of its picture, so that the two stay together."""
-        plain = unicodedata.normalize("NFKD", Path(name).stem).encode("ascii", "ignore").decode()
-        mask = ".mask" if plain.endswith(".mask") else ""
-        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", plain.removesuffix(".mask")).strip("-")[:48] or "picture"
-        path, n = self.folder / f"{stem}{mask}{suffix}", 1
-        while path.exists():
+    def _path(self, name: str, suffix: str, place: str) -> Path:
+        """Files that had one name, but for its end, in one `place` keep one: a picture, its caption and its mask.
+
+        Where several came under the very same name, the first of each kind belong together, then the second.
+        """
+        own = unicodedata.normalize("NFC", Path(name).stem)  # which macOS takes apart, and others do not
+        mask = MASK if own.endswith(MASK) else ""
+        own = own.removesuffix(MASK)
+        self._seen[place, own, mask, suffix] += 1
+        origin = (place, own, self._seen[place, own, mask, suffix])
+        if origin not in self._stems:
+            self._stems[origin] = self._unused(own)
+        return self.folder / f"{self._stems[origin]}{mask}{suffix}"
+
+    def _unused(self, own: str) -> str:
+        """A safe stem that no disk takes for another one."""
+        plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
+        stem = safe = re.sub(r"[^A-Za-z0-9_-]+", "-", plain).strip("-")[:48] or "picture"
+        taken, n = {one.casefold() for one in self._stems.values()}, 1
+        while safe.casefold() in taken:
             n += 1
-            path = self.folder / f"{stem}-{n}{mask}{suffix}"
-        return path
+            safe = f"{stem}-{n}"
+        return safe
 
 
 def _too_much() -> UsageError:

@@ -162,7 +162,7 @@ class Runner:
             ready = selector.select(LOOK_SECONDS)
         if ready:
             if worker.process.stdout.readline():
-                self.finished(job)
+                self.finished(self.store.job(job.id))
             else:
                 self.lost(job)
         elif _overdue(job):
@@ -170,6 +170,8 @@ class Runner:
 
     def finished(self, job: Job) -> None:
         """The worker is free again, or is let go where the next job needs a fresh one."""
+        if job.state == "running":  # the disk may be full; else the queue would wait for a worker that is idle
+            self.store.settle(job, "Its end could not be written down")
         self.current = None
         if not job.warm and self.worker is not None:
             self.worker.close()

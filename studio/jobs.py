@@ -206,10 +206,10 @@ class JobStore:
         return [self.job(one.id) for one in gone]
 
     def settle(self, job: Job, why: str = "Its process ended without a word") -> None:
-        """Give a job whose process is gone the state that it deserves; `why` it is gone."""
+        """Give a job that nobody works on any more the state that it deserves; `why` that is."""
         ended = {"ended": job.heartbeat or time.time(), "wish": ""}  # when it was last heard of
         if job.wish == "cancel":
-            self._update(job.id, ("running",), durable=True, state="cancelled", **ended)
+            self._update(job.id, ("running", "waiting"), durable=True, state="cancelled", **ended)
         elif job.warm and not job.terminal and job.attempts < ATTEMPTS:
             self.again(job.id)
         else:

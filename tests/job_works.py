@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sqlite3
 import time
 
 from studio.errors import StudioError, UsageError
 from studio.events import Notice, Phase, Step
+from studio.jobs import JobStore
 
 
 def add(arguments, bench):
@@ -56,6 +58,19 @@ def die(arguments, bench):
     print("so long", flush=True)
     if bench.attempt <= arguments.get("times", 100):
         os.kill(os.getpid(), signal.SIGKILL)
+    return {"attempt": bench.attempt}
+
+
+def unwritten(arguments, bench):
+    """Its end fails to be written down, as on a full disk, `times` times."""
+    end = JobStore.end
+
+    def fail(*given, **named):
+        JobStore.end = end
+        raise sqlite3.OperationalError("database or disk is full")
+
+    if bench.attempt <= arguments.get("times", 100):
+        JobStore.end = fail
     return {"attempt": bench.attempt}
 
 

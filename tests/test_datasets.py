@@ -2,6 +2,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from io import BytesIO
 
 import pytest
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from studio.datasets import MOST_FILES, Datasets
 from studio.errors import UsageError
 from studio.home import Home
-from studio.images import find_pictures
+from studio.images import find_pictures, mask_file
 
 
 @pytest.fixture
@@ -42,8 +43,6 @@ def archive(path, **entries):
 
 
 def png():
-    from io import BytesIO
-
     buffer = BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -70,6 +69,51 @@ def test_pictures_keep_their_captions_under_safe_names(sets, given):
     (picture,) = find_pictures(sets.folder(name))
     assert picture.caption == "a cat on grass"
     assert picture.path.name == "Mein-Katzchen.png"
+
+
+def captions(sets, *files):
+    """The caption of each picture, by the grey of the picture."""
+    found = {}
+    for one in find_pictures(sets.folder(sets.add(files))):
+        with Image.open(one.path) as picture:
+            found[picture.convert("L").getpixel((0, 0))] = one.caption
+    return found
+
+
+def grey(shade):
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8), (shade,) * 3).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [({"кот.png": grey(1), "дом.png": grey(2), "дом.txt": b"a house"}, {1: None, 2: "a house"}),
+     ({"Bär.png": grey(1), "Bar.png": grey(2), "Bar.txt": b"a bar", "Bär.txt": b"a bear"}, {1: "a bear", 2: "a bar"}),
+     ({"Ba\u0308r.png": grey(1), "B\u00e4r.txt": b"a bear"}, {1: "a bear"}),
+     ({"x.txt": b"one", "X.txt": b"two", "X.png": grey(2), "x.png": grey(1)}, {1: "one", 2: "two"})],
+)  # fmt: skip
+def test_a_caption_stays_with_its_picture_where_safe_names_are_alike(sets, given, files, expected):
+    assert captions(sets, *(given(name, content) for name, content in files.items())) == expected
+
+
+def test_a_caption_stays_with_the_picture_of_its_folder_and_archive(sets, tmp_path):
+    one = archive(tmp_path / "1.zip", **{"a/1.png": grey(1), "b/1.png": grey(2), "b/1.txt": b"b"})
+    two = archive(tmp_path / "2.zip", **{"b/1.txt": b"of another", "b/1.png": grey(3)})
+    assert captions(sets, one, two) == {1: None, 2: "b", 3: "of another"}
+
+
+def test_pictures_that_came_under_one_name_take_their_captions_in_turn(sets, given, tmp_path):
+    again = tmp_path / "cat.png"
+    again.write_bytes(grey(2))
+    assert captions(sets, given("cat.png", grey(1)), again, given("cat.txt", b"first")) == {1: "first", 2: None}
+
+
+def test_a_mask_stays_with_its_picture(sets, tmp_path):
+    inside = archive(tmp_path / "x.zip", **{"a/1.png": grey(1), "b/1.mask.png": grey(255), "b/1.png": grey(2)})
+    folder = sets.folder(sets.add([inside]))
+    (masked,) = [file for file in folder.glob("*.png") if mask_file(file).is_file()]
+    assert masked.read_bytes() == grey(2)
 
 
 def test_names_that_would_collide_or_lead_elsewhere_do_not(sets, given, tmp_path):

@@ -134,6 +134,17 @@ def test_a_worker_that_is_killed_costs_one_attempt_and_no_more_than_three(store)
     assert wait(store, after, "done").result["sum"] == 2
 
 
+def test_an_end_that_could_not_be_written_down_does_not_hold_up_the_queue(store):
+    once, always = submit(store, "unwritten", warm=True, times=1), submit(store, "unwritten", warm=True)
+    training, after = submit(store, "unwritten"), submit(store, "add", warm=True, a=1, b=1)
+    assert wait(store, after, "done").result["sum"] == 2
+    assert store.job(once).result == {"attempt": 2}
+    for job, attempts in ((always, 3), (training, 1)):
+        now = store.job(job)
+        assert (now.state, now.problem) == ("interrupted", "Its end could not be written down.")
+        assert now.attempts == attempts
+
+
 def test_a_runner_that_is_killed_is_replaced_and_its_job_ends_once(store):
     job, after = submit(store, "count", warm=True, steps=40, seconds=0.02), submit(store, "add", warm=True, a=1, b=1)
     worker = running(store, job).pid

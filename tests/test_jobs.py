@@ -1,6 +1,8 @@
 import threading
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 
 from studio.errors import UsageError
@@ -194,6 +196,45 @@ def test_a_process_is_not_taken_for_one_that_had_its_number_before():
     assert not replace(here, born=here.born - 60).alive()
     assert not replace(here, boot="another").alive()
     replace(here, boot="another").kill()  # would end this very process
+
+
+@pytest.fixture
+def clock_set(monkeypatch):
+    """The clock, set by so many seconds: psutil adds the start since boot to a boot time that moves with it."""
+    told = psutil.Process.create_time
+
+    def put(by):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: told(process) + by)
+
+    return put
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere only the clock tells when a process began")
+def test_a_process_lives_on_when_the_clock_is_set(clock_set):
+    here = Identity.of()
+    clock_set(60)
+    assert here.alive()
+    assert Identity.of() == here
+
+
+def test_a_process_that_an_older_studio_wrote_down_counts_as_it_did(clock_set):
+    older = replace(Identity.of(), born=psutil.Process().create_time())
+    assert older.alive()
+    clock_set(1)
+    assert older.alive()
+    clock_set(60)
+    assert not older.alive()
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="of Linux alone")
+def test_a_process_may_be_called_anything():
+    here, called = Identity.of(), Path("/proc/self/comm")
+    before = called.read_text()
+    try:
+        called.write_text("a) R 1 (b) 2")
+        assert Identity.of() == here
+    finally:
+        called.write_text(before)
 
 
 def test_forgetting_needs_an_end(store):

@@ -1,7 +1,10 @@
+import sqlite3
+
 import pytest
 from PIL import Image
 
 from studio.errors import UsageError
+from studio.ui import app
 from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk
 from studio.ui.service import Service, TrainAsk
 
@@ -69,3 +72,16 @@ def test_the_samples_that_come_trained_are_whole_and_stay_out_of_the_way_of_ones
     service.add_samples()
     assert service.library.find("milo").tags == own.tags
     assert service.library.find("rex").class_word == "dog"
+
+
+def test_a_look_at_the_jobs_that_fails_is_logged_and_the_server_goes_on(service, monkeypatch, caplog):
+    looks = iter([sqlite3.OperationalError("database is locked"), OSError("no more processes"), KeyboardInterrupt()])
+
+    def wake():
+        raise next(looks)
+
+    monkeypatch.setattr(service, "wake", wake)
+    monkeypatch.setattr(app.time, "sleep", lambda seconds: None)
+    with pytest.raises(KeyboardInterrupt):
+        app.stand_by(service)
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["database is locked", "no more processes"]

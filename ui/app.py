@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -26,7 +26,7 @@ from studio.ui import (
     page_stylize,
     page_train,
 )
-from studio.ui.frame import Frame, changes
+from studio.ui.frame import Frame, changes, log
 from studio.ui.guard import LOOPBACK, Guard
 from studio.ui.page_parts import chosen_number, private
 from studio.ui.service import Service
@@ -139,9 +139,17 @@ def serve(
         raise StudioError(f"The pages cannot be served: {error}.", "Choose another port with --port.") from error
     tell(address)
     threading.Thread(target=_get_ready, daemon=True).start()
+    stand_by(service)
+
+
+def stand_by(service: Service) -> NoReturn:
+    """Look after the jobs for ever; a look that fails (a locked file, no more processes) ends no server."""
     while True:
         time.sleep(WAKE_SECONDS)
-        service.wake()
+        try:
+            service.wake()
+        except Exception:
+            log.exception("The jobs could not be looked after")
 
 
 def _get_ready() -> None:
