@@ -8,6 +8,7 @@ import gradio as gr
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS
 from studio.ui.canvas import LayoutCanvas, LayoutValue
 from studio.ui.compose_fields import (
+    SHAPES,
     asked_for,
     canvas_for,
     chips,
@@ -24,7 +25,6 @@ from studio.ui.form_parts import begin
 from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, name_picker, private, title
 
-SHAPES = ("usual", "wide", "tall")
 _COLUMNS = ["concept", "left %", "top %", "right %", "bottom %"]
 
 
@@ -156,11 +156,11 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
     a.method.change(cost, a.method, a.cost, **private())
 
     def start(*values: Any) -> tuple[str, str]:
-        job = service.compose(asked_for(*values))
+        job = service.compose(asked_for(service.library, *values))
         return str(job.id), str(job.id)
 
     given = [
-        a.prompt, a.concepts, a.canvas, a.method, a.count, a.seed, a.beside, a.styles, a.strengths, a.steps,
+        a.prompt, a.concepts, a.canvas, a.shape, a.method, a.count, a.seed, a.beside, a.styles, a.strengths, a.steps,
         a.guidance, a.negative, a.best_of,
     ]  # fmt: skip
     begin(frame, a.go, start, given, [number, frame.job])
