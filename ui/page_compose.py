@@ -21,7 +21,7 @@ from studio.ui.compose_fields import (
     sentence,
 )
 from studio.ui.composed import composed
-from studio.ui.form_parts import begin
+from studio.ui.form_parts import begin, stop_button
 from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, name_picker, private, title
 
@@ -45,22 +45,14 @@ def build(frame: Frame) -> ComposePage:
         with gr.Column(scale=4, min_width=320):
             result = gr.HTML(elem_id="compose-result")
             number = gr.Textbox(visible=False)
-            stop = gr.Button("Cancel", size="sm", variant="stop", visible=False, elem_id="compose-cancel")
+            stop_button(frame, number, chosen_number, "compose-cancel")
             with gr.Accordion("Draw again from a picture", open=False):
                 dropped = gr.File(
                     label="A PNG that the studio composed", file_types=[".png"], height=110, elem_id="compose-restore"
                 )
     frame.watch(result, lambda job: composed(frame.service, chosen_number(job)), number)
     _bind(frame, asked, number, dropped)
-    frame.watch(stop, lambda job: gr.update(visible=_open(frame, job)), number)
-    stop.click(lambda job: frame.service.store.cancel(chosen_number(job) or 0) and None, number, None, **private())
     return ComposePage(asked.concepts, asked.prompt)
-
-
-def _open(frame: Frame, job: str) -> bool:
-    """Whether the job of that number still waits or runs."""
-    number = chosen_number(job)
-    return number is not None and not frame.service.store.job(number).final
 
 
 @dataclass(frozen=True)
