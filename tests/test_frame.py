@@ -56,6 +56,17 @@ def test_a_job_that_is_gone_is_no_fault(home, page):
         watcher.render(*["99", *(one.value for one in watcher.inputs[1:])][: len(watcher.inputs)])
 
 
+@pytest.mark.parametrize(
+    ("page", "kind"), [(page_compose, "compose"), (page_stylize, "stylize"), (page_evaluate, "evaluate")]
+)
+def test_a_page_that_is_loaded_again_shows_its_job(home, page, kind):
+    with gr.Blocks():
+        frame = Frame(Service(home), gr.Textbox(), gr.Textbox())
+        page.build(frame)
+    frame.service.store.submit(Order(kind, "t", "m:f", {}))
+    assert any("state-waiting" in str(watcher.render("")) for watcher in frame._watchers if len(watcher.inputs) == 1)
+
+
 def test_what_is_cancelled_is_what_is_shown_whatever_began_meanwhile(home):
     service = Service(home)
     first = service.store.submit(Order("compose", "t", "m:f", {}))

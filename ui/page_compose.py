@@ -21,9 +21,9 @@ from studio.ui.compose_fields import (
     sentence,
 )
 from studio.ui.composed import composed
-from studio.ui.form_parts import begin, stop_button
+from studio.ui.form_parts import begin, own_number, stop_button
 from studio.ui.frame import Frame
-from studio.ui.page_parts import chosen_number, name_picker, private, title
+from studio.ui.page_parts import name_picker, private, title
 
 _COLUMNS = ["concept", "left %", "top %", "right %", "bottom %"]
 
@@ -38,6 +38,10 @@ class ComposePage:
 
 def build(frame: Frame) -> ComposePage:
     """Lay the page out."""
+
+    def shown(job: str) -> int | None:
+        return own_number(frame.service, job, "compose")
+
     title("Compose", "Several of your concepts in one picture, each itself.")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
@@ -45,12 +49,12 @@ def build(frame: Frame) -> ComposePage:
         with gr.Column(scale=4, min_width=320):
             result = gr.HTML(elem_id="compose-result")
             number = gr.Textbox(visible=False)
-            stop_button(frame, number, chosen_number, "compose-cancel")
+            stop_button(frame, number, shown, "compose-cancel")
             with gr.Accordion("Draw again from a picture", open=False):
                 dropped = gr.File(
                     label="A PNG that the studio composed", file_types=[".png"], height=110, elem_id="compose-restore"
                 )
-    frame.watch(result, lambda job: composed(frame.service, chosen_number(job)), number)
+    frame.watch(result, lambda job: composed(frame.service, shown(job)), number)
     _bind(frame, asked, number, dropped)
     return ComposePage(asked.concepts, asked.prompt)
 
