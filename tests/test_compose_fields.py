@@ -10,7 +10,7 @@ from studio.library import Library
 from studio.pipelines.outputs import save_pictures
 from studio.regions import Box, Layout
 from studio.ui import compose_fields
-from studio.ui.canvas import from_layout, to_layout
+from studio.ui.canvas import LayoutValue, from_layout, to_layout
 from studio.ui.composed import leak_matrix
 
 BOXES = {"milo": Box(0.1, 0.2, 0.5, 1.0), "rex": Box(0.5, 0.0, 1.0, 0.9)}
@@ -33,7 +33,8 @@ def canvas():
 
 def asked(canvas, **changes):
     given = {
-        "prompt": "a <milo> and a <rex>", "names": ["milo", "rex"], "canvas": canvas, "method": "auto", "count": 1,
+        "library": None, "prompt": "a <milo> and a <rex>", "names": ["milo", "rex"], "canvas": canvas,
+        "shape": "usual", "method": "auto", "count": 1,
         "seed": None, "beside": True, "styles": [], "strengths": [], "steps": None, "guidance": None, "negative": None,
         "best_of": 1,
     }  # fmt: skip
@@ -62,6 +63,14 @@ def test_a_request_has_what_the_page_shows(canvas):
     assert ask.boxes == {name: box.sides for name, box in BOXES.items()}
     assert (ask.concepts, ask.seed, ask.steps, ask.negative_prompt) == ({"milo": 1.0, "rex": 0.5}, 7, 9, "night")
     assert (ask.width, ask.height, ask.beside_merge) == (64, 32, True)
+
+
+def test_names_that_only_the_prompt_calls_get_the_usual_size_and_their_strengths(library):
+    untouched = LayoutValue(width=512, height=512)
+    ask = asked(untouched, names=[], strengths=[["milo", 0.5], ["neon", 0.7]], styles=["neon"])
+    assert (ask.width, ask.height, ask.concepts, ask.styles) == (None, None, {"milo": 0.5}, {"neon": 0.7})
+    wide = asked(untouched, library=library, names=[], shape="wide")
+    assert (wide.width, wide.height) == compose_fields.canvas_size(library, ["milo", "rex"], "wide")
 
 
 def test_one_concept_has_nothing_to_be_compared_with(canvas):

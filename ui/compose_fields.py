@@ -21,6 +21,7 @@ from studio.ui.form_parts import decimal, whole
 from studio.ui.marks import marks
 from studio.ui.page_parts import named
 
+SHAPES = ("usual", "wide", "tall")
 FIELDS = 13  # that a picture fills
 
 
@@ -102,24 +103,30 @@ def cost(name: str) -> str:
 
 
 def asked_for(
-    prompt: str | None, names: list[str], canvas: LayoutValue, method: str, count: int, seed: str | None, beside: bool,
-    styles: list[str], strengths: list[list[Any]], steps: str | None, guidance: str | None, negative: str | None,
-    best_of: float,
+    library: Library, prompt: str | None, names: list[str], canvas: LayoutValue, shape: str, method: str, count: int,
+    seed: str | None, beside: bool, styles: list[str], strengths: list[list[Any]], steps: str | None,
+    guidance: str | None, negative: str | None, best_of: float,
 ) -> ComposeAsk:  # fmt: skip
     """What the page asks for; raises UsageError for what it cannot be."""
-    prompt = prompt or ""
+    prompt, names, styles = prompt or "", names or [], styles or []
     layout = to_layout(canvas)
     called = placeholders(prompt)
-    weights = {str(row[0]): row[1] for row in strengths or [] if row[0] and row[1] not in (None, "")}
-    given: dict[str, Any] = {
-        "prompt": prompt, "concepts": {name: weights.get(name, 1.0) for name in names or [] if name in called},
-        "styles": {name: weights.get(name, 1.0) for name in styles or []}, "method": method, "count": count,
-        "boxes": {} if layout is None else {n: b.sides for n, b in layout.boxes.items() if n in called},
-        "beside_merge": beside and len(called) > 1, "width": canvas.width, "height": canvas.height,
-        "best_of": int(best_of),
-    }  # fmt: skip
-    if missing := [name for name in names or [] if name not in called]:
+    if missing := [name for name in names if name not in called]:
         raise UsageError(f"The prompt does not name <{missing[0]}>.", f"Write <{missing[0]}> where it belongs.")
+    weights = {str(row[0]): row[1] for row in strengths or [] if row[0] and row[1] not in (None, "")}
+    weighed = [name for name in called if name in weights and name not in styles]
+    given: dict[str, Any] = {
+        "prompt": prompt, "method": method, "count": count, "best_of": int(best_of),
+        "concepts": {name: weights.get(name, 1.0) for name in (*names, *weighed)},
+        "styles": {name: weights.get(name, 1.0) for name in styles},
+        "boxes": {} if layout is None else {n: b.sides for n, b in layout.boxes.items() if n in called},
+        "beside_merge": beside and len(called) > 1,
+    }  # fmt: skip
+    if canvas.concepts:
+        given |= {"width": canvas.width, "height": canvas.height}
+    elif shape != SHAPES[0]:  # the canvas has no size for what only the prompt names
+        known = [name for name in called if ":" not in name]  # "<lora:...>" is no concept
+        given["width"], given["height"] = canvas_size(library, [*known, *styles], shape)
     optional = {
         "seed": whole(seed, "The seed"), "steps": whole(steps, "Steps"), "guidance": decimal(guidance, "Guidance"),
         "negative_prompt": negative or None,

@@ -1,4 +1,4 @@
-"""What forms have in common: numbers that may be left out, and the button that begins a job."""
+"""What forms have in common: numbers that may be left out, and the buttons that begin a job and cancel it."""
 
 import json
 import math
@@ -8,8 +8,10 @@ from typing import Any
 import gradio as gr
 
 from studio.errors import UsageError
+from studio.ui.fragments import found
 from studio.ui.frame import Frame
-from studio.ui.page_parts import private
+from studio.ui.page_parts import chosen_number, private
+from studio.ui.service import Service
 
 
 def begin(
@@ -32,6 +34,33 @@ def begin(
 def _saying(text: str, *, usable: bool) -> str:
     """What the browser does to a button by itself."""
     return f"() => ({json.dumps({'__type__': 'update', 'value': text, 'interactive': usable})})"
+
+
+def own_number(service: Service, job: str, kind: str) -> int | None:
+    """The number of a page's own job: the one it began, else the latest of its kind, which a reload finds again."""
+    own = chosen_number(job)
+    if own is not None:
+        return own
+    return max((one.id for one in service.store.jobs(limit=100) if one.kind == kind), default=None)
+
+
+def stop_button(frame: Frame, number: gr.Textbox, shown: Callable[[str], int | None], elem_id: str) -> None:
+    """A button that cancels the job that a page shows, while it is open; `shown` finds its number by what `number`
+    holds."""
+    seen = gr.Textbox(visible=False)  # what the user sees, which need not be what the server would find by now
+    stop = gr.Button("Cancel", size="sm", variant="stop", visible=False, elem_id=elem_id)
+
+    def open_now(job: str) -> dict[str, Any]:
+        one = found(frame.service, shown(job))
+        return gr.update(visible=one is not None and not one.final)
+
+    def cancel(job: str) -> None:
+        if (chosen := chosen_number(job)) is not None:
+            frame.service.store.cancel(chosen)
+
+    frame.watch(seen, lambda job: str(shown(job) or ""), number)
+    frame.watch(stop, open_now, number)
+    stop.click(frame.speaking(cancel), seen, None, **private(queue=True))
 
 
 def whole(text: str | None, what: str) -> int | None:

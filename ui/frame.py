@@ -96,17 +96,20 @@ class Frame:
         for n, watcher in enumerate(self._watchers):
             given = values[at : at + len(watcher.inputs)]
             at += len(watcher.inputs)
-            value = self._rendered(watcher.render, given)
+            value = self._rendered(watcher, given)
             found.append(gr.skip() if n in shown and shown[n] == value else value)
             shown[n] = value
         return [{"version": version, "shown": shown}, *found]
 
-    def _rendered(self, render: Render, given: Sequence[Any]) -> Any:
-        """What `render` makes of `given`; one that fails takes only its own part of the page with it."""
+    def _rendered(self, watcher: _Watcher, given: Sequence[Any]) -> Any:
+        """What a part shows for `given`; one that fails takes only itself with it, and stays as it is if it is no
+        text."""
         try:
-            return render(*given)
+            return watcher.render(*given)
         except Exception as error:
             log.exception("A part of the page failed")
+            if not isinstance(watcher.component, gr.HTML):
+                return gr.skip()
             told = self.service.without_places(named(error))
             return message(told, "This is a fault of the studio; the server's log has more.", "bad")
 

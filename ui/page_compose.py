@@ -8,6 +8,7 @@ import gradio as gr
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS
 from studio.ui.canvas import LayoutCanvas, LayoutValue
 from studio.ui.compose_fields import (
+    SHAPES,
     asked_for,
     canvas_for,
     chips,
@@ -20,11 +21,10 @@ from studio.ui.compose_fields import (
     sentence,
 )
 from studio.ui.composed import composed
-from studio.ui.form_parts import begin
+from studio.ui.form_parts import begin, own_number, stop_button
 from studio.ui.frame import Frame
-from studio.ui.page_parts import chosen_number, name_picker, private, title
+from studio.ui.page_parts import name_picker, private, title
 
-SHAPES = ("usual", "wide", "tall")
 _COLUMNS = ["concept", "left %", "top %", "right %", "bottom %"]
 
 
@@ -38,6 +38,10 @@ class ComposePage:
 
 def build(frame: Frame) -> ComposePage:
     """Lay the page out."""
+
+    def shown(job: str) -> int | None:
+        return own_number(frame.service, job, "compose")
+
     title("Compose", "Several of your concepts in one picture, each itself.")
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
@@ -45,22 +49,14 @@ def build(frame: Frame) -> ComposePage:
         with gr.Column(scale=4, min_width=320):
             result = gr.HTML(elem_id="compose-result")
             number = gr.Textbox(visible=False)
-            stop = gr.Button("Cancel", size="sm", variant="stop", visible=False, elem_id="compose-cancel")
+            stop_button(frame, number, shown, "compose-cancel")
             with gr.Accordion("Draw again from a picture", open=False):
                 dropped = gr.File(
                     label="A PNG that the studio composed", file_types=[".png"], height=110, elem_id="compose-restore"
                 )
-    frame.watch(result, lambda job: composed(frame.service, chosen_number(job)), number)
+    frame.watch(result, lambda job: composed(frame.service, shown(job)), number)
     _bind(frame, asked, number, dropped)
-    frame.watch(stop, lambda job: gr.update(visible=_open(frame, job)), number)
-    stop.click(lambda job: frame.service.store.cancel(chosen_number(job) or 0) and None, number, None, **private())
     return ComposePage(asked.concepts, asked.prompt)
-
-
-def _open(frame: Frame, job: str) -> bool:
-    """Whether the job of that number still waits or runs."""
-    number = chosen_number(job)
-    return number is not None and not frame.service.store.job(number).final
 
 
 @dataclass(frozen=True)
@@ -156,11 +152,11 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
     a.method.change(cost, a.method, a.cost, **private())
 
     def start(*values: Any) -> tuple[str, str]:
-        job = service.compose(asked_for(*values))
+        job = service.compose(asked_for(service.library, *values))
         return str(job.id), str(job.id)
 
     given = [
-        a.prompt, a.concepts, a.canvas, a.method, a.count, a.seed, a.beside, a.styles, a.strengths, a.steps,
+        a.prompt, a.concepts, a.canvas, a.shape, a.method, a.count, a.seed, a.beside, a.styles, a.strengths, a.steps,
         a.guidance, a.negative, a.best_of,
     ]  # fmt: skip
     begin(frame, a.go, start, given, [number, frame.job])

@@ -19,7 +19,7 @@ from studio.ui.evaluation_view import (
     evaluations,
     of_kind,
 )
-from studio.ui.form_parts import begin, decimal, whole
+from studio.ui.form_parts import begin, decimal, stop_button, whole
 from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number, pick_job, picker, private, title
 
@@ -57,7 +57,7 @@ def build(frame: Frame) -> None:
             listed = picker("evaluations")
         with gr.Column(scale=4, min_width=340):
             with gr.Row(elem_classes="actions"):
-                stop = gr.Button("Cancel", size="sm", variant="stop", visible=False, elem_id="evaluate-cancel")
+                stop_button(frame, number, lambda job: _shown(frame, job), "evaluate-cancel")
                 saves = {
                     name: gr.DownloadButton(label, size="sm", visible=False)
                     for name, label in (("report.html", "Save the report"), ("pictures.csv", "Save all scores (CSV)"))
@@ -67,10 +67,8 @@ def build(frame: Frame) -> None:
     listed.select(pick_job, None, number, **private())
     frame.watch(listed, lambda job: evaluations(frame.service, _shown(frame, job)), number)
     frame.watch(result, lambda job: evaluation(frame.service, _shown(frame, job)), number)
-    frame.watch(stop, lambda job: gr.update(visible=_open(frame, job)), number)
     for name, button in saves.items():
         frame.watch(button, lambda job, name=name: saved(frame, job, name), number)
-    stop.click(frame.speaking(lambda job: _cancel(frame, job)), number, None, **private(queue=True))
 
 
 def _ask() -> _Asked:
@@ -144,14 +142,3 @@ def saved(frame: Frame, job: str, name: str) -> dict[str, Any]:
 def _shown(frame: Frame, job: str) -> int | None:
     """The number of the evaluation that is shown: the chosen one, else the latest."""
     return chosen_number(job) or max((one.id for one in of_kind(frame.service)), default=None)
-
-
-def _open(frame: Frame, job: str) -> bool:
-    number = _shown(frame, job)
-    return number is not None and number in [one.id for one in of_kind(frame.service) if not one.final]
-
-
-def _cancel(frame: Frame, job: str) -> None:
-    number = _shown(frame, job)
-    if number is not None:
-        frame.service.store.cancel(number)

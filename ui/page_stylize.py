@@ -6,10 +6,10 @@ import gradio as gr
 
 from studio.errors import UsageError
 from studio.ui.asks import StylizeAsk
-from studio.ui.form_parts import begin, decimal, whole
+from studio.ui.form_parts import begin, decimal, own_number, stop_button, whole
 from studio.ui.fragments import message
 from studio.ui.frame import Frame
-from studio.ui.page_parts import chosen_number, private, title
+from studio.ui.page_parts import private, title
 from studio.ui.stylizing import GridAsk, can_be_stylized, sentence, stylized, submit_grid, well
 
 _LEAD = (
@@ -21,6 +21,10 @@ _WORDS = ("words only", "")
 
 def build(frame: Frame) -> None:
     """Lay the page out."""
+
+    def shown(job: str) -> int | None:
+        return own_number(frame.service, job, "stylize")
+
     title("Stylize", _LEAD)
     samples = gr.Button("Try with the samples: milo in neon", elem_id="stylize-samples", visible=False)
     with gr.Row(equal_height=False):
@@ -48,7 +52,7 @@ def build(frame: Frame) -> None:
                 negative = gr.Textbox(label="What not to draw", max_length=2000)
         with gr.Column(scale=3, min_width=320):
             result, number = gr.HTML(elem_id="stylize-result"), gr.Textbox(visible=False)
-            stop = gr.Button("Cancel", size="sm", variant="stop", visible=False, elem_id="stylize-cancel")
+            stop_button(frame, number, shown, "stylize-cancel")
     written = gr.State("")
     filled = [content, style, left_out, samples]
     frame.on_show("stylize", lambda: offered(frame), filled)
@@ -60,9 +64,7 @@ def build(frame: Frame) -> None:
         content, style, content_strength, style_strength, prompt, count, seed, grid, steps, guidance, negative,
     ]  # fmt: skip
     begin(frame, go, lambda *values: started(frame, *values), given, number)
-    frame.watch(result, lambda job: stylized(frame.service, chosen_number(job) or _latest(frame)), number)
-    frame.watch(stop, lambda job: gr.update(visible=_open(frame, job)), number)
-    stop.click(frame.speaking(lambda job: cancelled(frame, job)), number, None, **private(queue=True))
+    frame.watch(result, lambda job: stylized(frame.service, shown(job)), number)
 
 
 def _build_well(frame: Frame, role: str) -> tuple[gr.Dropdown, gr.Slider]:
@@ -131,21 +133,3 @@ def started(
         "content_strength": content_strength if content else None, "style_strength": style_strength if style else None
     }  # fmt: skip
     return str(frame.service.stylize(StylizeAsk.read(given | strengths | {"count": count})).id)
-
-
-def cancelled(frame: Frame, job: str) -> None:
-    """Cancel the job that is shown."""
-    number = chosen_number(job) or _latest(frame)
-    if number is not None:
-        frame.service.store.cancel(number)
-
-
-def _latest(frame: Frame) -> int | None:
-    """The last picture that was stylized, so that a page that is loaded again shows it."""
-    return max((one.id for one in frame.service.store.jobs(limit=100) if one.kind == "stylize"), default=None)
-
-
-def _open(frame: Frame, job: str) -> bool:
-    """Whether the job that is shown still waits or runs."""
-    number = chosen_number(job) or _latest(frame)
-    return number is not None and not frame.service.store.job(number).final

@@ -126,8 +126,10 @@ def _bind_pictures(frame: Frame, f: _Fields, files: gr.File, sample: gr.Dropdown
         kind = _sample_words().get(name, "style")
         return [dataset, picture_table(service, dataset, None), concept or name, word or kind]
 
-    files.upload(frame.speaking(uploaded), [files, f.base], [f.dataset, sample, table], **private(queue=True))
-    files.clear(lambda: ("", picture_table(service, "", None)), None, [f.dataset, table], **private())
+    gr.on(
+        [files.upload, files.delete, files.clear], frame.speaking(uploaded), [files, f.base],
+        [f.dataset, sample, table], **private(queue=True),
+    )  # fmt: skip
     sample.input(
         frame.speaking(sampled),
         [sample, f.name, f.class_word],

@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import Page, expect
 from watched_pages import Watched
 
+from studio.datasets import sample_folder
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from web import served
 
@@ -126,6 +128,18 @@ def test_a_training_is_followed_found_again_after_a_reload_and_cancelled(watched
     page.locator("#job-cancel").click()
     expect(page.locator("#job-view .state-cancelled")).to_be_visible(timeout=60_000)
     expect(second.locator("#strip .state-cancelled")).to_be_visible(timeout=10_000)
+
+
+def test_a_picture_that_is_taken_away_again_is_not_in_the_set(watched: Watched, address: str):
+    page = watched.open(f"{address}/?view=train", viewport={"width": 1440, "height": 1000})
+    rows = page.locator("#train-pictures table.dataset tbody tr")
+    page.locator("#train-files input[type=file]").set_input_files(sorted(sample_folder("milo").glob("*.png"))[:3])
+    expect(rows).to_have_count(3, timeout=60_000)
+    for left in (2, 1):
+        page.locator("#train-files").get_by_role("button", name="Remove").first.click()
+        expect(rows).to_have_count(left, timeout=60_000)
+    page.locator("#train-files").get_by_role("button", name="Clear").click()
+    expect(page.locator("#train-pictures")).to_contain_text("No pictures yet", timeout=60_000)
 
 
 def test_samples_are_scored(watched: Watched, address: str):
