@@ -3,6 +3,7 @@ import pytest
 
 from studio.errors import UsageError
 from studio.jobs import JobStore, Order
+from studio.ui.app import build
 from studio.ui.frame import Frame, changes
 from studio.ui.service import Service
 
@@ -11,6 +12,11 @@ from studio.ui.service import Service
 def frame(home):
     with gr.Blocks():
         return Frame(Service(home), gr.Textbox(), gr.Textbox())
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_the_pages_are_built_without_a_warning(home):
+    assert build(Service(home))
 
 
 def test_a_refusal_reaches_the_page_with_its_remedy_escaped_and_without_the_place_on_the_disk(frame, home):
