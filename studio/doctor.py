@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warn", "fail"]
 DISTRIBUTION = "concept-studio"
-OPTIONAL = ("torchvision", "xformers", "triton", "gradio", "bitsandbytes", "prodigyopt", "schedulefree")
+OPTIONAL = ("torchvision", "xformers", "triton", "bitsandbytes", "prodigyopt", "schedulefree")
 LOW_DISK, NO_DISK = 5 * 2**30, 2**28
 
 

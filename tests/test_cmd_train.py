@@ -71,6 +71,18 @@ def test_methods_and_inits_are_chosen_by_options(run_studio: Run, config: Path, 
     assert run_studio("train-concept", "--config", again, "--name", "again").code == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "trial"),
+    [
+        ("lora", 'studio generate "a <milo>" --concept milo'),
+        ("b-lora", 'studio stylize "a cat in <milo>" --style milo'),
+    ],
+)
+def test_a_training_ends_with_the_command_that_draws(run_studio: Run, config: Path, method: str, trial: str) -> None:
+    ended = run_studio("train-concept", "--config", config, "--steps", "1", "--method", method)
+    assert ended.out.splitlines()[-1] == f"Try it: {trial}"
+
+
 def test_a_name_that_is_taken_is_refused_before_anything(run_studio: Run, config: Path, home: Home) -> None:
     assert run_studio("train-concept", "--config", config, "--steps", "1").code == 0
     again = run_studio("train-concept", "--config", config)

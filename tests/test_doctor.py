@@ -28,6 +28,7 @@ def test_a_sound_installation_works(home: Home, embedded: Path):
     checks = examine(home)
     assert works(checks), [check for check in checks if check.status == "fail"]
     by_name = {check.name: check for check in checks}
+    assert [check.name for check in checks].count("gradio") == 1
     assert by_name["torch"].detail == version("torch")
     assert by_name["peft"].detail == version("peft")
     assert by_name["pipelines"].status == by_name["embedded base"].status == by_name["disk"].status == "ok"

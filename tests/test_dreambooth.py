@@ -18,7 +18,7 @@ from studio.attaching import attach
 from studio.bases import find_base
 from studio.concepts import read_concept
 from studio.errors import StudioError, UsageError
-from studio.events import Done, Event, Loss, Notice, Phase, Preview, Validation, silent
+from studio.events import Done, Event, Loss, Notice, Phase, Preview, Step, Validation, silent
 from studio.home import Home
 from studio.library import Library
 from studio.models import load_base, wrap_pipe
@@ -196,6 +196,10 @@ def test_class_pictures_are_made_once(tiny_sdxl: Path, home: Home) -> None:
     train_concept(tiny_recipe(tiny_sdxl, home, {"steps": 1}), home)
     pictures = sorted(home.cache.glob("class-pictures/*/*.png"))
     made = [picture.stat().st_mtime_ns for picture in pictures]
+    steps: list[Step] = []
+    more = tiny_recipe(tiny_sdxl, home, {"steps": 1, "name": "more", "prior_count": 18})
+    train_concept(more, home, lambda event: steps.append(event) if isinstance(event, Step) else None)
+    assert steps[:2] == [Step(16, 18), Step(18, 18)]
     phases: list[str] = []
     again = tiny_recipe(tiny_sdxl, home, {"steps": 1, "name": "two"})
     train_concept(again, home, lambda event: phases.append(event.name) if isinstance(event, Phase) else None)

@@ -6,6 +6,7 @@ import pytest
 from studio.errors import UsageError
 from studio.jobs import JobStore, Order
 from studio.ui import page_compose, page_evaluate, page_jobs, page_stylize
+from studio.ui.app import build
 from studio.ui.form_parts import own_number, stop_button
 from studio.ui.frame import Frame, changes
 from studio.ui.service import Service
@@ -15,6 +16,11 @@ from studio.ui.service import Service
 def frame(home):
     with gr.Blocks():
         return Frame(Service(home), gr.Textbox(), gr.Textbox())
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_the_pages_are_built_without_a_warning(home):
+    assert build(Service(home))
 
 
 def test_a_refusal_reaches_the_page_with_its_remedy_escaped_and_without_the_place_on_the_disk(frame, home):

@@ -53,14 +53,17 @@ def drawn_once(
     size = batch_size(recipe.resolution)
     starts = range(0, len(paths), size)
     missing = [start for start in starts if not all(path.is_file() for path in paths[start : start + size])]
+    total = sum(len(paths[start : start + size]) for start in missing)
     if missing:
         write_atomic(folder / "settings.json", lambda file: file.write_text(text, encoding="utf-8"))
-        emit(Phase(what, len(missing)))
-    for done, start in enumerate(missing, 1):
+        emit(Phase(what, total))
+    done = 0
+    for start in missing:
         part = slice(start, start + size)
         seeds = [recipe.seed + n for n in range(len(paths))[part]]
         made = draw(base, list(prompts[part]), seeds, recipe.resolution, recipe.sample_steps, recipe.guidance)
         for path, picture in zip(paths[part], made, strict=True):
             write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))
-        emit(Step(done, len(missing)))
+        done += len(made)
+        emit(Step(done, total))
     return paths

@@ -200,9 +200,15 @@ def _train(
         print_json(told | {"recipe": recipe.model_dump(mode="json")})
     else:
         folders = "\n".join(str(one.folder) for one in (concept, *others))
-        prompt = " and ".join(f"a <{name}>" for name in recipe.names)
-        options = " ".join(f"--concept {name}" for name in recipe.names)
-        typer.echo(f'{folders}\nTry it: studio generate "{prompt}" {options}')
+        typer.echo(f"{folders}\nTry it: {_trial(recipe)}")
+
+
+def _trial(recipe: "Recipe") -> str:
+    """The command that draws with what was trained."""
+    if recipe.method == "b-lora":
+        return f'studio stylize "a cat in <{recipe.name}>" --style {recipe.name}'
+    prompt = " and ".join(f"a <{name}>" for name in recipe.names)
+    return f'studio generate "{prompt}" ' + " ".join(f"--concept {name}" for name in recipe.names)
 
 
 def _show(recipe: "Recipe", pictures: "list[list[Picture]]") -> None:

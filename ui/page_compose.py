@@ -104,7 +104,7 @@ def _ask(frame: Frame) -> _Asked:
     with gr.Accordion("Boxes as a table", open=False):
         table = gr.Dataframe(
             headers=_COLUMNS, datatype=["str", "number", "number", "number", "number"], type="array",
-            column_count=5, column_limits=(5, 5), row_count=0, interactive=True, label="Boxes",
+            column_count=5, row_count=0, interactive=True, label="Boxes",
             elem_id="compose-table",
         )  # fmt: skip
     go = gr.Button("Compose", variant="primary", elem_id="compose-go", elem_classes="go")
@@ -121,7 +121,6 @@ def _ask(frame: Frame) -> _Asked:
         styles = gr.Dropdown(names, label="Styles that ride along", multiselect=True, max_choices=4)
         strengths = gr.Dataframe(
             headers=["concept", "strength"], datatype=["str", "number"], type="array", column_count=2,
-            column_limits=(2, 2),
             row_count=0, interactive=True, label="Strengths",
         )  # fmt: skip
     return _Asked(

@@ -91,7 +91,6 @@ def build(frame: Frame) -> None:
                 gr.HTML('<p class="note">Change a value, as JSON; the others stay as the quality above has them.</p>')
                 settings = gr.Dataframe(
                     headers=["setting", "value"], datatype=["str", "str"], type="array", column_count=2,
-                    column_limits=(2, 2),
                     interactive=True, show_search="filter", max_height=360, static_columns=[0], label="Settings",
                 )  # fmt: skip
             to_check = gr.Button("Next: check", variant="primary", elem_classes="go")
