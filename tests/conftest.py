@@ -45,6 +45,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     return Home(root)
 
 
+@pytest.fixture
+def homes(tmp_path: Path) -> list[Home]:
+    """Two empty state folders, for what shall come out the same."""
+    return [Home(tmp_path / name) for name in "ab"]
+
+
 @pytest.fixture(autouse=True)
 def verified_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A written concept is verified in this process: a fresh one, as in tests/test_verify.py, takes seconds."""

@@ -4,17 +4,12 @@ import pytest
 import torch
 from training_helpers import tiny_recipe, weights
 
-from studio.events import Event, Preview, Step
+from studio.events import Event, Loss, Preview
 from studio.home import Home
 from studio.trainers import dreambooth
 from studio.trainers.averaging import Average
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.training import Training
-
-
-@pytest.fixture
-def homes(tmp_path: Path) -> list[Home]:
-    return [Home(tmp_path / name) for name in "ab"]
 
 
 def test_previews_and_the_file_show_the_average_and_the_training_goes_on_without_it(
@@ -39,7 +34,7 @@ def test_previews_and_the_file_show_the_average_and_the_training_goes_on_without
     for home, decay, path in zip(homes, (0.2, 0.0), walked, strict=True):
 
         def listen(event: Event, path: list = path) -> None:
-            if (isinstance(event, Preview) and event.step == 0) or (isinstance(event, Step) and event.total == 3):
+            if isinstance(event, Loss) or (isinstance(event, Preview) and event.step == 0):
                 path.append(copies())
 
         changes = {"steps": 3, "sample_every": 3, "ema": decay, "sample_prompts": ("a cat",)}

@@ -31,11 +31,6 @@ def prepared(base: Path, home: Home, changes: dict[str, Any]) -> Training:
     return _prepare(load_base(find_base(str(base)), "cpu"), recipe, pictures, home, silent, true_sizes=True)[0]
 
 
-@pytest.fixture
-def homes(tmp_path: Path) -> list[Home]:
-    return [Home(tmp_path / name) for name in "ab"]
-
-
 def test_every_picture_is_seen_equally_often_and_half_of_them_mirrored(tiny_sdxl: Path, home: Home) -> None:
     training = prepared(tiny_sdxl, home, {"flip": True, "gradient_accumulation": 2, "prior_preservation": False})
     vae: Any = diffusers.AutoencoderTiny.from_pretrained(tiny_sdxl / "vae")

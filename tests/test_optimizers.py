@@ -29,11 +29,6 @@ WIDE: dict[str, Any] = {"new_word": True, "trigger": "milo0", "text_rank": 2, "p
 SHORT = WIDE | {"steps": 4, "save_every": 2, "batch_size": 1, "sample_prompts": ("a cat",)}
 
 
-@pytest.fixture
-def homes(tmp_path: Path) -> list[Home]:
-    return [Home(tmp_path / name) for name in "ab"]
-
-
 @pytest.fixture(params=NAMES)
 def optimizer(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings of a training with each optimiser whose package is there."""

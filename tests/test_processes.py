@@ -18,11 +18,6 @@ from studio.trainers.dreambooth import train_concept
 from studio.trainers.processes import ALONE, Team
 
 
-@pytest.fixture
-def homes(tmp_path: Path) -> list[Home]:
-    return [Home(tmp_path / name) for name in "ab"]
-
-
 def test_the_processes_share_all_rows_and_none_twice() -> None:
     rows = list(range(6))
     shares = [Team(rank, 3).share(rows) for rank in range(3)]

@@ -57,11 +57,6 @@ def test_a_clip_says_how_like_and_how_fitting_pictures_are():
     assert scorer([red, red], ["a red sks cat", "a blue sks cat"], [red, blue]) == Fidelity(0.5, 0.5)
 
 
-@pytest.fixture
-def homes(tmp_path: Path) -> list[Home]:
-    return [Home(tmp_path / name) for name in "ab"]
-
-
 def test_the_step_of_the_best_pictures_is_recommended_and_nothing_touched(tiny_sdxl: Path, homes: list[Home]) -> None:
     plain = train_concept(tiny_recipe(tiny_sdxl, homes[0]), homes[0])
     events: list[Event] = []

@@ -20,11 +20,6 @@ TEXT = {"steps": 3, "text_rank": 3, "text_learning_rate": 0.02}
 SAID = "a sks cat on grass"
 
 
-@pytest.fixture
-def homes(tmp_path: Path) -> list[Home]:
-    return [Home(tmp_path / name) for name in "ab"]
-
-
 @pytest.mark.parametrize("base", ["tiny_sdxl", "tiny_sd15"])
 def test_plain_diffusers_and_the_studio_read_what_the_encoders_learned(
     base: str, home: Home, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -18,11 +18,6 @@ from studio.trainers.dreambooth import _prepare, train_concept
 from studio.trainers.validation import Measured, best, divided, fixed_samples, validation_loss
 
 
-@pytest.fixture
-def homes(tmp_path: Path) -> list[Home]:
-    return [Home(tmp_path / name) for name in "ab"]
-
-
 def test_the_loss_of_the_untrained_is_that_of_plain_diffusers(tiny_sdxl: Path, home: Home) -> None:
     recipe = tiny_recipe(tiny_sdxl, home, {"held_out": 1})
     base = load_base(find_base(str(tiny_sdxl)), "cpu")
