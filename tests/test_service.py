@@ -5,6 +5,7 @@ from PIL import Image
 
 from studio.errors import UsageError
 from studio.ui import app
+from studio.ui.api import number_of
 from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk
 from studio.ui.service import Service, TrainAsk
 
@@ -55,6 +56,23 @@ def test_networks_and_pictures_on_the_disk_are_named_in_a_terminal_only(service,
         service.compose(ComposeAsk.read({"prompt": "a cat"} | given))
     with pytest.raises(UsageError, match=next(iter(given))):
         service.evaluate(EvaluateAsk.read({"names": ("milo",)} | given))
+
+
+@pytest.mark.parametrize("given", ["a cat", None, [1], 3, ["prompt"]])
+def test_what_is_no_object_is_refused_in_a_sentence(given):
+    with pytest.raises(UsageError, match="no object of settings"):
+        ComposeAsk.read(given)
+
+
+@pytest.mark.parametrize("given", ["abc", None, 10**30, -1, 1.5, True, "", "1" * 5000])
+def test_what_is_no_number_of_a_job_is_refused(given):
+    with pytest.raises(UsageError, match="no number of a job"):
+        number_of(given)
+
+
+@pytest.mark.parametrize("given", [12, "12"])
+def test_a_job_goes_by_its_number(given):
+    assert number_of(given) == 12
 
 
 def test_the_samples_that_come_trained_are_whole_and_stay_out_of_the_way_of_ones_own(service):

@@ -34,6 +34,8 @@ class Ask(BaseModel):
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
         """What a stranger gave; raises UsageError with a sentence for each mistake."""
+        if not isinstance(given, Mapping):
+            raise UsageError(f"{given!r:.60} is no object of settings.", f"Name them: {', '.join(cls.model_fields)}.")
         try:
             return cls(**given)
         except ValidationError as error:
