@@ -12,7 +12,7 @@ from studio.jobs import Job
 from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk
 from studio.ui.frame import Frame
 from studio.ui.page_parts import chosen_number
-from studio.ui.service import Service, TrainAsk
+from studio.ui.service import TERMINAL_ONLY, Service, TrainAsk
 
 
 def offer(frame: Frame) -> None:
@@ -116,7 +116,7 @@ def told(service: Service, job: Job) -> dict[str, Any]:
         | ({"url": f"/studio/pictures/{job.id}/{n}"} if "path" in one else {})
         for n, one in enumerate(job.result.get("pictures", []))
     ]
-    asked = {key: value for key, value in job.arguments.items() if key not in ("recipe", "references")}
+    asked = {key: value for key, value in job.arguments.items() if key not in ("recipe", *TERMINAL_ONLY)}
     return brief(job) | {
         "arguments": asked, "result": result | ({"pictures": pictures} if pictures else {}),
         "problem": service.without_places(job.problem),
