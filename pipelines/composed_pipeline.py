@@ -1,5 +1,6 @@
 """Composition for Python: a pipeline that is used like those of diffusers, and knows concepts by name."""
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,11 +42,22 @@ class ComposedOutput:
     images: Any
 
 
+class _Turn:
+    """A lock, of which a copy has one of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a callback may draw too
+
+    def __reduce__(self) -> tuple[type["_Turn"], tuple[()]]:
+        return _Turn, ()
+
+
 class ComposedPipeline:
     """A base with concepts, called with a prompt in which `<name>` stands for the concept of that name.
 
     Names that were not added are looked up in the library of `home`. An adapter is read once for as long as its file
-    stays as it is. What the user should know of a picture comes as a warning.
+    stays as it is. What the user should know of a picture comes as a warning. Threads may share it: drawing changes the
+    base for as long as it takes, so their calls take turns.
     """
 
     def __init__(self, base: BaseModel, home: Path | str | None = None) -> None:
@@ -55,6 +67,7 @@ class ComposedPipeline:
         self._loaded: dict[str, tuple[Concept, tuple[int, int], Adapter]] = {}
         self._imported: list[TemporaryDirectory[str]] = []
         self._interrupt = False
+        self._turn = _Turn()
 
     @classmethod
     def from_pretrained(
@@ -140,14 +153,15 @@ class ComposedPipeline:
             count=_count(generator, num_images_per_prompt), attention=attention, compiled=compiled,
         )  # fmt: skip
         check_request(settings, chosen, layout, riding)
-        latents = draw(
-            self.base, settings, chosen, self._composer(composer, settings, chosen, layout), _warn, layout,
-            _generators(generator, settings.count), self._after_step(callback_on_step_end), riding,
-            partial(AdapterBank.of, load=self._load),
-        )  # fmt: skip
-        if output_type == "latent":
-            return ComposedOutput(latents)
-        return ComposedOutput(decode(self.base, latents, settings.vae_tiling, output_type))
+        with self._turn.lock:
+            latents = draw(
+                self.base, settings, chosen, self._composer(composer, settings, chosen, layout), _warn, layout,
+                _generators(generator, settings.count), self._after_step(callback_on_step_end), riding,
+                partial(AdapterBank.of, load=self._load),
+            )  # fmt: skip
+            if output_type == "latent":
+                return ComposedOutput(latents)
+            return ComposedOutput(decode(self.base, latents, settings.vae_tiling, output_type))
 
     def _choose(self, wanted: Mapping[str, float] | Sequence[str]) -> list[tuple[Concept, float]]:
         strengths = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 1.0)

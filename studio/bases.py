@@ -55,6 +55,12 @@ class BaseSource:
     layout: Layout
     family: Family
 
+    @property
+    def lasting(self) -> str:
+        """Its name as it holds from every working directory."""
+        known = self.layout == "hub" or self.name == EMBEDDED
+        return self.name if known else str(Path(self.location).absolute())
+
 
 def find_base(name: str) -> BaseSource:
     """The base called `name`: "picturebook", an alias, a diffusers folder, a .safetensors file, or a hub id.

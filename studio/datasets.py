@@ -25,6 +25,8 @@ MOST_SQUEEZED = 200  # how much larger than in its archive a file may be
 CAPTION = ".txt"
 _ID = re.compile(r"[0-9a-f]{12}")
 _CHUNK = 2**20
+_ENCRYPTED = 1  # in the flags of an archive's entry
+_PLAIN_ZIP = "Pack the pictures as a plain zip without a password."
 
 
 def samples() -> list[str]:
@@ -92,11 +94,13 @@ class _Keeper:
 
     def archive(self, path: Path) -> None:
         """What a zip holds, folders and hidden files left out; raises UsageError for what a zip should not hold."""
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as archive:
             entries = [one for one in archive.infolist() if not one.is_dir() and not _hidden(one.filename)]
             for one in entries:
                 if stat.S_ISLNK(one.external_attr >> 16):
                     raise UsageError(f"{path.name} holds a link, {one.filename[:60]!r}.", "Put the files into it.")
+                if one.flag_bits & _ENCRYPTED:
+                    raise UsageError(f"{one.filename[:60]!r} in {path.name} is encrypted.", _PLAIN_ZIP)
                 if one.file_size > MOST_SQUEEZED * max(one.compress_size, 1):
                     raise UsageError(
                         f"{one.filename[:60]!r} in {path.name} grows {MOST_SQUEEZED} times or more when unpacked.",
@@ -105,9 +109,7 @@ class _Keeper:
                 self._room(one.file_size)
             for one in entries:
                 inside = PurePosixPath(one.filename)
-                with archive.open(one) as stream:
-                    parts = iter(lambda stream=stream: stream.read(_CHUNK), b"")
-                    self.file(inside.name, parts, 0, f"{path}:{inside.parent}")
+                self.file(inside.name, _unpacked(archive, one, path), 0, f"{path}:{inside.parent}")
 
     def file(self, name: str, parts: Iterable[bytes], size: int, place: str = "") -> None:
         """One file, which lay in `place`; a picture's header is read, a caption has to be text."""
@@ -168,6 +170,26 @@ def _too_much() -> UsageError:
 def _hidden(name: str) -> bool:
     parts = [part for part in Path(name).parts if part not in (".", "..")]
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:
+        raise _damaged(path.name, error) from error
+
+
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> Iterator[bytes]:
+    try:
+        with archive.open(entry) as stream:
+            while part := stream.read(_CHUNK):
+                yield part
+    except Exception as error:  # each way to squeeze has errors of its own
+        raise _damaged(f"{PurePosixPath(entry.filename).name[:60]!r} in {path.name}", error) from error
+
+
+def _damaged(what: str, error: Exception) -> UsageError:
+    return UsageError(f"{what} cannot be unpacked: {error!s:.120}.", _PLAIN_ZIP)
 
 
 def _parts(file: Path) -> Iterator[bytes]:

@@ -157,9 +157,9 @@ def _state(home: Home) -> Iterator[Check]:
 
 
 def _library(home: Home) -> Iterator[Check]:
-    library = Library(home)
-    yield Check("library", "ok", f"concepts: {len(library.concepts())}")
-    for name, problem in library.damaged().items():
+    concepts, damaged = Library(home).everything()
+    yield Check("library", "ok", f"concepts: {len(concepts)}")
+    for name, problem in damaged.items():
         yield Check(f"concept {name}", "warn", problem, f"Train it again, or: studio library remove {name}")
 
 

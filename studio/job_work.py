@@ -87,7 +87,8 @@ def working(store: JobStore, job: Job) -> Iterator[Reporter]:
         raise
     except StudioError as error:
         stopped = error.exit_code == STOPPED and job.pausable
-        store.end(job.id, "paused" if stopped else "failed", problem=error.problem, remedy=error.remedy)
+        state = "failed" if not stopped else "cancelled" if store.wish(job.id) == "cancel" else "paused"
+        store.end(job.id, state, problem=error.problem, remedy=error.remedy)
         raise
     except BaseException as error:
         cause = traceback.format_exc()[-_CAUSE_LIMIT:]

@@ -136,12 +136,17 @@ class JobStore:
         return self.job(number)
 
     def pause(self, number: int) -> Job:
-        """Hold a waiting job back, or let a running one save itself and stop; raises UsageError where it cannot."""
+        """Hold a waiting job back, or let a running one save itself and stop, unless it is being cancelled.
+
+        Raises UsageError where it cannot be paused.
+        """
         job = self.job(number)
         if job.state == "running" and not job.pausable:
             raise UsageError(f"Job {number} cannot be paused while it runs: it saves nothing on the way.", "Cancel it.")
         self._update(number, ("waiting",), durable=True, state="paused")
-        self._update(number, ("running",), durable=True, wish="pause", wished=time.time())
+        with self._write(durable=True) as db:
+            asked = "UPDATE jobs SET wish = 'pause', wished = ? WHERE id = ? AND state = 'running' AND wish != 'cancel'"
+            db.execute(asked, (time.time(), number))
         return self.job(number)
 
     def resume(self, number: int) -> Job:

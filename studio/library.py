@@ -4,7 +4,7 @@ import errno
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -40,13 +40,24 @@ class Library:
         """Whether there is a concept called `name`, readable or not."""
         return name in self._names()
 
+    def everything(self) -> tuple[list[Concept], dict[str, str]]:
+        """The readable concepts, and why each of the others cannot be used, both by name and from one look."""
+        concepts, damaged = [], {}
+        for name in self._names():
+            try:
+                folder = resolve_inside(self.root, safe_name(name, "concept name"))
+                concepts.append(replace(read_concept(folder), name=name))
+            except StudioError as error:
+                damaged[name] = error.problem
+        return concepts, damaged
+
     def concepts(self) -> list[Concept]:
         """All readable concepts by name; see `damaged` for the others."""
-        return [concept for _, concept in self._read() if isinstance(concept, Concept)]
+        return self.everything()[0]
 
     def damaged(self) -> dict[str, str]:
         """Why each unreadable concept cannot be used, by name."""
-        return {name: error.problem for name, error in self._read() if isinstance(error, StudioError)}
+        return self.everything()[1]
 
     def find(self, name: str) -> Concept:
         """The concept called `name`; raises UsageError where there is none, StudioError where it is damaged."""
@@ -188,13 +199,6 @@ class Library:
             return []
         records = self.root.glob(f"*/{CONCEPT_FILE}")
         return sorted(path.parent.name for path in records if not path.parent.name.startswith("."))
-
-    def _read(self) -> Iterator[tuple[str, Concept | StudioError]]:
-        for name in self._names():
-            try:
-                yield name, self.find(name)
-            except StudioError as error:
-                yield name, error
 
 
 def _move(source: Path, target: Path) -> None:

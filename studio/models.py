@@ -8,7 +8,18 @@ from typing import Any
 
 import torch
 
-from studio.bases import ALIASES, BaseSource, Sizes, config_folder, find_base, index_family, sizes, stated_prediction
+from studio.bases import (
+    ALIASES,
+    EMBEDDED,
+    BaseSource,
+    Sizes,
+    config_folder,
+    embedded_folder,
+    find_base,
+    index_family,
+    sizes,
+    stated_prediction,
+)
 from studio.devices import pick_device, pick_dtype
 from studio.errors import StudioError, UsageError
 from studio.hush import hushed
@@ -176,7 +187,8 @@ def wrap_pipe(pipe: Pipeline) -> BaseModel:
             f"A {type(pipe).__name__} is no base.",
             f"Give a {' or a '.join(kinds)}; their from_pipe makes one of yours.",
         )
-    name = pipe.config.get("_name_or_path") or type(pipe).__name__
+    location = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+    name = EMBEDDED if Path(location).resolve() == embedded_folder().resolve() else location
     family = index_family(name, {"_class_name": type(pipe).__name__}, pipe.unet.config)
     if any(getattr(part, "peft_config", None) for part in pipe.components.values()):
         raise UsageError(
@@ -187,7 +199,7 @@ def wrap_pipe(pipe: Pipeline) -> BaseModel:
         raise UsageError(
             "The pipeline's weights are offloaded one by one.", "Use pipe.enable_model_cpu_offload(), or none."
         )
-    return BaseModel(BaseSource(name, name, "folder", family), pipe, pipe._execution_device, pipe.unet.dtype)
+    return BaseModel(BaseSource(name, location, "folder", family), pipe, pipe._execution_device, pipe.unet.dtype)
 
 
 def _read(source: BaseSource, dtype: torch.dtype) -> Pipeline:

@@ -13,6 +13,7 @@ from test_encoders import tiny_clip  # noqa: F401
 
 from studio.concepts import Concept, read_concept, write_concept
 from studio.events import Notice
+from studio.jobs import JobStore
 from studio.pipelines import evaluation
 from studio.ui.asks import EvaluateAsk
 from studio.ui.evaluating import plan_evaluation
@@ -60,6 +61,24 @@ def test_methods_are_rows_and_nothing_is_made_twice(run, tmp_path):
     assert told["rows"]["merge"]["CLIP-T"]["value"] == pytest.approx(mean, abs=1e-3)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "pictures.csv").read_text())))
     assert [row["row"] for row in rows] == ["merge", "merge", "composite", "composite"]
+
+
+def test_what_is_named_from_here_is_written_down_for_every_working_directory(
+    run_studio,
+    home,
+    library,
+    tiny_sdxl,
+    tiny_clip,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.chdir(tmp_path)
+    for name, place in (("base", tiny_sdxl), ("clip", tiny_clip)):
+        (tmp_path / name).symlink_to(place)
+    given = ("--prompt", BOTH, "--methods", "merge", "--seeds", 1, "--base", "base", "--clip", "./clip", "--out", "out")
+    assert run_studio("evaluate", *given, *QUICK).code == 0
+    asked = JobStore(home).jobs()[0].arguments
+    assert (asked["base"], asked["clip"]) == (str(tmp_path / "base"), str(tmp_path / "clip"))
 
 
 def test_the_page_needs_nothing_else(run, tmp_path):

@@ -57,6 +57,15 @@ def test_without_json_the_paths_are_printed(run_studio, home, tiny_sd15):
     assert path.is_relative_to(home.outputs)
 
 
+def test_a_base_that_is_named_from_here_is_written_down_for_every_working_directory(
+    run_studio, home, tiny_sdxl, monkeypatch
+):
+    monkeypatch.chdir(tiny_sdxl.parent)
+    ended = run_studio("generate", "a cat", "--base", f"./{tiny_sdxl.name}", "--steps", 1, "--device", "cpu")
+    assert ended.code == 0, ended.err
+    assert JobStore(home).jobs()[0].arguments["base"] == str(tiny_sdxl)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,7 +1,10 @@
+import copy
 import dataclasses
 import re
 import shutil
+import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from test_attaching import snapshot
 from test_generate import difference
 
 from studio.adapters import Adapter, load_concept
+from studio.bases import embedded_folder, find_base
 from studio.concepts import Concept, write_concept
 from studio.errors import UsageError
 from studio.events import silent
@@ -94,6 +98,37 @@ def test_merging_on_a_pipeline_of_diffusers_is_what_diffusers_draws_with_its_own
     theirs.load_lora_weights(tiny_loras[1])
     truth = theirs("an ohwx dog on the grass", generator=seeded(5)[0], output_type="np", **FEW).images
     np.testing.assert_allclose(found, truth, atol=2e-3)
+
+
+def test_calls_from_two_threads_draw_one_after_the_other(pipe):
+    alone = {name: latents(pipe, composer=name) for name in ("auto", "merge")}
+    drawn, both = {}, threading.Barrier(2, timeout=0.2)
+
+    def meet(*given):
+        with suppress(threading.BrokenBarrierError):
+            both.wait()
+        return {}
+
+    def call(name):
+        drawn[name] = latents(pipe, composer=name, callback_on_step_end=meet)
+
+    threads = [threading.Thread(target=call, args=(name,)) for name in alone]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert drawn.keys() == alone.keys()
+    assert all(torch.equal(drawn[name], alone[name]) for name in alone)
+
+
+def test_a_copy_draws_the_same(pipe):
+    assert torch.equal(latents(copy.deepcopy(pipe)), latents(pipe))
+
+
+def test_the_embedded_base_is_known_where_diffusers_loaded_it():
+    loaded = diffusers.StableDiffusionXLPipeline.from_pretrained(embedded_folder(), use_safetensors=True)
+    source = ComposedPipeline.from_pipe(loaded).base.source
+    assert source == find_base("picturebook")
 
 
 def test_names_are_looked_up_in_the_library(base, home, tiny_concepts):

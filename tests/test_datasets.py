@@ -1,8 +1,10 @@
+import errno
 import stat
 import struct
 import zipfile
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -153,6 +155,46 @@ def test_an_archive_that_grows_beyond_measure_is_refused_before_it_is_unpacked(s
     with pytest.raises(UsageError, match="grows"):
         sets.add([archive(tmp_path / "bomb.zip", **{"cat.png": b"\0" * 50_000_000})])
     assert left_behind(sets) == []
+
+
+def changed(path, at, value):
+    """The archive with other bytes at an offset into each header of its one file: its own and the directory's."""
+    data = bytearray(path.read_bytes())
+    for header, more in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        place = data.index(header) + at + more
+        data[place : place + len(value)] = value
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "says"),
+    [(6, b"\1\0", "is encrypted"), (8, b"\x09\0", ".* compression"), (14, b"\0\0\0\0", ".* CRC"),
+     (8, b"\x0c\0", ".* Invalid data"), (8, b"\x0e\0", "cannot be unpacked")],
+)  # fmt: skip
+def test_an_archive_that_cannot_be_unpacked_is_named(sets, tmp_path, at, value, says):
+    file = changed(archive(tmp_path / "cats.zip", **{"cat.png": png()}), at, value)
+    with pytest.raises(UsageError, match=f"'cat.png' in cats.zip {says}"):
+        sets.add([file])
+    assert left_behind(sets) == []
+
+
+def test_an_archive_without_its_directory_is_named(sets, tmp_path):
+    file = archive(tmp_path / "cats.zip", **{"cat.png": png()})
+    file.write_bytes(file.read_bytes().replace(b"PK\x01\x02", b"PK\x09\x09"))
+    with pytest.raises(UsageError, match=r"cats\.zip cannot be unpacked: "):
+        sets.add([file])
+    assert left_behind(sets) == []
+
+
+def test_a_disk_that_refuses_is_not_taken_for_a_damaged_archive(sets, tmp_path, monkeypatch):
+    def full(path, mode):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = archive(tmp_path / "cats.zip", **{"cat.png": png()})
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        sets.add([file])
 
 
 def test_an_archive_of_too_many_files_is_refused(sets, tmp_path):

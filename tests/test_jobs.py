@@ -5,10 +5,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio.errors import UsageError
+from studio.errors import StudioError, UsageError
 from studio.event_records import event_of
 from studio.events import Done, Failed, Loss, Notice, Phase, Preview, Step, Validation
 from studio.home import Home
+from studio.job_work import STOPPED, working
 from studio.jobs import ATTEMPTS, JobStore, Order
 from studio.process_identity import Identity
 
@@ -116,6 +117,32 @@ def test_cancelling_a_waiting_job_ends_it_and_a_running_one_gets_to_know(store):
     assert store.wish(running) == "cancel"
     store.end(running, "cancelled")
     assert store.wish(running) == ""
+
+
+def test_a_cancel_stands_whatever_is_wished_after_it(store):
+    job = store.submit(replace(ORDER, warm=False, pausable=True)).id
+    store.start(job, Identity.of())
+    cancelled = store.cancel(job)
+    assert store.pause(job) == cancelled
+    assert store.wish(job) == "cancel"
+
+
+@pytest.mark.parametrize(("wishes", "state"), [(("pause",), "paused"), (("pause", "cancel"), "cancelled")])
+def test_a_training_that_was_told_to_stop_ends_as_the_user_last_wished(store, wishes, state):
+    job = store.submit(replace(ORDER, warm=False, pausable=True))
+    store.start(job.id, Identity.of())
+    stopped = StudioError("Stopped; it is saved.")
+    stopped.exit_code = STOPPED
+
+    def train():
+        with working(store, job):
+            for wish in wishes:
+                getattr(store, wish)(job.id)
+            raise stopped
+
+    with pytest.raises(StudioError):
+        train()
+    assert store.job(job.id).state == state
 
 
 def test_a_held_job_is_not_next_until_it_goes_on(store):

@@ -77,6 +77,21 @@ def test_an_unfinished_folder_is_refused(library: Library, tmp_path: Path):
     assert not library.root.exists()
 
 
+@pytest.mark.parametrize("count", [1, 9])
+def test_one_look_at_the_folder_finds_all_there_is(library: Library, tmp_path: Path, monkeypatch, count: int):
+    for n in range(count):
+        finished(library.root / f"cat{n}")
+    finished(library.root / "bad").joinpath("adapter.safetensors").unlink()
+    finished(library.root / "no name")
+    looks, glob = [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: looks.append(path) or glob(path, pattern))
+    concepts, damaged = library.everything()
+    assert [one.name for one in concepts] == [f"cat{n}" for n in range(count)]
+    assert list(damaged) == ["bad", "no name"]
+    assert looks == [library.root]
+    assert (library.concepts(), library.damaged()) == (concepts, damaged)
+
+
 def test_near_names_are_offered(library: Library, tmp_path: Path):
     library.add(finished(tmp_path / "work"), "milo")
     with pytest.raises(UsageError) as refused:

@@ -5,7 +5,8 @@ from PIL import Image
 
 from studio.errors import UsageError
 from studio.ui import app
-from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk
+from studio.ui.api import number_of
+from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk, lasting
 from studio.ui.service import Service, TrainAsk
 
 TRAINING = {"dataset": "sample:milo", "name": "milo", "class_word": "cat", "preset": "quick"}
@@ -55,6 +56,35 @@ def test_networks_and_pictures_on_the_disk_are_named_in_a_terminal_only(service,
         service.compose(ComposeAsk.read({"prompt": "a cat"} | given))
     with pytest.raises(UsageError, match=next(iter(given))):
         service.evaluate(EvaluateAsk.read({"names": ("milo",)} | given))
+
+
+@pytest.mark.parametrize("given", ["a cat", None, [1], 3, ["prompt"]])
+def test_what_is_no_object_is_refused_in_a_sentence(given):
+    with pytest.raises(UsageError, match="no object of settings"):
+        ComposeAsk.read(given)
+
+
+@pytest.mark.parametrize("given", ["abc", None, 10**30, -1, 1.5, True, "", "1" * 5000])
+def test_what_is_no_number_of_a_job_is_refused(given):
+    with pytest.raises(UsageError, match="no number of a job"):
+        number_of(given)
+
+
+@pytest.mark.parametrize("given", [12, "12"])
+def test_a_job_goes_by_its_number(given):
+    assert number_of(given) == 12
+
+
+@pytest.mark.parametrize(
+    ("network", "kept"),
+    [("nets", "{here}/nets"), ("./nets", "{here}/nets"), ("RN50=w.pt", "RN50={here}/w.pt"),
+     ("timm:vit=../w.pt", "timm:vit={here}/../w.pt"), ("RN50/openai", "RN50/openai"), ("owner/net", "owner/net"),
+     (None, None)],
+)  # fmt: skip
+def test_a_network_that_is_named_from_here_is_kept_for_every_working_directory(tmp_path, monkeypatch, network, kept):
+    (tmp_path / "nets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert lasting(network) == (kept and kept.format(here=tmp_path))
 
 
 def test_the_samples_that_come_trained_are_whole_and_stay_out_of_the_way_of_ones_own(service):

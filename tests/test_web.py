@@ -108,6 +108,16 @@ def test_jobs_are_cancelled_and_retried_by_number(client):
         ("/evaluate", [{"names": ["nobody"]}]),
         ("/job_show", [99999]),
         ("/job_cancel", [-1]),
+        ("/compose", ["a cat"]),
+        ("/compose", [None]),
+        ("/stylize", [[1]]),
+        ("/evaluate", [3]),
+        ("/job_show", ["abc"]),
+        ("/job_show", [None]),
+        ("/job_pause", [10**30]),
+        ("/job_retry", [1.5]),
+        ("/jobs_list", ["nonsense"]),
+        ("/jobs_list", [["done"]]),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_no_job(client, endpoint, given):

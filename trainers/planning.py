@@ -123,9 +123,7 @@ def _lasting(chosen: dict[str, Any]) -> dict[str, Any]:
     if "pictures" in chosen:
         found["pictures"] = Path(chosen["pictures"]).expanduser().absolute()
     if "base" in chosen:
-        source = find_base(chosen["base"])
-        known = source.layout == "hub" or source.name == EMBEDDED
-        found["base"] = source.name if known else str(Path(source.location).absolute())
+        found["base"] = find_base(chosen["base"]).lasting
     return found
 
 

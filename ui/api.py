@@ -6,12 +6,13 @@ from typing import Any
 
 import gradio as gr
 
-from studio.errors import StudioError
+from studio.errors import StudioError, UsageError
 from studio.job_records import STATES
 from studio.jobs import Job
 from studio.ui.asks import ComposeAsk, EvaluateAsk, StylizeAsk
 from studio.ui.frame import Frame
-from studio.ui.service import Service, TrainAsk
+from studio.ui.page_parts import chosen_number
+from studio.ui.service import TERMINAL_ONLY, Service, TrainAsk
 
 
 def offer(frame: Frame) -> None:
@@ -43,23 +44,25 @@ def offer(frame: Frame) -> None:
 
     def jobs_list(state: str = "") -> list[dict[str, Any]]:
         """The jobs, running and waiting ones first; `state` chooses those in one state."""
+        if state and state not in STATES:
+            raise UsageError(f"There is no state {state!r:.60}.", f"Use one of: {', '.join(STATES)}.")
         return [brief(job) for job in service.store.jobs((state,) if state else STATES)]
 
     def job_show(job: int) -> dict[str, Any]:
         """Everything about one job but where its files lie; its pictures are at /studio/pictures/JOB/N."""
-        return told(service, service.store.job(int(job)))
+        return told(service, service.store.job(number_of(job)))
 
     def job_cancel(job: int) -> dict[str, Any]:
         """Cancel a job; one that has ended stays as it is."""
-        return brief(service.store.cancel(int(job)))
+        return brief(service.store.cancel(number_of(job)))
 
     def job_pause(job: int) -> dict[str, Any]:
         """Hold a waiting job back, or let a running training save itself and stop."""
-        return brief(service.store.pause(int(job)))
+        return brief(service.store.pause(number_of(job)))
 
     def job_retry(job: int) -> dict[str, Any]:
         """Let a paused job go on, or retry one that ended without result."""
-        return brief(service.again(int(job)))
+        return brief(service.again(number_of(job)))
 
     def concepts_list() -> list[dict[str, Any]]:
         """The concepts of the library."""
@@ -89,6 +92,14 @@ def _offer(frame: Frame, function: Callable[..., Any]) -> None:
     gr.api(frame.speaking(plain), api_name=function.__name__, queue=False)
 
 
+def number_of(given: Any) -> int:
+    """A job's number as a program gives it; raises UsageError for what is none."""
+    number = chosen_number(str(given))
+    if number is None:
+        raise UsageError(f"{given!r:.60} is no number of a job.", "Give a whole number, as /jobs_list has them.")
+    return number
+
+
 def brief(job: Job) -> dict[str, Any]:
     """A job in a list."""
     return {
@@ -105,7 +116,7 @@ def told(service: Service, job: Job) -> dict[str, Any]:
         | ({"url": f"/studio/pictures/{job.id}/{n}"} if "path" in one else {})
         for n, one in enumerate(job.result.get("pictures", []))
     ]
-    asked = {key: value for key, value in job.arguments.items() if key not in ("recipe", "references")}
+    asked = {key: value for key, value in job.arguments.items() if key not in ("recipe", *TERMINAL_ONLY)}
     return brief(job) | {
         "arguments": asked, "result": result | ({"pictures": pictures} if pictures else {}),
         "problem": service.without_places(job.problem),

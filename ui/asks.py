@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +35,8 @@ class Ask(BaseModel):
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
         """What a stranger gave; raises UsageError with a sentence for each mistake."""
+        if not isinstance(given, Mapping):
+            raise UsageError(f"{given!r:.60} is no object of settings.", f"Name them: {', '.join(cls.model_fields)}.")
         try:
             return cls(**given)
         except ValidationError as error:
@@ -89,10 +92,21 @@ class DrawAsk(Ask):
         return {name: getattr(self, name) for name in names}
 
 
+def lasting(network: str | None) -> str | None:
+    """A network to score by, FOLDER or MODEL=FILE where it lies on the disk, as it holds from every working directory:
+    jobs are done again in others."""
+    if network is None:
+        return None
+    model, equals, file = network.partition("=")
+    if equals:
+        return f"{model}={Path(file).absolute()}"
+    return str(Path(network).absolute()) if Path(network).is_dir() else network
+
+
 def drawn_settings(settings: Any, source: Any) -> dict[str, Any]:
     """The settings of DrawAsk as a plan has them."""
     names = set(DrawAsk.model_fields) - {"base"}
-    return {name: getattr(settings, name) for name in names} | {"base": source.name if source else None}
+    return {name: getattr(settings, name) for name in names} | {"base": source.lasting if source else None}
 
 
 class ComposeAsk(DrawAsk):
@@ -117,7 +131,8 @@ class ComposeAsk(DrawAsk):
         """What a finished plan would be asked for by."""
         return cls.model_construct(
             **drawn_settings(plan.settings, plan.source), concepts={one.name: s for one, s in plan.concepts},
-            styles={one.name: s for one, s in plan.styles}, compare=compare, best_of=best_of.number, clip=best_of.clip,
+            styles={one.name: s for one, s in plan.styles}, compare=compare,
+            best_of=best_of.number, clip=lasting(best_of.clip),
             references={name: str(folder.absolute()) for name, folder in best_of.folders.items()},
             boxes={} if plan.layout is None else {name: box.sides for name, box in plan.layout.boxes.items()},
             method=DEFAULT_METHOD if compare else plan.methods[0].name,
@@ -217,7 +232,7 @@ def train_order(
     """The job that trains `recipe`; it can be paused, and goes on from its checkpoints."""
     arguments = {
         "recipe": recipe.model_dump(mode="json", exclude_none=True), "overwrite": overwrite, "processes": processes,
-        "export": list(export), "clip": clip,
+        "export": list(export), "clip": lasting(clip),
     }  # fmt: skip
     each = " and ".join(f"{one.name}, {one.class_word}" for one in (recipe, *recipe.others))
     title = f"Train {each} ({recipe.method}, {recipe.preset})"

@@ -85,7 +85,7 @@ def evaluate(
 
     What was drawn and scored before is not made again: a call that was stopped goes on.
     """
-    from studio.ui.asks import EvaluateAsk
+    from studio.ui.asks import EvaluateAsk, lasting
     from studio.ui.evaluating import asked_concepts, keep_evaluation, plan_evaluation
     from studio.ui.evaluating import evaluate as run_evaluation
     from studio.ui.recording import recorded
@@ -101,7 +101,9 @@ def evaluate(
     concepts = asked_concepts(Library(state), ask.names, ask.prompts, ask.protocol)
     folders = reference_folders(concepts, references or [])
     wanted = plan_evaluation(state, ask, folders, Eyes(clip, dino, detector))
-    ask = ask.model_copy(update={"references": {name: str(folder.absolute()) for name, folder in folders.items()}})
+    networks = {key: lasting(getattr(ask, key)) for key in ("clip", "dino", "detector")}
+    places = {name: str(folder.absolute()) for name, folder in folders.items()}
+    ask = ask.model_copy(update=networks | {"base": base and wanted.source.lasting, "references": places})
     folder = out or state.outputs / "evaluation"
     prepare_out(folder)
     with progress() as shown, recorded(state, ask.order(device), shown) as job:

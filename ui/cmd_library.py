@@ -29,7 +29,7 @@ def list_concepts(
 ) -> None:
     """List the concepts of the library."""
     library = Library(Home.resolve(home))
-    everything, damaged = library.concepts(), library.damaged()
+    everything, damaged = library.everything()
     concepts = [one for one in everything if tag is None or tag in one.tags]
     if as_json:
         print_json({"library": library.root, "concepts": [_record(one) for one in concepts], "damaged": damaged})

@@ -62,7 +62,7 @@ class Sought:
 
 def cards(service: Service, sought: Sought, chosen: str = "") -> str:
     """The concepts that fit as cards, `chosen` marked, and the damaged ones by name."""
-    everything = service.library.concepts()
+    everything, damaged = service.library.everything()
     thumbs = Thumbs(service.home)
     shown = [
         {
@@ -72,9 +72,7 @@ def cards(service: Service, sought: Sought, chosen: str = "") -> str:
         for one in everything
         if sought.fits(one)
     ]  # fmt: skip
-    return _template("library.html").render(
-        cards=shown, count=len(everything), chosen=chosen, damaged=service.library.damaged()
-    )
+    return _template("library.html").render(cards=shown, count=len(everything), chosen=chosen, damaged=damaged)
 
 
 def detail(service: Service, name: str) -> str:

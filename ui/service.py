@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLE = "sample:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _OWN_FIELDS = ("name", "class_word", "method", "preset", "base", "trigger")  # of a recipe, that TrainAsk has too
-_TERMINAL_ONLY = ("clip", "dino", "detector", "references")
+TERMINAL_ONLY = ("clip", "dino", "detector", "references")
 
 
 class TrainAsk(Ask):
@@ -99,7 +99,7 @@ class Service:
     def _check(self, ask: ComposeAsk | StylizeAsk | EvaluateAsk) -> None:
         """Raise UsageError for what names files of this machine."""
         self.check_base(ask.base)
-        if named := [key for key in _TERMINAL_ONLY if getattr(ask, key, None)]:
+        if named := [key for key in TERMINAL_ONLY if getattr(ask, key, None)]:
             raise UsageError(f"{named[0]} is given.", "Networks and pictures on the disk are for the terminal.")
 
     def train(self, ask: TrainAsk) -> Job:
