@@ -106,6 +106,11 @@ def test_three_of_the_embedded_base_get_room_by_themselves(library, home, tiny_l
     assert compose_fields.canvas_size(library, ["luna", "nori"], "wide") == (144, 96)
 
 
+def test_strengths_stay_when_the_shape_or_other_concepts_change(canvas):
+    rows = [["milo", 0.8], ["rex", 0.5], ["neon", 0.7], ["", None]]
+    assert compose_fields.strengths_for(rows, ["rex", "zara"], canvas) == [["rex", 0.5], ["neon", 0.7], ["zara", 1.0]]
+
+
 def test_names_are_written_as_text(library):
     shown = compose_fields.chips(['<img src=x onerror="alert(1)">'])
     assert "<img" not in shown

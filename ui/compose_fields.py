@@ -76,6 +76,14 @@ def from_rows(rows: list[list[Any]], value: LayoutValue) -> LayoutValue:
     return read_layout_value(value.model_dump() | {"boxes": boxes})
 
 
+def strengths_for(rows: list[list[Any]], names: list[str], before: LayoutValue) -> list[list[Any]]:
+    """The strengths when `names` are chosen: a new concept gets 1, one chosen only `before` loses its own."""
+    gone = {one.name for one in before.concepts}.difference(names)
+    kept = [row for row in rows or [] if row[0] and row[0] not in gone]
+    known = {row[0] for row in kept}
+    return [*kept, *([name, 1.0] for name in names if name not in known)]
+
+
 def chips(names: list[str]) -> str:
     """A button a concept, which puts it into the prompt."""
     chip = (
