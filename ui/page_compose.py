@@ -126,8 +126,8 @@ def _ask(frame: Frame) -> _Asked:
             row_count=0, interactive=True, label="Strengths",
         )  # fmt: skip
     return _Asked(
-        concepts, pressed, shape, canvas, table, prompt, gr.Textbox(visible=False), method, costs, count, seed, beside, styles,
-        strengths, steps, guidance, negative, best_of, go, samples,
+        concepts, pressed, shape, canvas, table, prompt, gr.Textbox(visible=False), method, costs, count, seed, beside,
+        styles, strengths, steps, guidance, negative, best_of, go, samples,
     )  # fmt: skip
 
 
