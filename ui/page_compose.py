@@ -8,6 +8,7 @@ import gradio as gr
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS
 from studio.ui.canvas import LayoutCanvas, LayoutValue
 from studio.ui.compose_fields import (
+    FIELDS,
     SHAPES,
     asked_for,
     canvas_for,
@@ -55,8 +56,9 @@ def build(frame: Frame) -> ComposePage:
                 dropped = gr.File(
                     label="A PNG that the studio composed", file_types=[".png"], height=110, elem_id="compose-restore"
                 )
+                said = gr.HTML(elem_id="compose-restored")
     frame.watch(result, lambda job: composed(frame.service, shown(job)), number)
-    _bind(frame, asked, number, dropped)
+    _bind(frame, asked, number, dropped, said)
     return ComposePage(asked.concepts, asked.prompt)
 
 
@@ -131,7 +133,7 @@ def _ask(frame: Frame) -> _Asked:
     )  # fmt: skip
 
 
-def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None:
+def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File, said: gr.HTML) -> None:
     service = frame.service
 
     def chosen(
@@ -178,8 +180,7 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
     frame.on_show("compose", refill, filled)
     added = a.samples.click(frame.speaking(add_samples), None, filled, **private(queue=True))
     added.success(frame.speaking(chosen), looked_at, outputs, **private(queue=True))
-    refilled = [a.concepts, a.canvas, a.table, a.prompt, a.written, a.method, a.count, a.seed, a.strengths,
-                a.steps, a.guidance, a.negative, a.shape]  # fmt: skip
+    refilled = [said if name == "said" else getattr(a, name) for name in FIELDS]
     dropped.upload(
         frame.speaking(lambda file: restored(service.library, file)), dropped, refilled, **private(queue=True)
     )
