@@ -4,10 +4,12 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from studio.bases import find_base
 from studio.concepts import Concept, write_concept
 from studio.errors import UsageError
 from studio.library import Library
-from studio.pipelines.outputs import save_pictures
+from studio.pipelines.outputs import describe, save_pictures
+from studio.pipelines.settings import GenerateSettings
 from studio.regions import Box, Layout
 from studio.ui import compose_fields
 from studio.ui.canvas import LayoutValue, from_layout, to_layout
@@ -106,24 +108,52 @@ def test_three_of_the_embedded_base_get_room_by_themselves(library, home, tiny_l
     assert compose_fields.canvas_size(library, ["luna", "nori"], "wide") == (144, 96)
 
 
+def test_strengths_stay_when_the_shape_or_other_concepts_change(canvas):
+    rows = [["milo", 0.8], ["rex", 0.5], ["neon", 0.7], ["", None]]
+    assert compose_fields.strengths_for(rows, ["rex", "zara"], canvas) == [["rex", 0.5], ["neon", 0.7], ["zara", 1.0]]
+
+
 def test_names_are_written_as_text(library):
     shown = compose_fields.chips(['<img src=x onerror="alert(1)">'])
     assert "<img" not in shown
     assert "&lt;img" in shown
 
 
+def picture(library, folder, settings, concepts, method="merge", layout=None, styles=(), **more):
+    """A PNG that tells of all that."""
+    with_strengths = lambda given: [(library.find(name), strength) for name, strength in given]  # noqa: E731
+    everyone, riding = with_strengths(concepts), with_strengths(styles)
+    base = find_base((everyone + riding)[0][0].base)
+    told = describe(settings, base, everyone, method, layout, riding) | more
+    return str(save_pictures([Image.new("RGB", (64, 32))], folder, told)[0])
+
+
+def test_a_picture_gives_its_styles_back_and_says_what_the_page_cannot_ask_for(library, tmp_path):
+    settings = GenerateSettings("a <milo>", steps=9, scheduler="ddim", vae_tiling=True)
+    file = picture(library, tmp_path, settings, [("milo", 1.0)], styles=[("rex", 0.7)], studio="0.0.1", base="sd<15>")
+    given = dict(zip(compose_fields.FIELDS, compose_fields.restored(library, file), strict=True))
+    assert (given["styles"], given["strengths"]) == (["rex"], [["milo", 1.0], ["rex", 0.7]])
+    assert 'data-name="milo"' in given["chips"]
+    assert 'data-name="rex"' not in given["chips"]
+    for words in ("drawn by studio 0.0.1", "the scheduler ddim", "tiles", "the base sd&lt;15&gt;", "compose --from"):
+        assert words in given["said"]
+    plain = picture(library, tmp_path, GenerateSettings("a <milo>", steps=9), [("milo", 1.0)])
+    assert compose_fields.restored(library, plain)[-1] == ""
+    alone = picture(library, tmp_path, GenerateSettings("grass"), [], styles=[("rex", 1.0)])
+    assert "a size of 64 x 32" in compose_fields.restored(library, alone)[-1]
+    shutil.copy(library.find("milo").adapter_file, library.find("rex").adapter_file)
+    with pytest.raises(UsageError, match="'rex' is not the one of the picture"):
+        compose_fields.restored(library, file)
+
+
 def test_a_picture_gives_all_of_it_back(library, canvas, tmp_path):
     import json
-
-    from studio.bases import find_base
-    from studio.pipelines.outputs import describe
-    from studio.pipelines.settings import GenerateSettings
 
     concepts = [(library.find(name), strength) for name, strength in (("milo", 0.8), ("rex", 1.0))]
     settings = GenerateSettings("a <milo> and a <rex>", "night", 64, 32, 9, 3.0, "ddim", 7)
     told = describe(settings, find_base(concepts[0][0].base), concepts, "regional", Layout(BOXES))
     (path,) = save_pictures([Image.new("RGB", (64, 32))], tmp_path, told)
-    names, value, rows, prompt, _, method, _, seed, strengths, steps, guidance, negative, shape = (
+    names, value, rows, _, prompt, _, method, _, seed, _, strengths, steps, guidance, negative, _, shape, _ = (
         compose_fields.restored(library, str(path))
     )
     assert (names, prompt, method, seed) == (["milo", "rex"], settings.prompt, "regional", "7")
@@ -136,10 +166,6 @@ def test_a_picture_gives_all_of_it_back(library, canvas, tmp_path):
 
 
 def test_a_picture_of_another_adapter_of_that_name_is_refused(library, tmp_path):
-    from studio.bases import find_base
-    from studio.pipelines.outputs import describe
-    from studio.pipelines.settings import GenerateSettings
-
     told = describe(GenerateSettings("a <milo>"), find_base(library.find("milo").base), [(library.find("milo"), 1.0)])
     (path,) = save_pictures([Image.new("RGB", (8, 8))], tmp_path, told)
     shutil.copy(library.find("rex").adapter_file, library.find("milo").adapter_file)
@@ -148,7 +174,7 @@ def test_a_picture_of_another_adapter_of_that_name_is_refused(library, tmp_path)
 
 
 def test_no_file_changes_nothing(library):
-    assert compose_fields.restored(library, None) == [gr.skip()] * compose_fields.FIELDS
+    assert compose_fields.restored(library, None) == [gr.skip()] * len(compose_fields.FIELDS)
 
 
 def test_a_place_that_is_more_like_another_than_itself_is_marked():

@@ -100,3 +100,27 @@ def test_every_write_to_the_jobs_is_a_change_whoever_writes(home):
         seen.append(changes(service))
     assert len(set(seen)) == 4
     assert changes(service) == seen[-1]
+
+
+def test_the_page_of_jobs_acts_on_the_job_that_it_shows_and_on_no_other(home):
+    service = Service(home)
+    other, ended = (service.store.submit(Order("compose", name, "m:f", {})).id for name in ("other", "ended"))
+    for one in (other, ended):
+        service.store.cancel(one)
+    with gr.Blocks() as blocks:
+        frame = Frame(service, gr.Textbox(), gr.Textbox())
+        page_jobs.build(frame)
+    seen = frame._watchers[0].render("")
+    assert seen == str(ended)
+    acts: list[Any] = [one.fn for one in blocks.fns.values() if one.name == "act"]
+    cancel, *_, forget = acts
+    after = forget(seen)
+    assert after == seen
+    assert "no longer" in page_jobs._view(frame, after, 0.9)
+    assert frame._watchers[0].render(after) == ""
+    for act in (forget, cancel):
+        with pytest.raises(gr.Error, match="There is no job"):
+            act(seen)
+    with pytest.raises(gr.Error, match="No job is chosen"):
+        forget("")
+    assert [one.id for one in service.store.jobs()] == [other]

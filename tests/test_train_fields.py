@@ -2,14 +2,17 @@ import json
 import shlex
 import time
 import tomllib
+from typing import Any
 
+import gradio as gr
 import pytest
 from PIL import Image
 
 from studio.errors import UsageError
 from studio.jobs import Order
 from studio.process_identity import Identity
-from studio.ui import fragments, train_fields
+from studio.ui import fragments, page_train, train_fields
+from studio.ui.frame import Frame
 from studio.ui.service import Service, TrainAsk
 
 GIVEN = {"dataset": "sample:milo", "name": "milo", "class_word": "cat", "trigger": "", "base": "", "method": "lora",
@@ -49,6 +52,31 @@ def test_only_what_was_changed_becomes_a_setting(service):
     assert train_fields.changed_settings(changed, recipe) == {"steps": 7}
     with pytest.raises(UsageError, match="steps"):
         train_fields.changed_settings([["steps", "seven"]], recipe)
+
+
+def test_edited_settings_outlive_a_second_look_and_another_quality(service):
+    def usual(**changes):
+        return train_fields.settings_table(service.recipe(train_fields.train_ask(GIVEN | changes, {})))
+
+    quick, normal = usual(), usual(preset="normal")
+    edited = [[name, {"rank": "3", "seed": "x"}.get(name, value)] for name, value in quick]
+    assert train_fields.with_edits(edited, quick, quick) == edited
+    again = dict(train_fields.with_edits(edited, quick, normal))
+    assert again == dict(normal) | {"rank": "3", "seed": "x"}
+    assert train_fields.with_edits([], [], quick) == quick
+
+
+def test_another_set_of_pictures_takes_back_only_what_the_page_wrote(service, tmp_path):
+    with gr.Blocks() as blocks:
+        page_train.build(Frame(service, gr.Textbox(), gr.Textbox()))
+    handlers: dict[str, Any] = {str(one.name): one.fn for one in blocks.fns.values()}
+    sampled, uploaded = handlers["sampled"], handlers["uploaded"]
+    *_, name, word, written = sampled("milo", None, None, "")  # None: a field that is not yet in sight
+    assert (name, word) == ("milo", "cat")
+    *_, name, word, written = sampled("rex", name, "hound", written)
+    assert (name, word) == ("rex", "hound")
+    Image.new("RGB", (96, 96)).save(tmp_path / "a.png")
+    assert uploaded([str(tmp_path / "a.png")], "", name, word, written)[-3:] == ["", "hound", ""]
 
 
 def test_the_command_says_the_same_as_the_page(service):

@@ -6,23 +6,30 @@ from typing import Any
 
 import gradio as gr
 
-from studio.bases import source_sizes
+from studio.bases import EMBEDDED, source_sizes
 from studio.concepts import placeholders
 from studio.errors import UsageError
 from studio.library import Library
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS
 from studio.pipelines.outputs import STYLIZE
 from studio.pipelines.recall import Recalled, recall
+from studio.pipelines.schedulers import DEFAULT
 from studio.pipelines.settings import usual_width
 from studio.ui.asking import choose_base
 from studio.ui.asks import ComposeAsk
 from studio.ui.canvas import LayoutValue, from_layout, read_layout_value, to_layout
 from studio.ui.form_parts import decimal, whole
+from studio.ui.fragments import message
+from studio.ui.library_parts import base_words
 from studio.ui.marks import marks
 from studio.ui.page_parts import named
+from studio.untrusted import shown
 
 SHAPES = ("usual", "wide", "tall")
-FIELDS = 13  # that a picture fills
+FIELDS = (  # that a picture fills, and what is said of it
+    "concepts", "canvas", "table", "chips", "prompt", "written", "method", "count", "seed", "styles", "strengths",
+    "steps", "guidance", "negative", "best_of", "shape", "said",
+)  # fmt: skip
 
 
 def library_names(library: Library) -> list[str]:
@@ -74,6 +81,14 @@ def from_rows(rows: list[list[Any]], value: LayoutValue) -> LayoutValue:
             ) from error
         boxes.append({"concept": str(row[0]), "x": left, "y": top, "w": right - left, "h": bottom - top})
     return read_layout_value(value.model_dump() | {"boxes": boxes})
+
+
+def strengths_for(rows: list[list[Any]], names: list[str], before: LayoutValue) -> list[list[Any]]:
+    """The strengths when `names` are chosen: a new concept gets 1, one chosen only `before` loses its own."""
+    gone = {one.name for one in before.concepts}.difference(names)
+    kept = [row for row in rows or [] if row[0] and row[0] not in gone]
+    known = {row[0] for row in kept}
+    return [*kept, *([name, 1.0] for name in names if name not in known)]
 
 
 def chips(names: list[str]) -> str:
@@ -137,25 +152,46 @@ def asked_for(
 def restored(library: Library, file: str | None) -> list[Any]:
     """Every field as the dropped picture tells it; raises UsageError for one that tells nothing."""
     if file is None:
-        return [gr.skip()] * FIELDS
+        return [gr.skip()] * len(FIELDS)
     told = recall(Path(file))
     if told.method == STYLIZE:
         raise UsageError("This picture was drawn on the page Stylize.", "Drop it there.")
-    names = [one.name for one in told.concepts]
-    for one in told.concepts:
+    for one in (*told.concepts, *told.styles):
         one.check(library.find(one.name), one.name)
-    return filled(told, names)
+    fields = filled(told, [one.name for one in told.concepts], [one.name for one in told.styles])
+    return [(fields | {"said": _unsaid(library, told, fields["shape"])})[name] for name in FIELDS]
 
 
-def filled(told: Recalled, names: list[str]) -> list[Any]:
-    """The fields of a picture that tells of `names`."""
+def filled(told: Recalled, names: list[str], styles: list[str]) -> dict[str, Any]:
+    """The fields of a picture that tells of `names` and `styles`."""
     width, height = told.settings["width"], told.settings["height"]
     value = from_layout(told.layout, names, width=width, height=height)
-    shape = "usual" if width == height else "wide" if width > height else "tall"
-    return [
-        names, value, rows_of(value), told.prompt, sentence(names),
-        told.method if told.method in METHODS else DEFAULT_METHOD, 1, str(told.settings["seed"]),
-        [[one.name, one.strength] for one in told.concepts], str(told.settings["steps"]),
-        str(told.settings["guidance"]),
-        told.settings["negative_prompt"], shape,
-    ]  # fmt: skip
+    return {
+        "concepts": names, "canvas": value, "table": rows_of(value), "chips": chips(names), "prompt": told.prompt,
+        "written": sentence(names), "method": told.method if told.method in METHODS else DEFAULT_METHOD, "count": 1,
+        "seed": str(told.settings["seed"]), "styles": styles,
+        "strengths": [[one.name, one.strength] for one in (*told.concepts, *told.styles)],
+        "steps": str(told.settings["steps"]), "guidance": str(told.settings["guidance"]),
+        "negative": told.settings["negative_prompt"], "best_of": 1,
+        "shape": "usual" if width == height else "wide" if width > height else "tall",
+    }  # fmt: skip
+
+
+def _unsaid(library: Library, told: Recalled, shape: str) -> str:
+    """A message on what a picture was asked for and the page cannot ask for; "" where that is nothing."""
+    settings, styles = told.settings, [one.name for one in told.styles]
+    bases = {library.find(one.name).base for one in (*told.concepts, *told.styles)} or {EMBEDDED}
+    size = (settings["width"], settings["height"])
+    lacking = {
+        f"the scheduler {shown(settings['scheduler'])}": settings["scheduler"] != DEFAULT,
+        f"the base {shown(base_words(told.base))}": bases != {told.base},
+        "decoding in tiles": settings["vae_tiling"],
+        f"the method {shown(told.method)}": told.method not in METHODS,
+        f"a size of {size[0]} x {size[1]} without a concept": not told.concepts
+        and (len(bases) > 1 or size != canvas_size(library, styles, shape)),
+    }
+    notice, cannot = told.notice(), [words for words, so in lacking.items() if so]
+    if not cannot:
+        return message(notice, kind="warn") if notice else ""
+    said = f"This page does not ask for {', '.join(cannot)}, as the picture was."
+    return message(f"{notice or ''} {said}".strip(), "Draw it in a terminal: studio compose --from PICTURE", "warn")

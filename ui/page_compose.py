@@ -8,6 +8,7 @@ import gradio as gr
 from studio.pipelines.methods import DEFAULT_METHOD, METHODS
 from studio.ui.canvas import LayoutCanvas, LayoutValue
 from studio.ui.compose_fields import (
+    FIELDS,
     SHAPES,
     asked_for,
     canvas_for,
@@ -19,6 +20,7 @@ from studio.ui.compose_fields import (
     restored,
     rows_of,
     sentence,
+    strengths_for,
 )
 from studio.ui.composed import composed
 from studio.ui.form_parts import begin, own_number, stop_button
@@ -54,8 +56,9 @@ def build(frame: Frame) -> ComposePage:
                 dropped = gr.File(
                     label="A PNG that the studio composed", file_types=[".png"], height=110, elem_id="compose-restore"
                 )
+                said = gr.HTML(elem_id="compose-restored")
     frame.watch(result, lambda job: composed(frame.service, shown(job)), number)
-    _bind(frame, asked, number, dropped)
+    _bind(frame, asked, number, dropped, said)
     return ComposePage(asked.concepts, asked.prompt)
 
 
@@ -69,7 +72,7 @@ class _Asked:
     canvas: LayoutCanvas
     table: gr.Dataframe
     prompt: gr.Textbox
-    written: gr.State  # the prompt that the page wrote by itself
+    written: gr.Textbox  # the prompt that the page wrote by itself, kept where the prompt is: see page_train
     method: gr.Dropdown
     cost: gr.HTML
     count: gr.Radio
@@ -124,27 +127,28 @@ def _ask(frame: Frame) -> _Asked:
             row_count=0, interactive=True, label="Strengths",
         )  # fmt: skip
     return _Asked(
-        concepts, pressed, shape, canvas, table, prompt, gr.State(""), method, costs, count, seed, beside, styles,
-        strengths, steps, guidance, negative, best_of, go, samples,
+        concepts, pressed, shape, canvas, table, prompt, gr.Textbox(visible=False), method, costs, count, seed, beside,
+        styles, strengths, steps, guidance, negative, best_of, go, samples,
     )  # fmt: skip
 
 
-def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None:
+def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File, said: gr.HTML) -> None:
     service = frame.service
 
-    def chosen(names: list[str], shape: str, value: LayoutValue, prompt: str, written: str) -> list[Any]:
-        """The canvas, table, chips and prompt for other concepts or another shape."""
+    def chosen(
+        names: list[str], shape: str, value: LayoutValue, prompt: str, written: str, strengths: list[list[Any]]
+    ) -> list[Any]:
+        """The canvas, table, chips, prompt and strengths for other concepts or another shape."""
         names = [name for name in names or [] if name in library_names(service.library)]
         fresh = canvas_for(service.library, names, shape, value)
         own = sentence(names)
         shown = own if prompt in ("", written) else prompt
-        return [fresh, rows_of(fresh), chips(names), shown, own, [[name, 1.0] for name in names]]
+        return [fresh, rows_of(fresh), chips(names), shown, own, strengths_for(strengths, names, value)]
 
+    looked_at = [a.concepts, a.shape, a.canvas, a.prompt, a.written, a.strengths]
     outputs = [a.canvas, a.table, a.chips, a.prompt, a.written, a.strengths]
     for trigger in (a.concepts.input, a.shape.input):
-        trigger(
-            frame.speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private(queue=True)
-        )
+        trigger(frame.speaking(chosen), looked_at, outputs, **private(queue=True))
     a.canvas.layout_changed(rows_of, a.canvas, a.table, queue=False, api_visibility="private")
     a.table.input(frame.speaking(from_rows), [a.table, a.canvas], a.canvas, **private(queue=True))
     a.chips.select(inserted, a.prompt, a.prompt, **private())
@@ -174,11 +178,8 @@ def _bind(frame: Frame, a: _Asked, number: gr.Textbox, dropped: gr.File) -> None
     filled = [a.concepts, a.styles, a.samples]
     frame.on_show("compose", refill, filled)
     added = a.samples.click(frame.speaking(add_samples), None, filled, **private(queue=True))
-    added.success(
-        frame.speaking(chosen), [a.concepts, a.shape, a.canvas, a.prompt, a.written], outputs, **private(queue=True)
-    )
-    refilled = [a.concepts, a.canvas, a.table, a.prompt, a.written, a.method, a.count, a.seed, a.strengths,
-                a.steps, a.guidance, a.negative, a.shape]  # fmt: skip
+    added.success(frame.speaking(chosen), looked_at, outputs, **private(queue=True))
+    refilled = [said if name == "said" else getattr(a, name) for name in FIELDS]
     dropped.upload(
         frame.speaking(lambda file: restored(service.library, file)), dropped, refilled, **private(queue=True)
     )

@@ -15,6 +15,7 @@ from studio.ui.service import Service
 
 _KINDS = [("all", "all"), ("still open", "open"), ("trainings", "train"), ("pictures", "compose")]
 _NONE = '<div class="empty"><strong>Nothing to show yet</strong>Whatever takes time is listed here.</div>'
+_GONE = '<div class="empty"><strong>This job is no longer listed</strong>Choose another on the list.</div>'
 Action = Callable[[Service, int], Job | None]
 _ACTIONS: tuple[
     tuple[str, str, tuple[str, ...], Action], ...
@@ -47,9 +48,11 @@ def build(frame: Frame) -> None:
             smoothing = gr.Slider(0, 0.99, value=0.9, step=0.01, label="Smoothing of the loss", elem_classes="slim")
             view = gr.HTML(elem_id="job-view")
             first = gr.Button("Compose a first picture", elem_id="jobs-first", visible=False)
+    seen = gr.Textbox(visible=False)  # the first of the list may be another when a click arrives
+    frame.watch(seen, lambda job: _number(_looked_at(frame, job)), frame.job)
     for button, (_, _, states, does) in zip(buttons, _ACTIONS, strict=True):
         frame.watch(button, lambda job, states=states: _usable(_looked_at(frame, job), states), frame.job)
-        button.click(_doing(frame, does), frame.job, frame.job, **private(queue=True))
+        button.click(_doing(frame, does), seen, frame.job, **private(queue=True))
     frame.watch(smoothing, lambda job: gr.update(visible=_kind(_looked_at(frame, job)) == "train"), frame.job)
     frame.watch(listed, lambda job, kind: fragments.queue(service, chosen_number(job), kind), frame.job, shown)
     frame.watch(view, lambda job, smooth: _view(frame, job, smooth), frame.job, smoothing)
@@ -60,11 +63,17 @@ def build(frame: Frame) -> None:
 
 def _view(frame: Frame, job: str, smooth: float) -> str:
     found = _looked_at(frame, job)
-    return _NONE if found is None else fragments.job_view(frame.service, found.id, smooth)
+    if found is None:
+        return _GONE if chosen_number(job) else _NONE
+    return fragments.job_view(frame.service, found.id, smooth)
 
 
 def _usable(job: Job | None, states: tuple[str, ...]) -> dict[str, Any]:
     return gr.update(interactive=job is not None and job.state in states)
+
+
+def _number(job: Job | None) -> str:
+    return "" if job is None else str(job.id)
 
 
 def _kind(job: Job | None) -> str:
@@ -73,21 +82,18 @@ def _kind(job: Job | None) -> str:
 
 def _doing(frame: Frame, does: Action) -> Callable[[str], str]:
     def act(job: str) -> str:
-        found = _looked_at(frame, job)
-        if found is None:
-            raise UsageError("No job is chosen.", "Choose one on the left.")
-        after = does(frame.service, found.id)
-        return "" if after is None else str(after.id)
+        number = chosen_number(job)
+        if number is None:
+            raise UsageError("No job is chosen.", "Choose one on the list.")
+        after = does(frame.service, number)
+        return job if after is None else str(after.id)  # one that is gone stays chosen: a second click hits no other
 
     return frame.speaking(act)
 
 
 def _looked_at(frame: Frame, job: str) -> Job | None:
     """The job that is chosen, else the first of the list."""
-    store, number = frame.service.store, chosen_number(job)
+    number = chosen_number(job)
     if number is not None:
-        try:
-            return store.job(number)
-        except UsageError:
-            return None
-    return next(iter(store.jobs(limit=1)), None)
+        return fragments.found(frame.service, number)
+    return next(iter(frame.service.store.jobs(limit=1)), None)

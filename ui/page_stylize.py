@@ -53,7 +53,7 @@ def build(frame: Frame) -> None:
         with gr.Column(scale=3, min_width=320):
             result, number = gr.HTML(elem_id="stylize-result"), gr.Textbox(visible=False)
             stop_button(frame, number, shown, "stylize-cancel")
-    written = gr.State("")
+    written = gr.Textbox(visible=False)
     filled = [content, style, left_out, samples]
     frame.on_show("stylize", lambda: offered(frame), filled)
     samples.click(frame.speaking(lambda: with_samples(frame)), None, filled, **private(queue=True))

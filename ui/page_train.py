@@ -23,6 +23,7 @@ from studio.ui.train_fields import (
     picture_table,
     settings_table,
     train_ask,
+    with_edits,
 )
 
 _UPLOADED = [*sorted(SUFFIXES), ".txt", ".zip"]
@@ -42,6 +43,7 @@ class _Fields:
     preset: gr.Radio
     overwrite: gr.Checkbox
     settings: gr.Dataframe
+    usual: gr.State  # the settings before the user changed any
 
     def all(self) -> list[Any]:
         """In the order in which handlers take them."""
@@ -99,12 +101,12 @@ def build(frame: Frame) -> None:
             command = gr.Textbox(label="The same as a command", lines=2, interactive=False, buttons=["copy"],
                                  elem_classes="copy", elem_id="train-command")  # fmt: skip
             start = gr.Button("Start training", variant="primary", elem_classes="go", elem_id="train-start")
-    fields = _Fields(dataset, name, class_word, trigger, base, method, preset, overwrite, settings)
+    fields = _Fields(dataset, name, class_word, trigger, base, method, preset, overwrite, settings, gr.State([]))
     _bind_pictures(frame, fields, files, sample, table)
     _bind_recipe(frame, fields, cards)
     for button, step in ((to_concept, 1), (to_recipe, 2)):
         button.click(lambda step=step: gr.Walkthrough(selected=step), None, steps, **private())
-    to_recipe.click(_usual(frame), fields.all(), [settings, cards], **private())
+    to_recipe.click(_usual(frame), fields.all(), [settings, fields.usual, cards], **private())
     to_check.click(_checked(frame), fields.all(), [steps, listed, command], **private())
     begin(frame, start, _started(frame), fields.all(), [frame.job, frame.page])
 
@@ -112,35 +114,42 @@ def build(frame: Frame) -> None:
 def _bind_pictures(frame: Frame, f: _Fields, files: gr.File, sample: gr.Dropdown, table: gr.HTML) -> None:
     service = frame.service
 
-    def uploaded(paths: list[str] | None, base: str) -> tuple[str, Any, str]:
+    # The sample whose name and class the page wrote by itself. Kept by the browser, as those two are: the list tells of
+    # a choice twice, and a state of the server would by then be newer than what it is compared with.
+    written = gr.Textbox(visible=False)
+
+    def own(name: str | None, word: str | None, before: str, now: str) -> list[Any]:
+        """Name and class as sample `now` has them, where the user wrote nothing else than sample `before` has."""
+        given = zip((name, word), _sample_words(before), _sample_words(now), strict=True)
+        return [*(after if not text or text == was else text for text, was, after in given), now]
+
+    def uploaded(paths: list[str] | None, base: str, name: str | None, word: str | None, before: str) -> list[Any]:
+        words = own(name, word, before, "")
         if not paths:
-            return "", gr.skip(), picture_table(service, "", None)
+            return ["", gr.skip(), picture_table(service, "", None), *words]
         dataset = service.datasets.add([Path(one) for one in paths])
-        return dataset, None, picture_table(service, dataset, base or None)
+        return [dataset, None, picture_table(service, dataset, base or None), *words]
 
-    def sampled(name: str | None, concept: str, word: str) -> list[Any]:
-        if not name:
-            return [gr.skip()] * 4
-        dataset = f"{SAMPLE}{name}"
-        kind = _sample_words().get(name, "style")
-        return [dataset, picture_table(service, dataset, None), concept or name, word or kind]
+    def sampled(sample: str | None, name: str | None, word: str | None, before: str) -> list[Any]:
+        if not sample:
+            return [gr.skip()] * 5
+        dataset = f"{SAMPLE}{sample}"
+        return [dataset, picture_table(service, dataset, None), *own(name, word, before, sample)]
 
+    called = [f.name, f.class_word, written]
     gr.on(
-        [files.upload, files.delete, files.clear], frame.speaking(uploaded), [files, f.base],
-        [f.dataset, sample, table], **private(queue=True),
+        [files.upload, files.delete, files.clear], frame.speaking(uploaded), [files, f.base, *called],
+        [f.dataset, sample, table, *called], **private(queue=True),
     )  # fmt: skip
-    sample.input(
-        frame.speaking(sampled),
-        [sample, f.name, f.class_word],
-        [f.dataset, table, f.name, f.class_word],
-        **private(queue=True),
-    )
+    sample.input(frame.speaking(sampled), [sample, *called], [f.dataset, table, *called], **private(queue=True))
 
 
-def _sample_words() -> dict[str, str]:
+def _sample_words(sample: str) -> tuple[str, str]:
+    """Name and class of a sample, both "" for none."""
     from studio.picturebook import SAMPLE_SUBJECTS
 
-    return {name: subject.kind for name, subject in SAMPLE_SUBJECTS.items()}
+    subject = SAMPLE_SUBJECTS.get(sample)
+    return sample, "" if not sample else subject.kind if subject else "style"
 
 
 def _bind_recipe(frame: Frame, f: _Fields, cards: gr.HTML) -> None:
@@ -150,7 +159,7 @@ def _bind_recipe(frame: Frame, f: _Fields, cards: gr.HTML) -> None:
 
     cards.select(chosen, None, f.method, **private())
     for changed in (f.method, f.preset):
-        changed.change(_usual(frame), f.all(), [f.settings, cards], **private())
+        changed.change(_usual(frame), f.all(), [f.settings, f.usual, cards], **private())
 
 
 def _values(values: tuple[Any, ...]) -> dict[str, Any]:
@@ -167,8 +176,10 @@ def _usual(frame: Frame) -> Any:
         try:
             recipe = frame.service.recipe(train_ask(given, {}))
         except StudioError:
-            return [gr.skip(), method_cards(frame.service, given["method"], None)]
-        return [settings_table(recipe), method_cards(frame.service, given["method"], recipe)]
+            return [gr.skip(), gr.skip(), method_cards(frame.service, given["method"], None)]
+        *_, rows, before = values
+        usual = settings_table(recipe)
+        return [with_edits(rows, before, usual), usual, method_cards(frame.service, given["method"], recipe)]
 
     return fill
 
@@ -177,7 +188,8 @@ def _asked(frame: Frame, values: tuple[Any, ...]) -> TrainAsk:
     """The training that the fields ask for; raises UsageError."""
     given = _values(values)
     plain = train_ask(given, {})
-    return train_ask(given, changed_settings(values[-1], frame.service.recipe(plain)))
+    *_, rows, _ = values
+    return train_ask(given, changed_settings(rows, frame.service.recipe(plain)))
 
 
 def _checked(frame: Frame) -> Any:

@@ -121,6 +121,15 @@ def settings_table(recipe: Recipe) -> list[list[str]]:
     return [[name, json.dumps(value)] for name, value in told.items() if name not in _HIDDEN]
 
 
+def with_edits(
+    rows: Sequence[Sequence[Any]], before: Sequence[Sequence[str]], usual: Sequence[Sequence[str]]
+) -> list[list[str]]:
+    """The `usual` settings, but with what a user made of those that the table began with `before`."""
+    was = {row[0]: row[1] for row in before}
+    edits = {name: text for name, text, *_ in rows or [] if name in was and str(text) != was[name]}
+    return [[name, edits.get(name, value)] for name, value in usual]
+
+
 def changed_settings(rows: Sequence[Sequence[Any]], recipe: Recipe) -> dict[str, Any]:
     """Those of the table that are not as the preset has them; raises UsageError for what is no value."""
     usual, changed = recipe.model_dump(mode="json"), {}
