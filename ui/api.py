@@ -1,7 +1,7 @@
 """The API: named endpoints that answer at once, long work with the number of its job."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -44,9 +44,7 @@ def offer(frame: Frame) -> None:
 
     def jobs_list(state: str = "") -> list[dict[str, Any]]:
         """The jobs, running and waiting ones first; `state` chooses those in one state."""
-        if state and state not in STATES:
-            raise UsageError(f"There is no state {state!r:.60}.", f"Use one of: {', '.join(STATES)}.")
-        return [brief(job) for job in service.store.jobs((state,) if state else STATES)]
+        return [brief(job) for job in service.store.jobs(_states(state))]
 
     def job_show(job: int) -> dict[str, Any]:
         """Everything about one job but where its files lie; its pictures are at /studio/pictures/JOB/N."""
@@ -90,6 +88,12 @@ def _offer(frame: Frame, function: Callable[..., Any]) -> None:
             raise gr.Error(frame.service.without_places(str(error)), print_exception=False) from None
 
     gr.api(frame.speaking(plain), api_name=function.__name__, queue=False)
+
+
+def _states(given: Any) -> Sequence[str]:
+    if given and given not in STATES:
+        raise UsageError(f"There is no state {given!r:.60}.", f"Use one of: {', '.join(STATES)}.")
+    return (given,) if given else STATES
 
 
 def number_of(given: Any) -> int:
