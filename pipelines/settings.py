@@ -11,6 +11,7 @@ from studio.pipelines.schedulers import DEFAULT, SCHEDULERS
 
 SEED_LIMIT = 2**63
 LONGER, LARGER = 8, 4  # how many times the native side one side of a picture may have, and both of a square
+ALWAYS = 1024  # pixels that a side of any base's pictures may have
 ATTENTIONS = ("sdpa", "xformers")
 
 
@@ -75,12 +76,13 @@ class GenerateSettings:
                 below, above = value // step * step, (value // step + 1) * step
                 nearest = f"{below} or {above}" if below else str(above)
                 raise UsageError(f"The {name} {value} is not a multiple of {step} pixels.", f"Use {nearest}.")
-        (width, height), longest = sizes.native, LONGER * max(sizes.native)
-        if max(size) > longest or math.prod(size) > LARGER**2 * width * height:
+        (width, height), longest = sizes.native, max(LONGER * max(sizes.native), ALWAYS)
+        largest = max((LARGER * width, LARGER * height), (ALWAYS, ALWAYS), key=math.prod)
+        if max(size) > longest or math.prod(size) > math.prod(largest):
             raise UsageError(
                 f"{size[0]} x {size[1]} pixels are far more than the base draws.",
                 f"Its own size is {width} x {height}. It takes sides up to {longest} pixels, and no more pixels than"
-                f" {LARGER * width} x {LARGER * height}.",
+                f" {largest[0]} x {largest[1]}.",
             )
         return size
 

@@ -229,7 +229,7 @@ class JobStore:
         with self._write(durable=True) as db:
             db.execute(
                 "UPDATE jobs SET state = ?, ended = COALESCE(ended, ?), problem = ?, remedy = ''"
-                f" WHERE state = 'paused' AND {name} = (SELECT {name} FROM jobs WHERE id = ?)",
+                f" WHERE state = 'paused' AND started IS NOT NULL AND {name} = (SELECT {name} FROM jobs WHERE id = ?)",
                 told,
             )
 

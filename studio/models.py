@@ -141,7 +141,8 @@ class BaseModel:
     def weights_id(self) -> str:
         """A name for all that turns a prompt into a picture here: every network's weights, and the noise schedule."""
         networks = [module_id(part) for part in (self.unet, self.vae, *self.text_encoders)]
-        schedule = json.dumps(dict(self.scheduler.config), sort_keys=True, default=str)
+        said = {key: value for key, value in self.scheduler.config.items() if not key.startswith("_")}
+        schedule = json.dumps([type(self.scheduler).__name__, said], sort_keys=True, default=str)
         return hashlib.sha256("".join([*networks, schedule]).encode()).hexdigest()
 
     def _both(self, part: str) -> list[Any]:

@@ -63,9 +63,12 @@ class Spelled:
 
 def rows_spelled(text: str, tokenizer: Any) -> str:
     """`text` as diffusers gives it to `tokenizer`: a word of several embedding rows becomes a word for each."""
-    from diffusers.loaders import TextualInversionLoaderMixin
+    from studio.hush import hushed
 
-    return TextualInversionLoaderMixin().maybe_convert_prompt([text], tokenizer)[0]
+    with hushed():  # a text beyond the tokenizer's limit is told of elsewhere
+        from diffusers.loaders import TextualInversionLoaderMixin
+
+        return TextualInversionLoaderMixin().maybe_convert_prompt([text], tokenizer)[0]
 
 
 def spell(prompt: str, concepts: Sequence[Concept]) -> Spelled:

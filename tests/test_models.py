@@ -1,3 +1,8 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from shutil import copyfile
 from types import SimpleNamespace
@@ -50,6 +55,25 @@ def test_whatever_draws_is_in_the_name_of_a_bases_weights(part, tiny_sdxl):
     assert before == load_base(find_base(str(tiny_sdxl)), "cpu").weights_id()
     next(iter(getattr(base.pipe, part).parameters())).data.flatten()[0] += 1
     assert base.weights_id() != before
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_a_base_has_one_name_in_every_process(seed, tiny_sdxl, tmp_path):
+    """Of a schedule that leaves things unsaid diffusers notes which, in an order of each process's own."""
+    folder = shutil.copytree(tiny_sdxl, tmp_path / "base")
+    config = folder / "scheduler" / "scheduler_config.json"
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps({key: said[key] for key in ("_class_name", "prediction_type", "beta_schedule")}))
+    code = "import sys; from studio.bases import find_base; from studio.models import load_base\n"
+    code += "print(load_base(find_base(sys.argv[1]), 'cpu').weights_id())"
+    named = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env=os.environ | {"PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert named.stdout.strip() == load_base(find_base(str(folder)), "cpu").weights_id()
 
 
 def test_another_noise_schedule_is_another_base(tiny_sdxl):

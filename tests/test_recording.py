@@ -65,11 +65,15 @@ def test_a_finished_training_settles_those_of_its_name_that_were_paused(home):
     store = JobStore(home)
     milo, rex = (replace(ORDER, arguments={"recipe": {"name": name}}) for name in ("milo", "rex"))
     for order in (milo, rex, replace(ORDER, kind="compose", arguments={})):
-        store.pause(store.submit(order).id)
+        number = store.submit(order).id
+        store.start(number, Identity.of())
+        store.end(number, "paused")
+    held = store.pause(store.submit(milo).id)  # before it began
     with recorded(home, milo, lambda event: None):
         pass
-    assert [store.job(number).state for number in (1, 2, 3, 4)] == ["cancelled", "paused", "paused", "done"]
-    assert store.job(1).problem == "Job 4 finished this training."
+    states = [store.job(number).state for number in (1, 2, 3, held.id, 5)]
+    assert states == ["cancelled", "paused", "paused", "paused", "done"]
+    assert store.job(1).problem == "Job 5 finished this training."
 
 
 def test_a_page_can_pause_what_a_terminal_trains(home):

@@ -49,6 +49,13 @@ def test_large_and_wide_pictures_are_drawn(width, height):
     assert GenerateSettings("a cat", width=width, height=height).size_for(Sizes((1024, 1024), 32)) == (width, height)
 
 
+@pytest.mark.parametrize("side", [512, 1024])
+def test_a_small_base_takes_what_is_usual_elsewhere(side):
+    assert GenerateSettings("a cat", width=side, height=side).size_for(Sizes((96, 96), 16)) == (side, side)
+    with pytest.raises(UsageError, match="no more pixels than 1024 x 1024"):
+        GenerateSettings("a cat", width=1024, height=1040).size_for(Sizes((96, 96), 16))
+
+
 @pytest.mark.parametrize(("width", "height"), [(8224, 64), (96000, None), (4128, 4096)])
 def test_what_no_base_draws_is_refused_before_memory_is_taken(width, height):
     with pytest.raises(UsageError, match=f"{width} x {height or 1024} pixels") as refusal:

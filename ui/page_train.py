@@ -1,6 +1,7 @@
 """The page Train: from pictures to a concept in four steps."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class _Fields:
     preset: gr.Radio
     overwrite: gr.Checkbox
     settings: gr.Dataframe
-    usual: gr.State  # the settings before the user changed any
+    # The settings before the user changed any, as JSON, kept where they are compared: see _bind_pictures.
+    usual: gr.Textbox = field(default_factory=lambda: gr.Textbox("[]", visible=False))
 
     def all(self) -> list[Any]:
         """In the order in which handlers take them."""
@@ -101,7 +103,7 @@ def build(frame: Frame) -> None:
             command = gr.Textbox(label="The same as a command", lines=2, interactive=False, buttons=["copy"],
                                  elem_classes="copy", elem_id="train-command")  # fmt: skip
             start = gr.Button("Start training", variant="primary", elem_classes="go", elem_id="train-start")
-    fields = _Fields(dataset, name, class_word, trigger, base, method, preset, overwrite, settings, gr.State([]))
+    fields = _Fields(dataset, name, class_word, trigger, base, method, preset, overwrite, settings)
     _bind_pictures(frame, fields, files, sample, table)
     _bind_recipe(frame, fields, cards)
     for button, step in ((to_concept, 1), (to_recipe, 2)):
@@ -179,7 +181,8 @@ def _usual(frame: Frame) -> Any:
             return [gr.skip(), gr.skip(), method_cards(frame.service, given["method"], None)]
         *_, rows, before = values
         usual = settings_table(recipe)
-        return [with_edits(rows, before, usual), usual, method_cards(frame.service, given["method"], recipe)]
+        edited = with_edits(rows, json.loads(before), usual)
+        return [edited, json.dumps(usual), method_cards(frame.service, given["method"], recipe)]
 
     return fill
 
