@@ -13,6 +13,7 @@ METADATA_KEY = "lora_adapter_metadata"  # diffusers' own, a JSON object: ranks a
 # Ways of PEFT to begin a LoRA that take its beginning out of the base's weights, which then are not the base's own.
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _NAME = re.compile(r"\^?[\w.-]+\$?")  # a layer's, with marks of a whole path
+_ANYWHERE = r".*\."  # as PEFT itself writes before a name: what any name means anyway
 _Known = dict[tuple[str, bool], tuple[int, Any]]  # by name, and whether it is a whole path: its place in the order
 
 
@@ -65,7 +66,7 @@ class Settings:
         """Patterns as names, literally: they come from strangers, and expressions can take for ever to compare."""
         known: _Known = {}
         for n, (pattern, value) in enumerate(patterns.items() if isinstance(patterns, dict) else ()):
-            name = pattern.replace(r"\.", ".")
+            name = pattern.removeprefix(_ANYWHERE).replace(r"\.", ".")
             if not _NAME.fullmatch(name):
                 raise UsageError(
                     f"{self._adapter} has the regular expression {shown(pattern, 60)!r} in {setting}; the studio reads"

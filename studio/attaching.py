@@ -105,8 +105,10 @@ def add_words(encoder: Any, tokenizer: Any, names: list[str], rows: Tensor, undo
         tokenizer._tokenizer = Tokenizer.from_str(state)
 
     undo.callback(forget)
-    # as they are spelled: diffusers does not find those that the tokenizer wrote small, and leaves their other rows out
-    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
+    # Of several rows they are found as they are spelled: diffusers looks for that before it writes down all rows.
+    several = [name for name in names if f"{name}_1" in names]
+    exact = [name for name in names if any(name == one or name.startswith(f"{one}_") for one in several)]
+    tokenizer.add_tokens([AddedToken(name, normalized=name not in exact) for name in names])
     table = own.weight.data
     new = table.new_zeros(len(tokenizer), table.shape[1])
     new[: len(table)] = table

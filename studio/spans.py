@@ -1,4 +1,4 @@
-"""Where a concept's words are in a prompt, and which tokens they become: by offsets, for every tokenizer. No torch."""
+"""Where a concept's words are in a prompt, and which tokens they become, by offsets. No torch at import."""
 
 import re
 from collections.abc import Mapping, Sequence

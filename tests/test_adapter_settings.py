@@ -105,6 +105,7 @@ PATTERNS = [
     {r"down_blocks\.0\.to_q$": 7},
     {"0.to_q": 7, "to_q": 9},
     {"blocks.0.to_q": 9, "q": 9, "^to_q": 9},
+    {r".*\.to_q": 7},
 ]
 
 

@@ -198,6 +198,19 @@ def test_a_word_with_a_row_for_each_layer_is_named_as_without_effect(base, tmp_p
     assert "the word <new0> (a row for each layer)" in (receipt.warning() or "")
 
 
+def test_a_word_of_one_row_acts_in_any_capitals(base, tmp_path):
+    """The embedded base's tokenizer, as those of CLIP, reads capitals as small letters."""
+    base = load_base(find_base("picturebook"), "cpu")
+    encoder: Any = base.text_encoders[0]
+    rows = torch.randn(1, encoder.get_input_embeddings().weight.shape[1])
+    save_file({"emb_params": rows}, tmp_path / "Zimbo.safetensors")
+    with attach(base, [(tmp_path / "Zimbo.safetensors", 1.0)]):
+        texts = base.encode(["a Zimbo cat", "a zimbo cat", "a ZIMBO cat"]).embeds
+    assert torch.equal(texts[0], texts[1])
+    assert torch.equal(texts[0], texts[2])
+    assert not torch.equal(texts[0], base.encode(["a zimbo cat"]).embeds[0])
+
+
 @pytest.mark.parametrize("name", ["tiny", "picturebook"])
 def test_every_row_of_a_word_acts_however_it_is_spelled(base, tmp_path, name):
     base = base if name == "tiny" else load_base(find_base(name), "cpu")

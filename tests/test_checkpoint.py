@@ -1,5 +1,6 @@
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,11 @@ def test_other_settings_are_refused_with_the_difference() -> None:
 
 
 def test_other_pictures_are_refused() -> None:
-    check_same_data(at(1), "data", torch.float32)
+    found = replace(at(1), dtype="torch.float32")
+    check_same_data(found, "data", torch.float32)
     with pytest.raises(UsageError, match="have changed"):
+        check_same_data(found, "other data", torch.float32)
+    with pytest.raises(UsageError, match="older version"):  # which did not say what it computed in
         check_same_data(at(1), "other data", torch.float32)
 
 

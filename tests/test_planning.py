@@ -121,6 +121,12 @@ def test_what_is_said_on_resuming_holds_from_every_folder(
     assert resumed_recipe(again, None, home) == recipe
 
 
+@pytest.mark.parametrize("rank", [8, 8.0, "8"])
+def test_the_scale_stays_however_a_rank_is_written(own_base: str, home: Home, rank: object) -> None:
+    recipe = plan_recipe(GIVEN | {"base": own_base, "rank": rank}, None, home)
+    assert (recipe.rank, recipe.alpha) == (8, 8.0)
+
+
 def test_a_short_training_does_not_end_while_it_warms_up(tiny_sdxl: Path, home: Home) -> None:
     usual = plan_recipe(GIVEN | {"base": str(tiny_sdxl)}, None, home)
     assert usual.warmup_steps > 3

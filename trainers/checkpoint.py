@@ -116,6 +116,11 @@ def check_same_data(found: Checkpoint, data: str, dtype: torch.dtype) -> None:
             f"The interrupted training computed in {found.dtype}, and on this device it would be {dtype}.",
             "Go on with the same --device as before, or start again with --overwrite.",
         )
+    if found.data != data and found.dtype is None:
+        raise UsageError(
+            "This training was begun by an older version of the studio, which made and read its material otherwise.",
+            "Finish it with that version, or start again with --overwrite.",
+        )
     if found.data != data:
         raise UsageError(
             "The pictures, their captions or the base have changed since this training was interrupted.",

@@ -1,5 +1,6 @@
 """From what a user says to a complete recipe: preset, then recipe file, then command line. No torch."""
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,25 @@ def plan_recipe(given: dict[str, Any], config: Path | None, home: Home, vram: in
         preset["blocks"] = tuple(role_blocks(source).values())
     if "parameter_count" in chosen and "factors" not in chosen:
         preset.pop("factors", None)
-    if isinstance(chosen.get("steps"), int):
-        preset["warmup_steps"] = min(preset["warmup_steps"], chosen["steps"] // 10)  # lest a short training ends in it
-    if isinstance(chosen.get("rank"), int) and chosen["rank"] > 0:
-        preset["alpha"] = float(chosen["rank"])  # the scale alpha / rank stays what the preset was tuned for
+    if (steps := _positive(chosen.get("steps"))) is not None:
+        preset["warmup_steps"] = min(preset["warmup_steps"], int(steps) // 10)  # lest a short training ends in it
+    if (rank := _positive(chosen.get("rank"))) is not None:
+        preset["alpha"] = rank  # the scale alpha / rank stays what the preset was tuned for
     words, lasting = {"trigger": trigger, "new_word": new_word}, _lasting(chosen | {"base": base})
     recipe = build_recipe([preset, words, chosen, lasting])
     check_installed(recipe.optimizer)
     if recipe.zero_terminal_snr:
         check_rescalable(scheduler_config(source))
     return recipe
+
+
+def _positive(given: Any) -> float | None:
+    """The number that a setting will be read as; None for what is refused later."""
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < inf else None
 
 
 def _refuse_foreign(
