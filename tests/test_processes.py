@@ -31,17 +31,20 @@ def _meet(rank: int, size: int, meeting: str, found: Any) -> None:
     for parameter in layer.parameters():
         parameter.grad = torch.full_like(parameter, float(rank))
     Team(rank, size).average(one.grad for one in layer.parameters() if one.grad is not None)
-    found[rank] = [p.grad.flatten().tolist() for p in layer.parameters() if p.grad is not None]
+    torch.nn.init.constant_(layer.weight, rank + 5)
+    Team(rank, size).take_over([layer.weight])
+    grads = [p.grad.flatten().tolist() for p in layer.parameters() if p.grad is not None]
+    found[rank] = [*grads, layer.weight.flatten().tolist()]
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @soaked
-def test_a_team_takes_the_mean_of_its_gradients(tmp_path: Path):
+def test_a_team_takes_the_mean_of_its_gradients_and_begins_as_its_leader(tmp_path: Path):
     with multiprocessing.get_context("spawn").Manager() as manager:
         found = manager.dict()
         spawn(_meet, (3, (tmp_path / "meeting").as_uri(), found), nprocs=3)
-        assert list(found.values()) == [[[1.0, 1.0], [1.0]]] * 3
+        assert list(found.values()) == [[[1.0, 1.0], [1.0], [5.0, 5.0]]] * 3
 
 
 def test_alone_a_mean_asks_no_device_for_float64() -> None:

@@ -97,8 +97,7 @@ def train_concept(
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
             write_toml(recipe, workplace.folder / RECIPE_FILE)  # only now: what is refused leaves the one before
             team.wait()  # what the others make again lies in the cache now
-            team.begin_alike(training.parameters.values())
-            team.begin_alike(training.tuner.kept.values())
+            training.begin_alike()
             _run(training, workplace, data, emit, again, scorers_for(recipe, scorer))
         return finish(training, workplaces, home, data, emit, overwrite, pictures, formats)
 
@@ -114,8 +113,7 @@ def follow(recipe: Recipe, home: Home, device: str, team: Team) -> None:
     if found is not None:
         check_same_data(found, data, base.dtype)
         training.restore(found.tensors)
-    team.begin_alike(training.parameters.values())
-    team.begin_alike(training.tuner.kept.values())
+    training.begin_alike()
     while training.step < recipe.steps:
         training.take_step()
         if team.agreed(False, base.device):

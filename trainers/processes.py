@@ -76,7 +76,7 @@ class Team:
         distributed.broadcast(tensor, 0)
         return bool(tensor.item())
 
-    def begin_alike(self, tensors: Iterable[torch.Tensor]) -> None:
+    def take_over(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give all processes the leader's `tensors`: what begins from gradients may differ from device to device."""
         for tensor in tensors if self.size > 1 else ():
             distributed.broadcast(tensor.data, 0)

@@ -89,6 +89,10 @@ class Training:
         """How many steps are done."""
         return len(self.losses)
 
+    def begin_alike(self) -> None:
+        """Take over what the leading process begins with."""
+        self.team.take_over([*self.parameters.values(), *self.tuner.kept.values()])
+
     def due(self, every: int) -> bool:
         """Whether what comes every so many steps, 0 for never, and after the last, comes now."""
         return bool(every) and (self.step == self.recipe.steps or self.step % every == 0)
