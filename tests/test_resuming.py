@@ -90,6 +90,21 @@ def test_another_type_of_number_is_named_and_not_the_pictures(tiny_sdxl: Path, h
     assert "--device" in refused.value.remedy
 
 
+def test_previews_of_other_words_and_of_lost_steps_do_not_stay(tiny_sdxl: Path, home: Home) -> None:
+    every = {"sample_every": 1, "save_every": 2, "prior_preservation": False}
+    first = tiny_recipe(tiny_sdxl, home, every | {"sample_prompts": ("a sks cat", "a cat")})
+    with pytest.raises(Halt):
+        train_concept(first, home, halting(4))  # step 3 was shown, and is lost
+    samples = workplace_of(home, "milo").samples
+    kept = samples / "step-000001-0.png"
+    before = kept.stat().st_mtime_ns, (samples / "step-000003-0.png").stat().st_mtime_ns
+    second = tiny_recipe(tiny_sdxl, home, every | {"sample_prompts": ("a sks cat", "a sks cat at night")})
+    done = train_concept(second, home, resume=True).folder / "samples"
+    assert (done / kept.name).stat().st_mtime_ns == before[0]
+    assert (done / "step-000003-0.png").stat().st_mtime_ns > before[1]
+    assert [path.name for path in sorted(done.glob("*-1.png"))] == [f"step-00000{n}-1.png" for n in (2, 3, 4, 5, 6)]
+
+
 @pytest.mark.parametrize("killed", [Preview, Validation])
 def test_what_was_killed_while_it_showed_a_step_shows_it_afterwards(
     killed: type[Preview | Validation], tiny_sdxl: Path, homes: list[Home]

@@ -31,6 +31,7 @@ from studio.trainers.optimizers import check_optimizer
 from studio.trainers.presets import read_facts
 from studio.trainers.processes import Team, check_processes, device_of, leading
 from studio.trainers.recipe import Recipe, write_toml
+from studio.trainers.sample_grid import forget_previews
 from studio.trainers.sampling import draw
 from studio.trainers.scoring import Scorer, scorers_for
 from studio.trainers.stopping import Stopped, stop_requests
@@ -95,6 +96,8 @@ def train_concept(
                 check_same_data(found, data, base.dtype)
                 training.restore(found.tensors)
                 emit(Notice(f"Going on after step {training.step} of {recipe.steps}."))
+            shown = () if found is None else found.recipe["sample_prompts"]
+            forget_previews(workplace.samples, training.step, shown, recipe.sample_prompts)
             write_toml(recipe, workplace.folder / RECIPE_FILE)  # only now: what is refused leaves the one before
             team.wait()  # what the others make again lies in the cache now
             training.begin_alike()

@@ -1,7 +1,9 @@
-"""The previews of a training on one labelled sheet: a row for each prompt, a column for each step."""
+"""The previews of a training: which of them stay, and all on one labelled sheet, a row for each prompt, a column for
+each step."""
 
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,6 +14,16 @@ from studio.trainers.recipe import Recipe
 
 _CELL = 192  # pixels
 _NAME = re.compile(r"step-(\d+)-(\d+)\.png")
+
+
+def forget_previews(samples: Path, step: int, before: Sequence[str], now: Sequence[str]) -> None:
+    """Remove what a training that goes on after `step` cannot show: later steps, and rows whose prompt is another now
+    than it was `before`."""
+    same = {n for n, (old, new) in enumerate(zip(before, now, strict=False)) if old == new}
+    for file in samples.glob("step-*.png"):
+        match = _NAME.fullmatch(file.name)
+        if match and (int(match[1]) > step or int(match[2]) not in same):
+            file.unlink()
 
 
 def draw_grid(samples: Path, recipe: Recipe, path: Path) -> bool:
