@@ -21,7 +21,7 @@ from studio.gates import Gate, strips
 from studio.hush import hushed
 from studio.pipelines.compose_cost import interleaved, ratio
 from studio.pipelines.random_bases import base_around, copy_of, inputs_of, random_lora, random_unet
-from studio.pipelines.speed import milliseconds, spread
+from studio.pipelines.speed import spread, switching
 from studio.pipelines.text_cache import TextCache, TextRows
 
 Tensor = torch.Tensor
@@ -64,7 +64,7 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
         arms, switches = _arms(bench, unet, base, adapters, given, block)
         with torch.no_grad():
             rows, seconds = timed(arms, bench.rounds, device, emit)
-            took = {name: milliseconds(call, SWITCHES) for name, call in switches.items()}
+            took = {name: switching(change, SWITCHES, device) for name, change in switches.items()}
     return {
         "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape, "rows": bench.rows,
         "rank": bench.rank, "rounds": bench.rounds, "arms": rows, "switch, ms": took,
@@ -106,7 +106,7 @@ def _ratios(seconds: dict[str, list[float]], most: int) -> dict[str, Any]:
 
 def _arms(
     bench: AdapterBench, unet: Any, base: Any, adapters: Sequence[Adapter], given: dict[str, Any], block: ExitStack
-) -> tuple[list[Arm], dict[str, Callable[[int], object]]]:
+) -> tuple[list[Arm], dict[str, Callable[[int], Callable[[], object]]]]:
     most, side = len(adapters), given["sample"].shape[-1]
     wrapped = with_peft(copy_of(unet), adapters)
     names = [one.name for one in adapters]
@@ -133,15 +133,31 @@ def _arms(
     swapped, states = copy_of(unet), [_state(one) for one in adapters]
     swapped.load_lora_adapter(states[0], prefix=None, adapter_name="one")
 
-    def swap(n: int) -> None:
+    def swap(n: int) -> Callable[[], object]:
         swapped.load_lora_adapter(states[n % most], prefix=None, adapter_name="one", hotswap=True)
+        return lambda: swapped(**given)
 
-    switches: dict[str, Callable[[int], object]] = {
+    def of_peft(set_adapters: Callable[[int], object]) -> Callable[[int], Callable[[], object]]:
+        def change(n: int) -> Callable[[], object]:
+            set_adapters(n)
+            return lambda: wrapped(**given)
+
+        return change
+
+    def of_ours(gate: Callable[[int], Gate]) -> Callable[[int], Callable[[], object]]:
+        def change(n: int) -> Callable[[], object]:
+            installs()  # only before the first, which warms up
+            return gated(banks[most], gate(n), given)
+
+        installs = next(arm.ready for arm in ours if arm.name == f"ours, {most} everywhere")
+        return change
+
+    switches = {
         "PEFT: hot-swap of one": swap,
-        "PEFT: set_adapters, all": lambda n: wrapped.set_adapters(names, [1.0 - n / 100] * most),
-        "PEFT: set_adapters, one": lambda n: wrapped.set_adapters([names[n % most]]),
-        "ours: a gate of other scales": lambda n: _changed(banks[most], gates[f"{most} everywhere"], n),
-        "ours: a gate of other regions": lambda n: gate_of(most, bench.rows, side, given["sample"], shift=n),
+        "PEFT: set_adapters, all": of_peft(lambda n: wrapped.set_adapters(names, [1.0 - n / 100] * most)),
+        "PEFT: set_adapters, one": of_peft(lambda n: wrapped.set_adapters([names[n % most]])),
+        "ours: a gate of other scales": of_ours(lambda n: Gate(gates[f"{most} everywhere"].weights * (1 - n / 100))),
+        "ours: a gate of other regions": of_ours(lambda n: gate_of(most, bench.rows, side, given["sample"], shift=n)),
     }
     return arms, switches
 
@@ -156,7 +172,7 @@ def _ours(
         f"{k} {where}": gate_of(k, bench.rows, side if where == "by region" else None, given["sample"])
         for k in bench.counts for where in ("everywhere", "by region")
     }  # fmt: skip
-    installed = _Installed(block)
+    installed = Installed(block)
     for what, gate in gates.items():
         k = int(what.split()[0])
         call = gated(banks[k], gate, given)
@@ -177,22 +193,23 @@ def _state(adapter: Adapter) -> dict[str, Tensor]:
     return found
 
 
-class _Installed:
-    """One bank at a time on the network that all of ours share."""
+class Installed:
+    """One bank at a time, or none, on a network that several share."""
 
     def __init__(self, block: ExitStack) -> None:
         self._now: AdapterBank | None = None
         self._undo = ExitStack()
         block.callback(lambda: self._undo.close())
 
-    def only(self, bank: AdapterBank) -> Callable[[], None]:
-        """What installs `bank`, and takes off the one before."""
+    def only(self, bank: AdapterBank | None) -> Callable[[], None]:
+        """What installs `bank`, or none, and takes off the one before."""
 
         def ready() -> None:
             if bank is not self._now:
                 self._undo.close()
                 self._undo = ExitStack()
-                self._undo.enter_context(bank.installed())
+                if bank is not None:
+                    self._undo.enter_context(bank.installed())
                 self._now = bank
 
         return ready
@@ -206,11 +223,6 @@ def gated(bank: AdapterBank, gate: Gate, given: dict[str, Any]) -> Callable[[], 
             return bank.base.unet(**given)[0]
 
     return call
-
-
-def _changed(bank: AdapterBank, gate: Gate, n: int) -> None:
-    with bank.use(Gate(gate.weights * (1 - n / 100))):
-        pass
 
 
 def gate_of(count: int, rows: int, side: int | None, like: Tensor, shift: int = 0) -> Gate:
