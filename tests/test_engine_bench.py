@@ -104,6 +104,13 @@ def test_one_adapter_acts_where_banks_extend_layers_as_on_cuda(tiny_sdxl, five, 
     assert not torch.equal(answers["many"], answers["one"])
 
 
+def test_the_device_has_done_all_before_and_after_what_is_timed(tiny_sdxl, five, monkeypatch):
+    waits: list[torch.device] = []
+    monkeypatch.setattr(engine_bench, "settle", waits.append)
+    gates(load(tiny_sdxl), five, 2, silent)
+    assert len(waits) == 2 * 2 * 2  # two rounds, the first forward and the next
+
+
 @soaked
 def test_concepts_with_words_of_their_own_are_measured_too(tiny_sdxl, tmp_path):
     concepts = [replace(one, trigger=f"{one.name}0") for one in learned(tiny_sdxl, tmp_path)]
