@@ -106,7 +106,8 @@ def compose(
 def _asked(methods: str | None, ablation: bool) -> list[str]:
     if ablation and methods:
         raise UsageError("--ablation is about auto alone, and --methods asks for others.", "Give one of the two.")
-    return ["auto"] if ablation else [find_method(name).name for name in (methods.split(",") if methods else METHODS)]
+    asked = ["auto"] if ablation else methods.split(",") if methods else METHODS
+    return list(dict.fromkeys(find_method(name).name for name in asked))
 
 
 def _check_rounds(rounds: int, asked: Sequence[str]) -> None:
