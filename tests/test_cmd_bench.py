@@ -7,6 +7,7 @@ from PIL import Image
 from small_world import shrink
 
 from studio.picturebook import SAMPLE_SUBJECTS
+from studio.ui.cmd_bench_compose import _asked
 
 
 @pytest.fixture
@@ -24,6 +25,12 @@ def test_base_gives_shares_with_counts_seeds_and_the_judges_own(run_studio, smal
     assert json.loads((tmp_path / "out" / "base.json").read_text())["plan"] == report["plan"]
     assert Image.open(tmp_path / "out" / "base.png").width > 16 * 32
     assert "background" in run_studio(*arguments).out
+
+
+def test_what_no_drawn_scene_has_is_no_question(run_studio, small: Path):
+    """The one subject of this seed is plain."""
+    said = run_studio("bench", "base", "--singles", "1", "--pairs", "1", "--steps", "1", "--seed", "5000003", "--json")
+    assert list(json.loads(said.out)["one subject"]) == ["class", "colour", "pattern", "background", "style"]
 
 
 def test_blocks_gives_a_row_a_block(run_studio, small: Path):
@@ -50,11 +57,24 @@ def test_concepts_are_trained_where_missing_and_summed_up(run_studio, small: Pat
         (["concepts", "--preset", "fast"], "no preset 'fast'"),
         (["base", "--singles", "0"], "singles"),
         (["base", "--out", __file__], "is a file"),
+        (["best-of", "--names", "milo"], "alone is no pair"),
+        (["metrics", "--names", "milo"], "alone is no pair"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(run_studio, small: Path, arguments: list[str], words: str):
     said = run_studio("bench", *arguments)
     assert (said.code, words in said.err) == (2, True)
+
+
+def test_what_was_measured_is_kept_where_it_cannot_be_shown(run_studio, small: Path, tmp_path: Path, monkeypatch):
+    def closed(*told: object) -> None:
+        raise BrokenPipeError
+
+    found = {"a base": {"an arm": {"s": 1.0}}}
+    monkeypatch.setattr("studio.trainers.step_bench.bench_steps", lambda bench, emit: found)
+    monkeypatch.setattr("studio.ui.cmd_bench.show", closed)
+    run_studio("bench", "train", "--script", __file__, "--out", str(tmp_path))
+    assert json.loads((tmp_path / "training-step.json").read_text()) == found
 
 
 def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, small: Path, tmp_path: Path, monkeypatch):
@@ -69,6 +89,10 @@ def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, smal
     assert any("they agree: kind" in line for line in lines)
     row = next(line for line in lines if "whole_kind" in line)
     assert row.split()[-2:] == ["0.750", "0.500"]
+
+
+def test_a_method_asked_for_twice_is_one():
+    assert _asked("merge,regional,merge", ablation=False) == ["merge", "regional"]
 
 
 COMPOSE = ("bench", "compose", "--names", "milo,rex", "--seeds", "2", "--steps", "1")

@@ -1,10 +1,12 @@
 """`studio bench metrics`, `best-of` and `report`: what scores are worth, what choosing by them is worth, and tables."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from studio.errors import UsageError
 from studio.events import Phase
 from studio.home import Home, write_atomic
 from studio.ui.benching import (
@@ -34,6 +36,7 @@ def metrics(
 ) -> None:
     """Which score to believe for what: each reads true drawings, and drawings spoilt in one way."""
     chosen = sample_names(names)
+    _check_several(chosen)
     prepare_out(out)
     with progress() as emit:
         emit(Phase("Load the base and what scores"))
@@ -65,6 +68,7 @@ def best_of(
 ) -> None:
     """What it is worth to choose by judge A among candidates, read by judge B."""
     chosen = sample_names(names)
+    _check_several(chosen)
     prepare_out(out)
     with progress() as emit:
         from studio.pipelines.best_of_bench import bench_best_of
@@ -78,6 +82,11 @@ def best_of(
     keep_report(out, "best-of", told, pictures)
     rows = [(name, *map(share_text, one.values())) for name, one in (told["rows"] | {"gain": told["gain"]}).items()]
     show(told, (f"{len(told['groups'])} pairs", *told["gain"]), rows, as_json)
+
+
+def _check_several(chosen: Sequence[str]) -> None:
+    if len(chosen) < 2:
+        raise UsageError(f"{chosen[0]} alone is no pair.", "Give two --names or more, as in milo,rex.")
 
 
 def report(
