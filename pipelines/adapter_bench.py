@@ -3,7 +3,7 @@
 Networks and adapters are random, and the same in all arms; arms that compute the same function must give one answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from studio.gates import Gate, strips
 from studio.hush import hushed
 from studio.pipelines.compose_cost import interleaved, ratio
 from studio.pipelines.random_bases import base_around, copy_of, inputs_of, random_lora, random_unet
-from studio.pipelines.speed import spread, switching
+from studio.pipelines.speed import attempted, spread, switching
 from studio.pipelines.text_cache import TextCache, TextRows
 
 Tensor = torch.Tensor
@@ -64,7 +64,7 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
         arms, switches = _arms(bench, unet, base, adapters, given, block)
         with torch.no_grad():
             rows, seconds = timed(arms, bench.rounds, device, emit)
-            took = {name: switching(change, SWITCHES, device) for name, change in switches.items()}
+            took = {name: attempted(partial(switching, change, SWITCHES, device)) for name, change in switches.items()}
     return {
         "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape, "rows": bench.rows,
         "rank": bench.rank, "rounds": bench.rounds, "arms": rows, "switch, ms": took,
@@ -75,19 +75,20 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
 def timed(
     arms: Sequence[Arm], rounds: int, device: torch.device, emit: Emit
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """What is told of every arm, the first being what the others are held against, and the seconds of its rounds."""
-    answers = {arm.name: _prepared(arm)().float() for arm in arms}
-    operators = {arm.name: _operators(_prepared(arm)) if arm.seen else None for arm in arms}
+    """What is told of every arm, the first being what the others are held against, and the seconds of its rounds; of an
+    arm that raises, why it failed."""
+    looked = {arms[0].name: _looked(arms[0])} | {arm.name: attempted(partial(_looked, arm)) for arm in arms[1:]}
+    rows: dict[str, Any] = {name: found for name, found in looked.items() if "failed" in found}
+    arms = [arm for arm in arms if arm.name not in rows]
     emit(Phase(f"Time {len(arms)} arms in turn", rounds))
     ready = {arm.name: partial(_warm, arm) for arm in arms}
     seconds = interleaved({arm.name: arm.call for arm in arms}, rounds, device, emit, ready)
-    rows: dict[str, Any] = {}
     for arm in arms:
         over = ratio(seconds[arm.name], seconds[arms[0].name])
-        rows[arm.name] = spread(seconds[arm.name]) | {"over none": over, "operators": operators[arm.name]}
-        if arm.same_as is not None:
-            truth = answers[arm.same_as]
-            gap = (answers[arm.name] - truth).abs().max() / truth.abs().max()
+        rows[arm.name] = spread(seconds[arm.name]) | {"over none": over, "operators": looked[arm.name]["operators"]}
+        if arm.same_as in seconds:
+            truth = looked[arm.same_as]["answer"]
+            gap = (looked[arm.name]["answer"] - truth).abs().max() / truth.abs().max()
             rows[arm.name] |= {"same as": arm.same_as, "largest difference": float(f"{float(gap):.2g}")}
     return rows, seconds
 
@@ -101,7 +102,12 @@ def _ratios(seconds: dict[str, list[float]], most: int) -> dict[str, Any]:
         f"{most} gated over 1 gated": (gated, "ours, 1 by region"),
         f"{most} gated over 1 gated, {ONCE}": (f"{gated}, {ONCE}", f"ours, 1 by region, {ONCE}"),
     }
-    return {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items()}
+    return ratios_of(pairs, seconds)
+
+
+def ratios_of(pairs: Mapping[str, tuple[str, str]], seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Of the pairs of arms that were both timed."""
+    return {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items() if {a, b} <= seconds.keys()}
 
 
 def _arms(
@@ -266,9 +272,9 @@ def _warm(arm: Arm) -> None:
     arm.call()
 
 
-def _prepared(arm: Arm) -> Callable[[], Tensor]:
+def _looked(arm: Arm) -> dict[str, Any]:
     arm.ready()
-    return arm.call
+    return {"answer": arm.call().float(), "operators": _operators(arm.call) if arm.seen else None}
 
 
 class _Counter(TorchDispatchMode):

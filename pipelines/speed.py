@@ -4,8 +4,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from studio.errors import named
 
 
 def spread(seconds: Sequence[float], digits: int = 4) -> dict[str, float]:
@@ -79,6 +82,14 @@ def switching(change: Callable[[int], Callable[[], object]], rounds: int, device
         settle(device)
         took.append(1000 * (2 * first - began - time.perf_counter()))
     return round(statistics.median(took[1:]), 3)
+
+
+def attempted(call: Callable[[], Any]) -> Any:
+    """What `call` returns, or `failed` and the reason, so that one failure does not lose what else is measured."""
+    try:
+        return call()
+    except Exception as error:
+        return {"failed": named(error)}
 
 
 def settle(device: torch.device) -> None:

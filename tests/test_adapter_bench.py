@@ -7,7 +7,7 @@ import torch
 
 from studio.events import silent
 from studio.pipelines import compiled
-from studio.pipelines.adapter_bench import AdapterBench, bench_adapters
+from studio.pipelines.adapter_bench import AdapterBench, Arm, bench_adapters, ratios_of, timed
 from studio.pipelines.compiled_bench import bench_compiled
 from studio.pipelines.random_bases import SHAPES
 from studio.pipelines.speed import milliseconds, switching
@@ -53,6 +53,18 @@ def test_every_ratio_and_switch_is_told(report):
         "PEFT: set_adapters, all", "PEFT: set_adapters, one", "PEFT: hot-swap of one", "ours: a gate of other scales",
         "ours: a gate of other regions",
     }  # fmt: skip
+
+
+def test_an_arm_that_fails_does_not_lose_the_others():
+    def broken() -> torch.Tensor:
+        raise ValueError("no such arm")
+
+    arms = [Arm("a", lambda: torch.ones(1), None), Arm("b", broken, "a"), Arm("c", lambda: torch.ones(1), "b")]
+    rows, seconds = timed(arms, 1, CPU, silent)
+    assert rows["b"] == {"failed": "ValueError: no such arm"}
+    assert list(seconds) == ["a", "c"]
+    assert rows["c"]["over none"]["value"] > 0
+    assert ratios_of({"b over a": ("b", "a"), "c over a": ("c", "a")}, seconds).keys() == {"c over a"}
 
 
 def test_what_a_change_puts_off_to_its_first_call_counts(monkeypatch):
