@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,6 +125,29 @@ def test_compose_measures_methods_and_costs_and_goes_on(run_studio, learned, tmp
     said = run_studio(*COMPOSE, "--methods", "merge,regional", "--rounds", "0", "--out", tmp_path / "out").out
     rows = [line.split()[0] for line in said.splitlines()[1:]]
     assert rows == ["truth", "base", "alone", "ceiling", "merge", "regional"]
+
+
+def test_costs_are_those_of_a_pair(run_studio, learned, tiny_concepts, tmp_path: Path, monkeypatch):
+    both = [SimpleNamespace(sample=c.name, concept=c, subject=SAMPLE_SUBJECTS[c.name]) for c in tiny_concepts]
+    luna = replace(tiny_concepts[0], name="luna")
+    found = [*both, SimpleNamespace(sample="luna", concept=luna, subject=SAMPLE_SUBJECTS["luna"])]
+    asked: list[int] = []
+
+    def costs(base, ask, arms, rounds, emit):
+        asked.append(len(ask.members))
+        return {one.name: {"rows over merge": 1.0, "time over merge": {"value": 1.0}} for one in arms}
+
+    monkeypatch.setattr("studio.ui.cmd_bench_compose.learn_samples", lambda *_: found)
+    monkeypatch.setattr("studio.pipelines.compose_cost.method_costs", costs)
+    order = [one if one != "milo,rex" else "milo,rex,luna" for one in COMPOSE]
+    order += ["--methods", "merge", "--rounds", "1", "--json", "--out", str(tmp_path / "out")]
+    of_three = json.loads(run_studio(*order, "--pairs", "0", "--triples", "1").out)
+    of_two = json.loads(run_studio(*order, "--pairs", "1", "--triples", "0").out)
+    assert (of_three["costs"], asked) == ({}, [2])
+    before = of_two["costs"]["made_from"]
+    assert json.loads(run_studio(*order, "--pairs", "1", "--triples", "0").out)["costs"]["made_from"] == before
+    run_studio(*order, "--pairs", "2-2", "--triples", "0")
+    assert asked == [2, 2]
 
 
 def test_ablation_measures_auto_with_each_part_left_out(run_studio, learned, tmp_path: Path):

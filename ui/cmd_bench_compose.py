@@ -95,7 +95,8 @@ def compose(
         store = Store(folder)
         members = [tuple(known[name] for name in group) for group in groups]
         results = bench_compose(base, judge, members, [*YARDSTICKS, *arms], plan, store, emit)
-        costs = _costs(folder, base, plan, members[0], arms, rounds, emit)
+        pair = next((group for group in members if len(group) == 2), None)
+        costs = {} if pair is None else _costs(folder, base, plan, pair, arms, rounds, emit)
     report = _report(results, costs, plan, preset) | {"parts": {one.name: one.does for one in ABLATIONS if ablation}}
     title = "ablation" if ablation else "compose"
     keep_json(folder, title, report)
@@ -152,22 +153,28 @@ def _costs(
     folder: Path,
     base: "BaseModel",
     plan: "ComposeBench",
-    members: "tuple[Known, ...]",
+    pair: "tuple[Known, ...]",
     arms: "Sequence[Arm]",
     rounds: int,
     emit: "Emit",
 ) -> dict[str, Any]:
-    """Those of an earlier call, where they are of the same methods; what shakes is not measured twice."""
+    """Those of one picture of the pair; of an earlier call, where they are of the same methods, concepts, base and
+    machine: what shakes is not measured twice."""
+    from torch import get_num_threads
+
+    from studio.concepts import file_hash
     from studio.pipelines.bench_store import fingerprint
     from studio.pipelines.compose_cost import method_costs
 
     file = folder / "costs.json"
-    made_from = fingerprint((base.source.name, [repr(arm) for arm in arms], plan.steps, plan.guidance))
+    drawn = (base.weights_id(), [(one.concept.phrase, file_hash(one.concept.adapter_file)) for one in pair])
+    machine = (str(base.device), get_num_threads())
+    made_from = fingerprint((drawn, machine, [repr(arm) for arm in arms], plan.steps, plan.guidance))
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if kept.get("made_from") == made_from:
         return kept
     if rounds:
-        found = method_costs(base, plan.ask(members, [0]), arms, rounds, emit)
+        found = method_costs(base, plan.ask(pair, [0]), arms, rounds, emit)
         kept = {"made_from": made_from, "rounds": rounds, "device": str(base.device), "methods": found}
         keep_json(folder, "costs", kept)
         return kept
