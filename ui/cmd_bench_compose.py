@@ -95,8 +95,7 @@ def compose(
         store = Store(folder)
         members = [tuple(known[name] for name in group) for group in groups]
         results = bench_compose(base, judge, members, [*YARDSTICKS, *arms], plan, store, emit)
-        pair = next((group for group in members if len(group) == 2), None)
-        costs = {} if pair is None else _costs(folder, base, plan, pair, arms, rounds, emit)
+        costs = _costs(folder, base, plan, members, arms, rounds, emit)
     report = _report(results, costs, plan, preset) | {"parts": {one.name: one.does for one in ABLATIONS if ablation}}
     title = "ablation" if ablation else "compose"
     keep_json(folder, title, report)
@@ -153,12 +152,12 @@ def _costs(
     folder: Path,
     base: "BaseModel",
     plan: "ComposeBench",
-    pair: "tuple[Known, ...]",
+    groups: "Sequence[tuple[Known, ...]]",
     arms: "Sequence[Arm]",
     rounds: int,
     emit: "Emit",
 ) -> dict[str, Any]:
-    """Those of one picture of the pair; of an earlier call, where they are of the same methods, concepts, base and
+    """Those of one picture of the first pair, none where there is none; of an earlier call, where they are of the same methods, concepts, base and
     machine: what shakes is not measured twice."""
     from torch import get_num_threads
 
@@ -166,6 +165,9 @@ def _costs(
     from studio.pipelines.bench_store import fingerprint
     from studio.pipelines.compose_cost import method_costs
 
+    pair = next((group for group in groups if len(group) == 2), None)
+    if pair is None:
+        return {}
     file = folder / "costs.json"
     drawn = (base.weights_id(), [(one.concept.phrase, file_hash(one.concept.adapter_file)) for one in pair])
     machine = (str(base.device), get_num_threads())
