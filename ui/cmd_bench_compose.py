@@ -157,8 +157,8 @@ def _costs(
     rounds: int,
     emit: "Emit",
 ) -> dict[str, Any]:
-    """Those of one picture of the first pair, none where there is none; of an earlier call, where they are of the same methods, concepts, base and
-    machine: what shakes is not measured twice."""
+    """Those of one picture of the first pair, none where there is none; of an earlier call, where they are of the same
+    methods, concepts, base and machine: what shakes is not measured twice."""
     from torch import get_num_threads
 
     from studio.concepts import file_hash
