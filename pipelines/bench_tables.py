@@ -128,7 +128,7 @@ def ablation(report: dict[str, Any]) -> str:
 def compose_cost(report: dict[str, Any]) -> str:
     """What many adapters cost."""
     cached, change, memory = report["cmlora over composite"], report["change of gate"], report["memory"]
-    gated = next(name for name in report if name.endswith("gated over 1"))
+    gated = next((name for name in report if name.endswith("gated over 1")), "gated over 1")
     rows = [
         ("`composite` over the loop of `set_adapters`, time", interval(report["composite over set_adapters"]), "0.50"),
         ("largest difference of what the two draw", f"{report['their largest difference']:.1e}", "1e-4"),

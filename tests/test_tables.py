@@ -7,7 +7,8 @@ import pytest
 
 from studio.errors import StudioError
 from studio.pipelines import bench_tables as tables
-from studio.pipelines.bench_documents import filled, read_reports
+from studio.pipelines.bench_documents import command_of, filled, made, read_reports
+from studio.ui.cmd_bench import app
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "docs" / "benchmarks"
@@ -58,6 +59,41 @@ def test_a_folder_without_a_sound_report_is_told(run_studio, tmp_path: Path, con
 def test_a_document_whose_report_is_missing_stays_as_it_is(tmp_path: Path):
     with pytest.raises(StudioError, match=r"base\.json"):
         filled("<!-- base --><!-- /base -->", {"blocks": BLOCKS})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<!-- blocks -->\nold\n", "blocks has no end"),
+        ("<!-- blocks -->\nold\n<!-- /bloks -->", "blocks has no end"),
+        ("<!-- bloks -->\nold\n<!-- /bloks -->", "begins no table"),
+        ("<!-- /blocks -->\nold\n", "begins no table"),
+    ],
+)
+def test_marks_that_are_none_of_a_table_are_refused(text: str, words: str):
+    with pytest.raises(StudioError, match=words):
+        filled(text, {"blocks": BLOCKS})
+
+
+def test_a_document_that_is_not_there_is_wrong_usage(run_studio, tmp_path: Path):
+    (tmp_path / "blocks.json").write_text(json.dumps(BLOCKS))
+    assert run_studio("bench", "report", tmp_path, "--fill", tmp_path / "none.md").code == 2
+
+
+def test_every_command_that_measures_a_report_is_one():
+    known = {one.name for one in app.registered_commands}
+    commands = [command_of(name) for name in tables.TABLES]
+    assert {one.split()[2] for one in commands if one.startswith("studio bench")} <= known
+    assert command_of("compiled-sdxl-tenth") == "studio bench step --shape sdxl-tenth --compiled"
+
+
+def test_a_report_of_costs_without_its_gates_is_told():
+    report = {
+        "cmlora over composite": {"time": share(0.8), "FLOPs": 0.7}, "change of gate": {}, "memory": {},
+        "composite over set_adapters": share(0.4), "their largest difference": 2e-6,
+    }  # fmt: skip
+    with pytest.raises(StudioError, match="gated over 1"):
+        made("compose-cost", report)
 
 
 def share(value: float) -> dict[str, float]:

@@ -93,7 +93,11 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Where benchmarks wrote their reports with --out.")],
     fill: Annotated[
         list[Path] | None,
-        typer.Option(help="Put the tables into this document, between <!-- NAME --> and <!-- /NAME -->. Repeatable."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Put the tables into this document, between <!-- NAME --> and <!-- /NAME -->. Repeatable.",
+        ),
     ] = None,
 ) -> None:
     """The reports of a folder as Markdown tables."""
