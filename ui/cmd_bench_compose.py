@@ -97,9 +97,8 @@ def compose(
         results = bench_compose(base, judge, members, [*YARDSTICKS, *arms], plan, store, emit)
         costs = _costs(folder, base, plan, members, arms, rounds, emit)
     report = _report(results, costs, plan, preset) | {"parts": {one.name: one.does for one in ABLATIONS if ablation}}
-    title = "ablation" if ablation else "compose"
-    keep_json(folder, title, report)
-    _keep_sheets(folder, title, results, store)
+    report["asked"] = {"names": names, "pairs": pairs, "triples": triples, "methods": methods}
+    _keep(folder, "ablation" if ablation else "compose", report, results, store)
     _show(report, as_json)
 
 
@@ -190,11 +189,12 @@ def _report(results: "Sequence[Result]", costs: Mapping[str, Any], plan: "Compos
     return {"judge": "B", "preset": preset, "plan": vars(plan), "sections": found, "costs": dict(costs)}
 
 
-def _keep_sheets(folder: Path, title: str, results: "Sequence[Result]", store: "Store") -> None:
-    """A row for each way to draw but the concepts alone, a column for each group, its first seed."""
+def _keep(folder: Path, title: str, report: Mapping[str, Any], results: "Sequence[Result]", store: "Store") -> None:
+    """The report, and sheets: a row for each way to draw but the concepts alone, a column for each group."""
     from studio.pipelines.compose_arms import ALONE
     from studio.pipelines.contact_sheet import comparison_sheet
 
+    keep_json(folder, title, report)
     for size, name in ((2, "pairs"), (3, "triples")):
         rows: dict[str, dict[tuple[str, ...], Any]] = {}
         for one in results:
