@@ -3,7 +3,7 @@
     python docs/krona.py docs/benchmarks/krona.json REPORT.json ...
 
 Each report's recipe names its size (rank, or factors) and its rate. Reports of one recipe are joined, and those of all
-samples compared. What was joined before may be given among them.
+samples compared; all else has to be the same in all. What was joined before may be given among them.
 """
 
 import json
@@ -14,12 +14,17 @@ from typing import Any
 from studio.picturebook import SAMPLE_SUBJECTS
 from studio.stats import Share, difference
 
+VARIED = ("method", "rank", "factors", "learning_rate")
+
 
 def main(out: str, files: list[str]) -> None:
     """Join `files` and write `out`."""
     recipes: dict[tuple[str, float], dict[str, Any]] = {}
-    for file in files:
-        report = json.loads(Path(file).read_text(encoding="utf-8"))
+    reports = {file: json.loads(Path(file).read_text(encoding="utf-8")) for file in files}
+    others = [shared(report) for report in reports.values()]
+    if different := [file for file, one in zip(reports, others, strict=True) if one != others[0]]:
+        sys.exit(f"More than size and rate differs from {files[0]} in {', '.join(different)}.")
+    for report in reports.values():
         for row in report.get("recipes", ()):
             recipes.setdefault((row["recipe"], row["rate"]), {}).update(row["samples"])
         if "recipes" in report:
@@ -33,7 +38,7 @@ def main(out: str, files: list[str]) -> None:
         {"recipe": which, "rate": rate, "samples": dict(sorted(found.items())), "all": pooled(found).rounded()}
         for (which, rate), found in sorted(recipes.items())
     ]
-    whole = {str(row["recipe"]): row for row in rows if len(row["samples"]) == len(SAMPLE_SUBJECTS)}
+    whole = {f"{row['recipe']} at {row['rate']:g}": row for row in rows if len(row["samples"]) == len(SAMPLE_SUBJECTS)}
     shares = {name: pooled(row["samples"]) for name, row in whole.items()}
     over = {
         f"{one} - {other}": difference(shares[one], shares[other]).rounded()
@@ -41,7 +46,16 @@ def main(out: str, files: list[str]) -> None:
         for other in shares
         if one.startswith("KronA") and other.startswith("LoRA")
     }
-    Path(out).write_text(json.dumps({"recipes": rows, "differences": over}, indent=1) + "\n", encoding="utf-8")
+    joined = {"shared": others[0], "recipes": rows, "differences": over}
+    Path(out).write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
+
+
+def shared(report: dict[str, Any]) -> dict[str, Any]:
+    """All that decides a report's figures but the size and the rate of what was trained."""
+    if "recipes" in report:
+        return report["shared"]
+    settings = {name: one for name, one in report["settings"].items() if name not in VARIED}
+    return {name: report[name] for name in ("judge", "preset", "seeds")} | {"settings": settings}
 
 
 def pooled(found: dict[str, Any]) -> Share:

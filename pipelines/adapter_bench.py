@@ -3,7 +3,7 @@
 Networks and adapters are random, and the same in all arms; arms that compute the same function must give one answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from studio.gates import Gate, strips
 from studio.hush import hushed
 from studio.pipelines.compose_cost import interleaved, ratio
 from studio.pipelines.random_bases import base_around, copy_of, inputs_of, random_lora, random_unet
-from studio.pipelines.speed import milliseconds, spread
+from studio.pipelines.speed import attempted, spread, switching
 from studio.pipelines.text_cache import TextCache, TextRows
 
 Tensor = torch.Tensor
@@ -64,7 +64,7 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
         arms, switches = _arms(bench, unet, base, adapters, given, block)
         with torch.no_grad():
             rows, seconds = timed(arms, bench.rounds, device, emit)
-            took = {name: milliseconds(call, SWITCHES) for name, call in switches.items()}
+            took = {name: attempted(partial(switching, change, SWITCHES, device)) for name, change in switches.items()}
     return {
         "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape, "rows": bench.rows,
         "rank": bench.rank, "rounds": bench.rounds, "arms": rows, "switch, ms": took,
@@ -75,19 +75,20 @@ def bench_adapters(bench: AdapterBench, device: torch.device, dtype: torch.dtype
 def timed(
     arms: Sequence[Arm], rounds: int, device: torch.device, emit: Emit
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """What is told of every arm, the first being what the others are held against, and the seconds of its rounds."""
-    answers = {arm.name: _prepared(arm)().float() for arm in arms}
-    operators = {arm.name: _operators(_prepared(arm)) if arm.seen else None for arm in arms}
+    """What is told of every arm, the first being what the others are held against, and the seconds of its rounds; of an
+    arm that raises, why it failed."""
+    looked = {arms[0].name: _looked(arms[0])} | {arm.name: attempted(partial(_looked, arm)) for arm in arms[1:]}
+    rows: dict[str, Any] = {name: found for name, found in looked.items() if "failed" in found}
+    arms = [arm for arm in arms if arm.name not in rows]
     emit(Phase(f"Time {len(arms)} arms in turn", rounds))
     ready = {arm.name: partial(_warm, arm) for arm in arms}
     seconds = interleaved({arm.name: arm.call for arm in arms}, rounds, device, emit, ready)
-    rows: dict[str, Any] = {}
     for arm in arms:
         over = ratio(seconds[arm.name], seconds[arms[0].name])
-        rows[arm.name] = spread(seconds[arm.name]) | {"over none": over, "operators": operators[arm.name]}
-        if arm.same_as is not None:
-            truth = answers[arm.same_as]
-            gap = (answers[arm.name] - truth).abs().max() / truth.abs().max()
+        rows[arm.name] = spread(seconds[arm.name]) | {"over none": over, "operators": looked[arm.name]["operators"]}
+        if arm.same_as in seconds:
+            truth = looked[arm.same_as]["answer"]
+            gap = (looked[arm.name]["answer"] - truth).abs().max() / truth.abs().max()
             rows[arm.name] |= {"same as": arm.same_as, "largest difference": float(f"{float(gap):.2g}")}
     return rows, seconds
 
@@ -101,12 +102,17 @@ def _ratios(seconds: dict[str, list[float]], most: int) -> dict[str, Any]:
         f"{most} gated over 1 gated": (gated, "ours, 1 by region"),
         f"{most} gated over 1 gated, {ONCE}": (f"{gated}, {ONCE}", f"ours, 1 by region, {ONCE}"),
     }
-    return {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items()}
+    return ratios_of(pairs, seconds)
+
+
+def ratios_of(pairs: Mapping[str, tuple[str, str]], seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """Of the pairs of arms that were both timed."""
+    return {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items() if {a, b} <= seconds.keys()}
 
 
 def _arms(
     bench: AdapterBench, unet: Any, base: Any, adapters: Sequence[Adapter], given: dict[str, Any], block: ExitStack
-) -> tuple[list[Arm], dict[str, Callable[[int], object]]]:
+) -> tuple[list[Arm], dict[str, Callable[[int], Callable[[], object]]]]:
     most, side = len(adapters), given["sample"].shape[-1]
     wrapped = with_peft(copy_of(unet), adapters)
     names = [one.name for one in adapters]
@@ -133,15 +139,31 @@ def _arms(
     swapped, states = copy_of(unet), [_state(one) for one in adapters]
     swapped.load_lora_adapter(states[0], prefix=None, adapter_name="one")
 
-    def swap(n: int) -> None:
+    def swap(n: int) -> Callable[[], object]:
         swapped.load_lora_adapter(states[n % most], prefix=None, adapter_name="one", hotswap=True)
+        return lambda: swapped(**given)
 
-    switches: dict[str, Callable[[int], object]] = {
+    def of_peft(set_adapters: Callable[[int], object]) -> Callable[[int], Callable[[], object]]:
+        def change(n: int) -> Callable[[], object]:
+            set_adapters(n)
+            return lambda: wrapped(**given)
+
+        return change
+
+    def of_ours(gate: Callable[[int], Gate]) -> Callable[[int], Callable[[], object]]:
+        def change(n: int) -> Callable[[], object]:
+            installs()  # only before the first, which warms up
+            return gated(banks[most], gate(n), given)
+
+        installs = next(arm.ready for arm in ours if arm.name == f"ours, {most} everywhere")
+        return change
+
+    switches = {
         "PEFT: hot-swap of one": swap,
-        "PEFT: set_adapters, all": lambda n: wrapped.set_adapters(names, [1.0 - n / 100] * most),
-        "PEFT: set_adapters, one": lambda n: wrapped.set_adapters([names[n % most]]),
-        "ours: a gate of other scales": lambda n: _changed(banks[most], gates[f"{most} everywhere"], n),
-        "ours: a gate of other regions": lambda n: gate_of(most, bench.rows, side, given["sample"], shift=n),
+        "PEFT: set_adapters, all": of_peft(lambda n: wrapped.set_adapters(names, [1.0 - n / 100] * most)),
+        "PEFT: set_adapters, one": of_peft(lambda n: wrapped.set_adapters([names[n % most]])),
+        "ours: a gate of other scales": of_ours(lambda n: Gate(gates[f"{most} everywhere"].weights * (1 - n / 100))),
+        "ours: a gate of other regions": of_ours(lambda n: gate_of(most, bench.rows, side, given["sample"], shift=n)),
     }
     return arms, switches
 
@@ -156,7 +178,7 @@ def _ours(
         f"{k} {where}": gate_of(k, bench.rows, side if where == "by region" else None, given["sample"])
         for k in bench.counts for where in ("everywhere", "by region")
     }  # fmt: skip
-    installed = _Installed(block)
+    installed = Installed(block)
     for what, gate in gates.items():
         k = int(what.split()[0])
         call = gated(banks[k], gate, given)
@@ -177,22 +199,23 @@ def _state(adapter: Adapter) -> dict[str, Tensor]:
     return found
 
 
-class _Installed:
-    """One bank at a time on the network that all of ours share."""
+class Installed:
+    """One bank at a time, or none, on a network that several share."""
 
     def __init__(self, block: ExitStack) -> None:
         self._now: AdapterBank | None = None
         self._undo = ExitStack()
         block.callback(lambda: self._undo.close())
 
-    def only(self, bank: AdapterBank) -> Callable[[], None]:
-        """What installs `bank`, and takes off the one before."""
+    def only(self, bank: AdapterBank | None) -> Callable[[], None]:
+        """What installs `bank`, or none, and takes off the one before."""
 
         def ready() -> None:
             if bank is not self._now:
                 self._undo.close()
                 self._undo = ExitStack()
-                self._undo.enter_context(bank.installed())
+                if bank is not None:
+                    self._undo.enter_context(bank.installed())
                 self._now = bank
 
         return ready
@@ -206,11 +229,6 @@ def gated(bank: AdapterBank, gate: Gate, given: dict[str, Any]) -> Callable[[], 
             return bank.base.unet(**given)[0]
 
     return call
-
-
-def _changed(bank: AdapterBank, gate: Gate, n: int) -> None:
-    with bank.use(Gate(gate.weights * (1 - n / 100))):
-        pass
 
 
 def gate_of(count: int, rows: int, side: int | None, like: Tensor, shift: int = 0) -> Gate:
@@ -254,9 +272,9 @@ def _warm(arm: Arm) -> None:
     arm.call()
 
 
-def _prepared(arm: Arm) -> Callable[[], Tensor]:
+def _looked(arm: Arm) -> dict[str, Any]:
     arm.ready()
-    return arm.call
+    return {"answer": arm.call().float(), "operators": _operators(arm.call) if arm.seen else None}
 
 
 class _Counter(TorchDispatchMode):

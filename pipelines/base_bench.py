@@ -60,17 +60,18 @@ def read_halves(judge: Judge, images: Sequence[Image]) -> list[tuple[Reading, Re
 
 
 def score_singles(judge: Judge, chosen: Sequence[Scene], images: Sequence[Image]) -> dict[str, Share]:
-    """Share of pictures in which each attribute is the scene's."""
+    """Share of pictures in which each attribute is the scene's; what no scene has is left out."""
     readings = judge.read(images)
     truth = [(reading, scene, scene.subjects[0]) for reading, scene in zip(readings, chosen, strict=True)]
-    return {
-        "class": Share.of([r.kind == s.kind for r, _, s in truth]),
-        "colour": Share.of([r.colour == s.colour for r, _, s in truth]),
-        "pattern": Share.of([r.pattern == s.pattern for r, _, s in truth]),
-        "second colour": Share.of([r.second == s.second for r, _, s in truth if s.pattern != "plain"]),
-        "background": Share.of([r.background == scene.background for r, scene, _ in truth]),
-        "style": Share.of([r.style == scene.style for r, scene, _ in truth]),
+    right = {
+        "class": [r.kind == s.kind for r, _, s in truth],
+        "colour": [r.colour == s.colour for r, _, s in truth],
+        "pattern": [r.pattern == s.pattern for r, _, s in truth],
+        "second colour": [r.second == s.second for r, _, s in truth if s.pattern != "plain"],
+        "background": [r.background == scene.background for r, scene, _ in truth],
+        "style": [r.style == scene.style for r, scene, _ in truth],
     }
+    return {question: Share.of(found) for question, found in right.items() if found}
 
 
 def score_pairs(judge: Judge, chosen: Sequence[Scene], images: Sequence[Image]) -> dict[str, Share]:

@@ -6,11 +6,21 @@ figure by hand fails a test.
 
 import json
 import re
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from studio.errors import StudioError
 from studio.pipelines.bench_tables import TABLES
+
+_COMMANDS = {
+    "ablation": "studio bench compose --ablation",
+    "training-step": "studio bench train",
+    "krona": "studio bench concepts --config",
+    "krona-rates": "studio bench concepts --config",
+    "memory": "make memory",
+    "ahead": "python -m studio.kernels.ahead",
+}
 
 
 def read_reports(folder: Path) -> dict[str, Any]:
@@ -36,17 +46,29 @@ def made(name: str, report: Any) -> str:
         return TABLES[name](report)
     except (LookupError, TypeError, AttributeError) as error:
         raise StudioError(
-            f"{name}.json lacks {error}, which its table shows.", f"Measure it again: studio bench {name}"
+            f"{name}.json lacks {error}, which its table shows.", f"Measure it again: {command_of(name)}"
         ) from error
 
 
+def command_of(name: str) -> str:
+    """What measures a report."""
+    kind, _, shape = name.partition("-")
+    if kind in ("step", "compiled"):
+        return f"studio bench step --shape {shape}" + " --compiled" * (kind == "compiled")
+    return _COMMANDS.get(name, f"studio bench {name}")
+
+
 def filled(text: str, reports: dict[str, Any]) -> str:
-    """`text` with every marked table made anew; raises StudioError where a table's report is not there."""
-    for name in TABLES:
-        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if marks[0] in text:
-            if name not in reports:
-                raise StudioError(f"A table wants {name}.json.", "Give the folder that has it.")
-            whole = f"{marks[0]}\n{made(name, reports[name])}\n{marks[1]}"
-            text = re.sub(f"{marks[0]}.*?{marks[1]}", lambda _, whole=whole: whole, text, flags=re.DOTALL)
+    """`text` with every marked table made anew; raises StudioError where a table's report is not there, or marks are
+    not those of a table."""
+    marks = re.findall(r"<!-- (/?[\w-]+) -->", text)
+    for first, last in zip_longest(marks[::2], marks[1::2]):
+        if first not in TABLES:
+            raise StudioError(f"<!-- {first} --> begins no table.", f"There are: {', '.join(TABLES)}.")
+        if last != f"/{first}":
+            raise StudioError(f"The table {first} has no end.", f"Write <!-- /{first} --> after it.")
+        if first not in reports:
+            raise StudioError(f"A table wants {first}.json.", "Give the folder that has it.")
+        whole = f"<!-- {first} -->\n{made(first, reports[first])}\n<!-- /{first} -->"
+        text = re.sub(f"<!-- {first} -->.*?<!-- /{first} -->", lambda _, whole=whole: whole, text, flags=re.DOTALL)
     return text

@@ -39,11 +39,13 @@ def concepts(report: dict[str, Any]) -> str:
     )  # fmt: skip
     every = {**report["concepts"], "all": report["overall"]}
     rows = [(name, *(interval(one[key]) for key in asked)) for name, one in every.items()]
+    settings = "".join(f", {name} {value}" for name, value in report["settings"].items())
+    command = "studio bench concepts" + (f" --preset {report['preset']}" if report["preset"] != "normal" else "")
     return table(("concept", *asked), rows) + (
-        f"\n\nPreset {report['preset']!r}, four new scenes and four control prompts, {report['seeds']} seeds each, read"
-        f" by judge {report['judge']}; targets: identity and background 0.85 or more, leak below 0.10."
-        " True drawings: of the same scenes, encoded and decoded by the base's VAE. `studio bench concepts` measures it"
-        " again."
+        f"\n\nPreset {report['preset']!r}{settings}, four new scenes and four control prompts, {report['seeds']} seeds"
+        f" each, read by judge {report['judge']}; targets: identity and background 0.85 or more, leak below 0.10."
+        " True drawings: of the same scenes, encoded and decoded by the base's VAE."
+        f" `{command}{' --config' * bool(settings)}` measures it again."
     )
 
 
@@ -93,8 +95,13 @@ def compose(report: dict[str, Any]) -> str:
         f" {plan['guidance']:g}, read by judge {report['judge']}. Shares with 95 % Wilson intervals; the ceiling and"
         " the paired differences with bootstrap intervals over pairs or triples. Rows through the UNet and time are"
         " those of one picture of two concepts, `merge` being 1."
-        " `studio bench compose` measures it again."
+        f" `studio bench compose{_options(report)}` measures it again."
     )
+
+
+def _options(report: dict[str, Any]) -> str:
+    """Which groups and methods a benchmark of compositions was asked for."""
+    return "".join(f" --{name} {value}" for name, value in report["asked"].items() if value is not None)
 
 
 def _composed(row: dict[str, Any]) -> tuple[str, ...]:
@@ -121,14 +128,14 @@ def ablation(report: dict[str, Any]) -> str:
     heads = (f"{len(section['groups'])} pairs", "", "success", "in place", "leak", "over `auto`")
     return table(heads, rows) + (
         "\n\nOf the first pairs of the table below, its seeds and settings."
-        " `studio bench compose --ablation` measures it again."
+        f" `studio bench compose --ablation{_options(report)}` measures it again."
     )
 
 
 def compose_cost(report: dict[str, Any]) -> str:
     """What many adapters cost."""
     cached, change, memory = report["cmlora over composite"], report["change of gate"], report["memory"]
-    gated = next(name for name in report if name.endswith("gated over 1"))
+    gated = next((name for name in report if name.endswith("gated over 1")), "gated over 1")
     rows = [
         ("`composite` over the loop of `set_adapters`, time", interval(report["composite over set_adapters"]), "0.50"),
         ("largest difference of what the two draw", f"{report['their largest difference']:.1e}", "1e-4"),

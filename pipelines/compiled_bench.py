@@ -12,11 +12,22 @@ from studio.bank_layers import Layer
 from studio.events import Emit, Phase
 from studio.gates import Gate
 from studio.models import BaseModel
-from studio.pipelines.adapter_bench import NONE, ONCE, AdapterBench, Arm, gate_of, gated, text_once, timed, with_peft
+from studio.pipelines.adapter_bench import (
+    NONE,
+    ONCE,
+    AdapterBench,
+    Arm,
+    gate_of,
+    gated,
+    ratios_of,
+    text_once,
+    timed,
+    with_peft,
+)
 from studio.pipelines.attention_bias import BatchBias
 from studio.pipelines.compiled import CompiledBlocks
-from studio.pipelines.compose_cost import ratio
 from studio.pipelines.random_bases import base_around, copy_of, inputs_of, random_lora, random_unet
+from studio.pipelines.speed import attempted
 from studio.pipelines.text_cache import TextCache, TextRows
 
 Tensor = torch.Tensor
@@ -39,10 +50,11 @@ def bench_compiled(bench: AdapterBench, device: torch.device, dtype: torch.dtype
         arms = _arms(unet, bank, regions[0], given)
         rows, seconds = timed(arms, bench.rounds, device, emit)
     names = [arm.name for arm in arms]
+    others = [*regions, Gate(0.3 * regions[0].weights)]
     return {
         "device": str(device), "dtype": str(dtype).removeprefix("torch."), "shape": bench.shape, "rows": bench.rows,
         "rank": bench.rank, "rounds": bench.rounds, "arms": rows, "ratios": _ratios(names, seconds),
-        "compiled again": _again(base, adapters, [*regions, Gate(0.3 * regions[0].weights)], given),
+        "compiled again": attempted(lambda: _again(base, adapters, others, given)),
     }  # fmt: skip
 
 
@@ -75,7 +87,7 @@ def _ratios(names: Sequence[str], seconds: dict[str, list[float]]) -> dict[str, 
         "PEFT's over ours everywhere, both compiled": (peft, everywhere),
         "ours by region over none, both compiled": (regions, compiled_none),
     }
-    return {name: ratio(seconds[a], seconds[b]) for name, (a, b) in pairs.items()}
+    return ratios_of(pairs, seconds)
 
 
 def through_blocks(

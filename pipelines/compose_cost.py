@@ -95,16 +95,17 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 @contextmanager
 def peak_memory(base: BaseModel, shapes: Sequence[tuple[int, ...]] = ()) -> Iterator[dict[str, Any]]:
     """Fills in `peak MB` of all tensors, the base's weights among them, and `shaped`: how many new ones had one of
-    `shapes`. On CUDA the peak is the allocator's."""
+    `shapes`. On CUDA the peak is the allocator's, less what else lay there before."""
     told: dict[str, Any] = {}
-    weights = weight_bytes(base.unet, base.vae, *base.text_encoders)
+    weights, before = weight_bytes(base.unet, base.vae, *base.text_encoders), 0
     if base.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(base.device)
+        before = torch.cuda.memory_allocated(base.device)
     with TensorMemory(shapes) as memory:
         yield told
     peak = weights + memory.peak
     if base.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(base.device)
+        peak = weights + torch.cuda.max_memory_allocated(base.device) - before
     told |= {"peak MB": round(peak / MB, 3), "beyond the weights MB": round((peak - weights) / MB, 3)}
     told["shaped"] = memory.shaped
 

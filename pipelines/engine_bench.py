@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,13 +19,14 @@ from studio.concepts import Concept
 from studio.events import Emit, Phase, silent
 from studio.gates import Gate, strips
 from studio.models import BaseModel
+from studio.pipelines.adapter_bench import Installed
 from studio.pipelines.baselines import Composite
 from studio.pipelines.cmlora import CmLora
 from studio.pipelines.compose import draw
 from studio.pipelines.compose_cost import MB, interleaved, peak_memory, ratio
 from studio.pipelines.random_bases import random_lora
 from studio.pipelines.settings import GenerateSettings
-from studio.pipelines.speed import milliseconds
+from studio.pipelines.speed import milliseconds, settle
 from studio.pipelines.switched_loop import SwitchedLoop
 
 Tensor = torch.Tensor
@@ -49,7 +49,7 @@ def bench_engine(
     emit(Phase("Adapters behind gates", rounds))
     report |= gates(base, concepts, rounds, emit)
     report["change of gate"]["set_adapters, ms"] = milliseconds(
-        lambda n: other.pipe.set_adapters([few[n % len(few)].name]), rounds
+        lambda n: other.pipe.set_adapters([few[n % len(few)].name]), rounds, base.device
     )
     emit(Phase("Memory"))
     report["memory"] = memory(base, few)
@@ -91,8 +91,8 @@ def loops(
 def gates(base: BaseModel, concepts: Sequence[Concept], rounds: int, emit: Emit) -> dict[str, Any]:
     """One forward of two rows with all adapters, each in its own part, against one adapter and none; and what it takes
     to let others act."""
-    adapters = [replace(load_concept(one), embeddings={}) for one in concepts]  # two banks teach no word twice
-    one, many = AdapterBank(base, adapters[:1]), AdapterBank(base, adapters)
+    adapters = [load_concept(one) for one in concepts]
+    one, many = AdapterBank(base, adapters[:1]), AdapterBank(base, adapters)  # on CUDA each takes a layer's forward
     forward = _forward(base)
     single, several = (_regions(base, bank.count) for bank in (one, many))
 
@@ -105,19 +105,27 @@ def gates(base: BaseModel, concepts: Sequence[Concept], rounds: int, emit: Emit)
             pass
 
     with ExitStack() as block:
-        for bank in (one, many):
-            block.enter_context(bank.installed())
+        installed = Installed(block)
         calls = {"base": forward, "one": lambda: gated(one, single), "many": lambda: gated(many, several)}
-        seconds = interleaved(calls, rounds, base.device, emit)
+        banks = {"base": None, "one": one, "many": many}
+        ready = {name: partial(_warmed, installed.only(bank), calls[name]) for name, bank in banks.items()}
+        seconds = interleaved(calls, rounds, base.device, emit, ready)
+        installed.only(many)()
         later = [_first_and_next(base, many, gated, n) for n in range(rounds)]
     return {
         f"{many.count} gated over 1": ratio(seconds["many"], seconds["one"]),
         "1 gated over the base": ratio(seconds["one"], seconds["base"]),
         "change of gate": {
-            "made and set, ms": milliseconds(change, rounds),
+            "made and set, ms": milliseconds(change, rounds, base.device),
             "more in its first forward, ms": round(statistics.median(later), 3),
         },
     }
+
+
+def _warmed(install: Callable[[], None], call: Callable[[], object]) -> None:
+    """Once, untimed: the first forward after an installation is slower than those that follow."""
+    install()
+    call()
 
 
 def _first_and_next(base: BaseModel, bank: AdapterBank, gated: Callable[[AdapterBank, Gate], None], n: int) -> float:
@@ -125,8 +133,10 @@ def _first_and_next(base: BaseModel, bank: AdapterBank, gated: Callable[[Adapter
     gate = _regions(base, bank.count, shift=n)
     took = []
     for _ in range(2):
+        settle(base.device)
         began = time.perf_counter()
         gated(bank, gate)
+        settle(base.device)
         took.append(1000 * (time.perf_counter() - began))
     return took[0] - took[1]
 

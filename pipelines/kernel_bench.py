@@ -18,7 +18,7 @@ from studio.kernels.multi_adapter import Factors, Weights, cheapest
 from studio.kernels.region_attention import Regions, region_attention
 from studio.kernels.widen import extended, span, widen
 from studio.pipelines.compose_cost import interleaved, ratio
-from studio.pipelines.speed import Rates, rates, spread
+from studio.pipelines.speed import Rates, attempted, rates, spread
 
 Tensor = torch.Tensor
 OURS = "ours"
@@ -57,13 +57,13 @@ TINY = Sizes(batch=1, heads=2, side=8, words=20, head=16, width=64, tokens=64, a
 
 def bench_kernels(sizes: Sizes, rounds: int, device: torch.device, dtype: torch.dtype, emit: Emit) -> dict[str, Any]:
     """By operation and way: milliseconds, the ratio to ours, the share of the floor that is reached, and how far the
-    answer is from that of the first way, relative to its largest number."""
+    answer is from that of the first way, relative to its largest number; of an operation that raises, why it failed."""
     machine = rates(device, dtype)
     found: dict[str, Any] = {}
     for make in (_with_columns, _backwards, _in_regions, _kroneckers, _linears, _blends):
         for problem in make(sizes, device, dtype):
             emit(Phase(problem.name, rounds))
-            found[problem.name] = _measured(problem, rounds, device, machine, emit)
+            found[problem.name] = attempted(partial(_measured, problem, rounds, device, machine, emit))
     told = {"TFLOP/s": round(machine.flops / 1e12, 4), "GB/s": round(machine.bytes / 1e9, 1)}
     named = str(dtype).removeprefix("torch.")
     return {"device": str(device), "dtype": named, "rounds": rounds, "machine": told, "operations": found}

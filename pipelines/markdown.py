@@ -1,8 +1,13 @@
 """Markdown of measured figures."""
 
+from collections.abc import Mapping
+from typing import Any
 
-def interval(found: dict[str, float]) -> str:
-    """A share with its interval."""
+
+def interval(found: Mapping[str, Any]) -> str:
+    """A share or mean with its interval, where it has one."""
+    if found["low"] is None:
+        return f"{found['value']:.2f}"
     return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 

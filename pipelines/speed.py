@@ -4,8 +4,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from studio.errors import named
 
 
 def spread(seconds: Sequence[float], digits: int = 4) -> dict[str, float]:
@@ -52,14 +55,41 @@ def _best(call: Callable[[], object], device: torch.device, rounds: int = 7) -> 
     return min(took)
 
 
-def milliseconds(call: Callable[[int], object], rounds: int) -> float:
+def milliseconds(call: Callable[[int], object], rounds: int, device: torch.device) -> float:
     """The median of `rounds` calls, each told its number, after one that warms up."""
     took = []
     for n in range(rounds + 1):
+        settle(device)
         began = time.perf_counter()
         call(n)
+        settle(device)
         took.append(1000 * (time.perf_counter() - began))
     return round(statistics.median(took[1:]), 3)
+
+
+def switching(change: Callable[[int], Callable[[], object]], rounds: int, device: torch.device) -> float:
+    """The median, in milliseconds, of what a change and the first call of what it returns take beyond the next call:
+    what is put off to the first call counts. `change` is told its number; the first one warms up."""
+    took = []
+    for n in range(rounds + 1):
+        settle(device)
+        began = time.perf_counter()
+        call = change(n)
+        call()
+        settle(device)
+        first = time.perf_counter()
+        call()
+        settle(device)
+        took.append(1000 * (2 * first - began - time.perf_counter()))
+    return round(statistics.median(took[1:]), 3)
+
+
+def attempted(call: Callable[[], Any]) -> Any:
+    """What `call` returns, or `failed` and the reason, so that one failure does not lose what else is measured."""
+    try:
+        return call()
+    except Exception as error:
+        return {"failed": named(error)}
 
 
 def settle(device: torch.device) -> None:

@@ -121,6 +121,11 @@ class AdapterBank:
         members: list[Member] = []
         for layer in group:
             assert layer.low is not None
+            if "forward" in vars(layer.module):
+                raise StudioError(
+                    f"Another bank computes the layer {layer.name} already.",
+                    "Take it off before, or put all in one.",
+                )
             members.append(Member(cast(nn.Linear, layer.module), layer.low, partial(self._shares, layer)))
             layer.extended = True
             undo.callback(setattr, layer, "extended", False)

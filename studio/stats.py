@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +47,13 @@ def difference(one: Share, other: Share) -> Share:
 class Mean:
     """The mean of `count` values, with a 95 % percentile bootstrap interval (Efron 1979) that draws whole groups.
 
-    Values of one group are not taken to be independent. Differences of paired values give a paired interval.
+    Values of one group are not taken to be independent, so one group alone has no interval. Differences of paired
+    values give a paired interval.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     count: int
 
     @classmethod
@@ -59,13 +61,15 @@ class Mean:
         """The mean of values, each of which belongs to a group; raises ValueError where there are none."""
         if not values:
             raise ValueError("a mean of nothing")
-        names = {group: n for n, group in enumerate(dict.fromkeys(groups))}
+        mean, names = sum(values) / len(values), {group: n for n, group in enumerate(dict.fromkeys(groups))}
+        if len(names) == 1:
+            return cls(mean, None, None, len(values))
         member = [names[group] for group in groups]
         sums, sizes = np.bincount(member, values), np.bincount(member)
         chosen = np.random.default_rng(0).integers(len(names), size=(draws, len(names)))
         low, high = np.quantile(sums[chosen].sum(1) / sizes[chosen].sum(1), (0.025, 0.975))
-        return cls(sum(values) / len(values), float(low), float(high), len(values))
+        return cls(mean, float(low), float(high), len(values))
 
-    def rounded(self) -> dict[str, float]:
-        """As a JSON object of three decimals."""
-        return {name: round(value, 3) for name, value in asdict(self).items()}
+    def rounded(self) -> dict[str, Any]:
+        """As a JSON object of three decimals; `low` and `high` null where there is no interval."""
+        return {name: None if value is None else round(value, 3) for name, value in asdict(self).items()}

@@ -1,13 +1,18 @@
 """Counts, answers and names; ratios of time are for quiet machines."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from studio.events import silent
 from studio.pipelines import compiled
-from studio.pipelines.adapter_bench import AdapterBench, bench_adapters
+from studio.pipelines.adapter_bench import AdapterBench, Arm, bench_adapters, ratios_of, timed
 from studio.pipelines.compiled_bench import bench_compiled
 from studio.pipelines.random_bases import SHAPES
+from studio.pipelines.speed import milliseconds, switching
+
+CPU = torch.device("cpu")
 
 SMALL = {
     "sample_size": 4, "block_out_channels": (8, 16, 16), "attention_head_dim": (1, 2, 2), "norm_num_groups": 4,
@@ -48,7 +53,35 @@ def test_every_ratio_and_switch_is_told(report):
         "PEFT: set_adapters, all", "PEFT: set_adapters, one", "PEFT: hot-swap of one", "ours: a gate of other scales",
         "ours: a gate of other regions",
     }  # fmt: skip
-    assert report["switch, ms"]["ours: a gate of other scales"] <= 1
+
+
+def test_an_arm_that_fails_does_not_lose_the_others():
+    def broken() -> torch.Tensor:
+        raise ValueError("no such arm")
+
+    arms = [Arm("a", lambda: torch.ones(1), None), Arm("b", broken, "a"), Arm("c", lambda: torch.ones(1), "b")]
+    rows, seconds = timed(arms, 1, CPU, silent)
+    assert rows["b"] == {"failed": "ValueError: no such arm"}
+    assert list(seconds) == ["a", "c"]
+    assert rows["c"]["over none"]["value"] > 0
+    assert ratios_of({"b over a": ("b", "a"), "c over a": ("c", "a")}, seconds).keys() == {"c over a"}
+
+
+def test_what_a_change_puts_off_to_its_first_call_counts(monkeypatch):
+    """A clock that only work moves: 1 s for a change, 5 for its first call, 2 for every other."""
+    now, waits = [0.0], []
+    monkeypatch.setattr("studio.pipelines.speed.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("studio.pipelines.speed.settle", waits.append)
+
+    def change(n: int):
+        now[0] += 1
+        costs = iter((5, 2))
+        return lambda: now.__setitem__(0, now[0] + next(costs))
+
+    assert switching(change, 3, CPU) == 1000 * (1 + 5 - 2)
+    assert len(waits) == 4 * 3
+    assert milliseconds(change, 3, CPU) == 1000
+    assert len(waits) == 4 * 3 + 4 * 2
 
 
 def test_compiled_arms_give_the_same_answers_and_compile_nothing_again(monkeypatch):

@@ -89,6 +89,14 @@ def test_a_gate_of_ones_is_merging_for_every_kind(base, tiny_loras):
         assert all(torch.equal(*pair) for pair in zip(outputs(base), truth, strict=True))
 
 
+def test_a_layer_that_another_bank_computes_is_refused_and_nothing_is_left(base, tiny_loras):
+    before = snapshot(base)
+    one, other = (AdapterBank(base, [load_adapter(tiny_loras[n])], extends=True) for n in (0, 1))
+    with one.installed(), pytest.raises(StudioError, match="Another bank"), other.installed():
+        pass
+    assert snapshot(base) == before
+
+
 def test_without_a_gate_or_with_zeros_the_base_is_bit_equal_and_nothing_is_left(base):
     before, alone = snapshot(base), predict(base)
     bank = AdapterBank(base, [every_kind(base)])

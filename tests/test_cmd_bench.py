@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ from PIL import Image
 from small_world import shrink
 
 from studio.picturebook import SAMPLE_SUBJECTS
+from studio.ui.cmd_bench_compose import _asked
 
 
 @pytest.fixture
@@ -24,6 +26,12 @@ def test_base_gives_shares_with_counts_seeds_and_the_judges_own(run_studio, smal
     assert json.loads((tmp_path / "out" / "base.json").read_text())["plan"] == report["plan"]
     assert Image.open(tmp_path / "out" / "base.png").width > 16 * 32
     assert "background" in run_studio(*arguments).out
+
+
+def test_what_no_drawn_scene_has_is_no_question(run_studio, small: Path):
+    """The one subject of this seed is plain."""
+    said = run_studio("bench", "base", "--singles", "1", "--pairs", "1", "--steps", "1", "--seed", "5000003", "--json")
+    assert list(json.loads(said.out)["one subject"]) == ["class", "colour", "pattern", "background", "style"]
 
 
 def test_blocks_gives_a_row_a_block(run_studio, small: Path):
@@ -50,11 +58,24 @@ def test_concepts_are_trained_where_missing_and_summed_up(run_studio, small: Pat
         (["concepts", "--preset", "fast"], "no preset 'fast'"),
         (["base", "--singles", "0"], "singles"),
         (["base", "--out", __file__], "is a file"),
+        (["best-of", "--names", "milo"], "alone is no pair"),
+        (["metrics", "--names", "milo"], "alone is no pair"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(run_studio, small: Path, arguments: list[str], words: str):
     said = run_studio("bench", *arguments)
     assert (said.code, words in said.err) == (2, True)
+
+
+def test_what_was_measured_is_kept_where_it_cannot_be_shown(run_studio, small: Path, tmp_path: Path, monkeypatch):
+    def closed(*told: object) -> None:
+        raise BrokenPipeError
+
+    found = {"a base": {"an arm": {"s": 1.0}}}
+    monkeypatch.setattr("studio.trainers.step_bench.bench_steps", lambda bench, emit: found)
+    monkeypatch.setattr("studio.ui.cmd_bench.show", closed)
+    run_studio("bench", "train", "--script", __file__, "--out", str(tmp_path))
+    assert json.loads((tmp_path / "training-step.json").read_text()) == found
 
 
 def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, small: Path, tmp_path: Path, monkeypatch):
@@ -69,6 +90,10 @@ def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, smal
     assert any("they agree: kind" in line for line in lines)
     row = next(line for line in lines if "whole_kind" in line)
     assert row.split()[-2:] == ["0.750", "0.500"]
+
+
+def test_a_method_asked_for_twice_is_one():
+    assert _asked("merge,regional,merge", ablation=False) == ["merge", "regional"]
 
 
 COMPOSE = ("bench", "compose", "--names", "milo,rex", "--seeds", "2", "--steps", "1")
@@ -100,6 +125,29 @@ def test_compose_measures_methods_and_costs_and_goes_on(run_studio, learned, tmp
     said = run_studio(*COMPOSE, "--methods", "merge,regional", "--rounds", "0", "--out", tmp_path / "out").out
     rows = [line.split()[0] for line in said.splitlines()[1:]]
     assert rows == ["truth", "base", "alone", "ceiling", "merge", "regional"]
+
+
+def test_costs_are_those_of_a_pair(run_studio, learned, tiny_concepts, tmp_path: Path, monkeypatch):
+    both = [SimpleNamespace(sample=c.name, concept=c, subject=SAMPLE_SUBJECTS[c.name]) for c in tiny_concepts]
+    luna = replace(tiny_concepts[0], name="luna")
+    found = [*both, SimpleNamespace(sample="luna", concept=luna, subject=SAMPLE_SUBJECTS["luna"])]
+    asked: list[int] = []
+
+    def costs(base, ask, arms, rounds, emit):
+        asked.append(len(ask.members))
+        return {one.name: {"rows over merge": 1.0, "time over merge": {"value": 1.0}} for one in arms}
+
+    monkeypatch.setattr("studio.ui.cmd_bench_compose.learn_samples", lambda *_: found)
+    monkeypatch.setattr("studio.pipelines.compose_cost.method_costs", costs)
+    order = [one if one != "milo,rex" else "milo,rex,luna" for one in COMPOSE]
+    order += ["--methods", "merge", "--rounds", "1", "--json", "--out", str(tmp_path / "out")]
+    of_three = json.loads(run_studio(*order, "--pairs", "0", "--triples", "1").out)
+    of_two = json.loads(run_studio(*order, "--pairs", "1", "--triples", "0").out)
+    assert (of_three["costs"], asked) == ({}, [2])
+    before = of_two["costs"]["made_from"]
+    assert json.loads(run_studio(*order, "--pairs", "1", "--triples", "0").out)["costs"]["made_from"] == before
+    run_studio(*order, "--pairs", "2-2", "--triples", "0")
+    assert asked == [2, 2]
 
 
 def test_ablation_measures_auto_with_each_part_left_out(run_studio, learned, tmp_path: Path):

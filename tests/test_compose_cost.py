@@ -1,12 +1,15 @@
 import time
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from studio.events import silent
+from studio.models import BaseModel
 from studio.picturebook import SAMPLE_SUBJECTS
 from studio.pipelines.compose_arms import Ask, Known, arms_of
-from studio.pipelines.compose_cost import interleaved, method_costs, ratio
+from studio.pipelines.compose_cost import interleaved, method_costs, peak_memory, ratio
 
 METHODS = ["merge", "composite", "regional", "clora"]
 
@@ -32,6 +35,19 @@ def test_costs_are_beside_those_of_merging(costs):
     assert costs["merge"]["FLOPs over merge"] == costs["merge"]["memory over merge"] == 1
     assert costs["clora"]["FLOPs over merge"] > costs["composite"]["FLOPs over merge"] > 1.8
     assert costs["clora"]["beyond the weights MB"] > costs["merge"]["beyond the weights MB"] > 0
+
+
+def test_on_cuda_what_lay_there_before_is_not_counted(monkeypatch):
+    """A base of 4 MB beside another's 30; the call takes 5 more."""
+    allocated = iter((34e6,))
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: next(allocated))
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 39e6)
+    unet = torch.nn.Linear(1000, 1000, bias=False)
+    base = SimpleNamespace(unet=unet, vae=torch.nn.Identity(), text_encoders=[], device=torch.device("cuda"))
+    with peak_memory(cast(BaseModel, base)) as told:
+        pass
+    assert (told["peak MB"], told["beyond the weights MB"]) == (9, 5)
 
 
 def test_rounds_visit_everyone_in_turn():

@@ -250,7 +250,7 @@ def test_a_callback_that_wants_more_than_latents_is_refused(pipe):
 def test_the_documents_own_method_draws(pipe):
     """And at no strength it is the base."""
     text = DOCS.read_text(encoding="utf-8")
-    example = re.search(r"<!-- example -->\n```python\n(.*?)```", text, re.DOTALL)
+    example = re.search(r"<!-- an example -->\n```python\n(.*?)```", text, re.DOTALL)
     assert example is not None
     made: dict[str, Any] = {}
     exec(compile(example[1], str(DOCS), "exec"), made)

@@ -1,6 +1,7 @@
 """Counts and outputs; ratios of time are for quiet machines."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from fixtures_models import build_lora
 from safetensors.torch import load_file, save_file
 from soaking import soaked
 
+from studio.bank import AdapterBank
 from studio.concepts import Concept
 from studio.events import silent
 from studio.models import BaseModel, find_base, load_base
+from studio.pipelines import engine_bench
 from studio.pipelines.engine_bench import bench_engine, gates, loops, memory, memory_beside
 from studio.pipelines.switched_loop import SwitchedLoop
 
@@ -73,6 +76,39 @@ def test_all_is_told(report):
     assert report["cmlora over composite"]["FLOPs"] > 1  # two steps, in which the order is measured
     assert set(report["change of gate"]) == {"made and set, ms", "more in its first forward, ms", "set_adapters, ms"}
     assert {"composite over set_adapters", "5 gated over 1", "1 gated over the base"} <= set(report)
+
+
+def test_one_adapter_acts_where_banks_extend_layers_as_on_cuda(tiny_sdxl, five, monkeypatch):
+    answers: dict[str, torch.Tensor] = {}
+    timed = engine_bench.interleaved
+
+    def interleaved(calls, rounds, device, emit, ready):
+        monkeypatch.setattr(type(base.unet), "forward", kept)
+        for name, call in calls.items():
+            ready[name]()
+            call()
+            answers[name] = seen[-1]
+        return timed(calls, rounds, device, emit, ready)
+
+    base, seen = load(tiny_sdxl), []
+    usual = type(base.unet).forward
+
+    def kept(self, *args, **options):
+        seen.append((found := usual(self, *args, **options))[0])
+        return found
+
+    monkeypatch.setattr(engine_bench, "interleaved", interleaved)
+    monkeypatch.setattr(engine_bench, "AdapterBank", partial(AdapterBank, extends=True))
+    gates(base, five, 1, silent)
+    assert not torch.equal(answers["one"], answers["base"])
+    assert not torch.equal(answers["many"], answers["one"])
+
+
+def test_the_device_has_done_all_before_and_after_what_is_timed(tiny_sdxl, five, monkeypatch):
+    waits: list[torch.device] = []
+    monkeypatch.setattr(engine_bench, "settle", waits.append)
+    gates(load(tiny_sdxl), five, 2, silent)
+    assert len(waits) == 2 * 2 * 2  # two rounds, the first forward and the next
 
 
 @soaked

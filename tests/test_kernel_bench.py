@@ -1,5 +1,7 @@
 """Every way of every operation gives the same answer; times are for quiet machines."""
 
+import json
+
 import pytest
 import torch
 
@@ -31,6 +33,21 @@ def test_ways_that_compute_less_are_not_compared(report):
 def test_every_operation_has_a_floor(report):
     assert all(found["floor ms"] > 0 for found in report["operations"].values())
     assert all(found["ways"][OURS]["of the floor"] > 0 for found in report["operations"].values())
+
+
+def test_one_operation_that_fails_does_not_lose_the_others(monkeypatch, report, run_studio, tmp_path):
+    def broken(*given: object) -> torch.Tensor:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr("studio.pipelines.kernel_bench.region_attention", broken)
+    order = ("bench", "kernels", "--tiny", "--rounds", "1", "--device", "cpu")
+    ended = run_studio(*order, "--out", tmp_path)
+    found = json.loads((tmp_path / "kernels.json").read_text())["operations"]
+    assert found.keys() == report["operations"].keys()
+    failed = {name: one["failed"] for name, one in found.items() if "failed" in one}
+    assert set(failed.values()) == {"ValueError: no such kernel"}
+    assert all("pixels" in name and "pairs" in name for name in failed)
+    assert (ended.code, "no such kernel" in ended.err, "blended" in ended.out) == (1, True, True)
 
 
 def test_a_floor_is_arithmetic_or_traffic_whichever_takes_longer():

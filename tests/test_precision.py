@@ -11,7 +11,7 @@ from studio.trainers.precision import WideAttention, mixed_precision
 
 
 def test_a_cpu_trains_in_float32(tiny_sdxl: Path) -> None:
-    assert mixed_precision(load_base(find_base(str(tiny_sdxl)), "cpu")) == "no"
+    assert mixed_precision(load_base(find_base(str(tiny_sdxl)), "cpu").dtype) == "no"
 
 
 @pytest.mark.parametrize("context", [None, 5])

@@ -6,6 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
+from studio.pipelines.markdown import interval
 from studio.stats import Mean, Share, difference
 
 
@@ -54,6 +55,17 @@ def test_values_of_one_group_count_once():
     assert (alike.low, alike.value, alike.high, alike.count) == (0.5, 0.5, 0.5, 40)
 
 
+def test_one_group_has_no_interval():
+    """However many values: it says nothing of how others would differ."""
+    assert Mean.of([0.0, 1.0] * 8, ["milo+rex"] * 16).rounded() == {
+        "value": 0.5,
+        "low": None,
+        "high": None,
+        "count": 16,
+    }
+    assert interval({"value": 0.5, "low": None, "high": None}) == "0.50"
+
+
 def test_a_mean_of_nothing_is_refused():
     with pytest.raises(ValueError, match="nothing"):
         Mean.of([], [])
@@ -64,6 +76,8 @@ def test_intervals_cover_what_they_should():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(300):
         values = rng.exponential(1.0, 40)  # skewed, as leaks and times are; its mean is 1
-        interval = Mean.of(values.tolist(), range(40), draws=500)
-        covered += interval.low <= 1 <= interval.high
+        found = Mean.of(values.tolist(), range(40), draws=500)
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 1 <= found.high
     assert 0.90 <= covered / 300 <= 0.97

@@ -1,6 +1,8 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
 from studio.errors import StudioError
@@ -39,6 +41,18 @@ def test_what_is_timed_lies_between_the_steps(tmp_path: Path, monkeypatch: pytes
     base = found["diffusers"]["seconds"]
     for arm in ARMS[2:]:
         assert found[arm]["to diffusers"] == pytest.approx(found[arm]["seconds"] / base, rel=0.01)
+
+
+def test_arms_take_turns_in_the_precision_of_the_studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[dict[str, Any]] = []
+    monkeypatch.setattr(step_bench, "BASES", {"tiny": {"block_out_channels": [8, 8, 16]}})
+    monkeypatch.setattr(step_bench, "pick_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(step_bench, "_intervals", lambda order: orders.append(order) or [1.0])
+    bench_steps(StepBench(tmp_path / "script.py", rounds=3), silent)
+    ours = [n for n, order in enumerate(orders) if "settings" in order]
+    assert ours == [2, 4, 6]  # the last, then the second, then the first
+    theirs = [order["options"] for order in orders if "options" in order]
+    assert all("--mixed_precision=bf16" in options for options in theirs)
 
 
 def test_a_script_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

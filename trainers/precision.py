@@ -7,12 +7,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from studio.models import BaseModel
 
-
-def mixed_precision(base: BaseModel) -> str:
-    """Accelerate's name for that of the base's weights."""
-    return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[base.dtype]
+def mixed_precision(dtype: torch.dtype) -> str:
+    """Accelerate's name for that of weights."""
+    return {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
 def keep_softmax_wide(unet: UNet2DConditionModel) -> None:

@@ -71,7 +71,7 @@ class Training:
         AcceleratorState._reset_state(reset_partial_state=True)  # else the first training's precision is for all
         self.accelerator = Accelerator(
             cpu=base.device.type == "cpu",
-            mixed_precision=mixed_precision(base),
+            mixed_precision=mixed_precision(base.dtype),
             gradient_accumulation_steps=recipe.gradient_accumulation,
         )
         self.parameters = self.tuner.parameters | ({} if self.word is None else self.word.parameters)

@@ -10,6 +10,7 @@ import typer
 from studio.errors import UsageError
 from studio.events import Phase
 from studio.home import Home, ensure_writable, write_atomic
+from studio.pipelines.markdown import interval
 from studio.ui.options import print_json
 
 if TYPE_CHECKING:
@@ -86,9 +87,9 @@ def sample_names(names: str | None) -> list[str]:
     return chosen
 
 
-def share_text(found: Mapping[str, float]) -> str:
-    """A value with its interval."""
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+def share_text(found: Mapping[str, Any]) -> str:
+    """A value with its interval, as in documents."""
+    return interval(found)
 
 
 def flat(report: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -73,8 +73,8 @@ def base(
         for part in pictures
         for question, found in report[part].items()
     ]
-    show(report, ("", "right", "share [95 %]", "on true drawings", "of"), rows, as_json)
     keep_report(out, "base", report, pictures)
+    show(report, ("", "right", "share [95 %]", "on true drawings", "of"), rows, as_json)
 
 
 @app.command("blocks")
@@ -93,8 +93,8 @@ def blocks(
         table, pictures = bench_blocks(model, judge, count, seed, emit)
     rows = [(name, *(f"{shares[field]:.2f}" for field in FIELDS)) for name, shares in table.items()]
     report = {"base": model.source.name, "judge": "B", "pairs": count, "seed": seed, "follows": table}
-    show(report, ("block", *FIELDS), rows, as_json)
     keep_report(out, "blocks", report, pictures)
+    show(report, ("block", *FIELDS), rows, as_json)
 
 
 @app.command("concepts")
@@ -135,8 +135,8 @@ def concepts(
         "overall": overall,
         "concepts": reports,
     }
-    show(summary, ("concept", *measured), rows, as_json)
     keep_report(out, "concepts", summary, pictures)
+    show(summary, ("concept", *measured), rows, as_json)
 
 
 @app.command("styles")
@@ -159,8 +159,8 @@ def styles(
         for who in ("with the halves", "the base alone")
     ]
     report = {"judge": "B", "seeds": seeds, "steps of training": steps, "tasks": tasks}
-    show(report, ("task", "", *SCORED, "of"), rows, as_json)
     keep_report(out, "styles", report, pictures)
+    show(report, ("task", "", *SCORED, "of"), rows, as_json)
 
 
 @app.command("judges")
@@ -183,8 +183,8 @@ def judges(
     report["agreement on pictures of the base"] = agreed
     rows = [(name, *(_number(found.get(name)) for found in told.values())) for name in told["A"]]
     rows += [(f"they agree: {field}", share_text(found), "") for field, found in agreed.items()]
-    show(report, ("", "judge A", "judge B"), rows, as_json)
     keep_report(out, "judges", report, {"pictures": pictures})
+    show(report, ("", "judge A", "judge B"), rows, as_json)
 
 
 @app.command("train")
@@ -209,9 +209,9 @@ def train(
         for arm, took in found.items()
         if isinstance(took, dict)
     ]
-    show(report, ("", "", "seconds a step", "to diffusers", "to it with latents cached"), rows, as_json)
     if out is not None:
         keep_json(out, "training-step", report)
+    show(report, ("", "", "seconds a step", "to diffusers", "to it with latents cached"), rows, as_json)
 
 
 def _judge_report(which: str) -> dict[str, Any]:

@@ -95,18 +95,18 @@ def compose(
         store = Store(folder)
         members = [tuple(known[name] for name in group) for group in groups]
         results = bench_compose(base, judge, members, [*YARDSTICKS, *arms], plan, store, emit)
-        costs = _costs(folder, base, plan, members[0], arms, rounds, emit)
+        costs = _costs(folder, base, plan, members, arms, rounds, emit)
     report = _report(results, costs, plan, preset) | {"parts": {one.name: one.does for one in ABLATIONS if ablation}}
-    title = "ablation" if ablation else "compose"
-    keep_json(folder, title, report)
-    _keep_sheets(folder, title, results, store)
+    report["asked"] = {"names": names, "pairs": pairs, "triples": triples, "methods": methods}
+    _keep(folder, "ablation" if ablation else "compose", report, results, store)
     _show(report, as_json)
 
 
 def _asked(methods: str | None, ablation: bool) -> list[str]:
     if ablation and methods:
         raise UsageError("--ablation is about auto alone, and --methods asks for others.", "Give one of the two.")
-    return ["auto"] if ablation else [find_method(name).name for name in (methods.split(",") if methods else METHODS)]
+    asked = ["auto"] if ablation else methods.split(",") if methods else METHODS
+    return list(dict.fromkeys(find_method(name).name for name in asked))
 
 
 def _check_rounds(rounds: int, asked: Sequence[str]) -> None:
@@ -151,22 +151,31 @@ def _costs(
     folder: Path,
     base: "BaseModel",
     plan: "ComposeBench",
-    members: "tuple[Known, ...]",
+    groups: "Sequence[tuple[Known, ...]]",
     arms: "Sequence[Arm]",
     rounds: int,
     emit: "Emit",
 ) -> dict[str, Any]:
-    """Those of an earlier call, where they are of the same methods; what shakes is not measured twice."""
+    """Those of one picture of the first pair, none where there is none; of an earlier call, where they are of the same
+    methods, concepts, base and machine: what shakes is not measured twice."""
+    from torch import get_num_threads
+
+    from studio.concepts import file_hash
     from studio.pipelines.bench_store import fingerprint
     from studio.pipelines.compose_cost import method_costs
 
+    pair = next((group for group in groups if len(group) == 2), None)
+    if pair is None:
+        return {}
     file = folder / "costs.json"
-    made_from = fingerprint((base.source.name, [repr(arm) for arm in arms], plan.steps, plan.guidance))
+    drawn = (base.weights_id(), [(one.concept.phrase, file_hash(one.concept.adapter_file)) for one in pair])
+    machine = (str(base.device), get_num_threads())
+    made_from = fingerprint((drawn, machine, [repr(arm) for arm in arms], plan.steps, plan.guidance))
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if kept.get("made_from") == made_from:
         return kept
     if rounds:
-        found = method_costs(base, plan.ask(members, [0]), arms, rounds, emit)
+        found = method_costs(base, plan.ask(pair, [0]), arms, rounds, emit)
         kept = {"made_from": made_from, "rounds": rounds, "device": str(base.device), "methods": found}
         keep_json(folder, "costs", kept)
         return kept
@@ -180,11 +189,12 @@ def _report(results: "Sequence[Result]", costs: Mapping[str, Any], plan: "Compos
     return {"judge": "B", "preset": preset, "plan": vars(plan), "sections": found, "costs": dict(costs)}
 
 
-def _keep_sheets(folder: Path, title: str, results: "Sequence[Result]", store: "Store") -> None:
-    """A row for each way to draw but the concepts alone, a column for each group, its first seed."""
+def _keep(folder: Path, title: str, report: Mapping[str, Any], results: "Sequence[Result]", store: "Store") -> None:
+    """The report, and sheets: a row for each way to draw but the concepts alone, a column for each group."""
     from studio.pipelines.compose_arms import ALONE
     from studio.pipelines.contact_sheet import comparison_sheet
 
+    keep_json(folder, title, report)
     for size, name in ((2, "pairs"), (3, "triples")):
         rows: dict[str, dict[tuple[str, ...], Any]] = {}
         for one in results:

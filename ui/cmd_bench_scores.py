@@ -1,10 +1,12 @@
 """`studio bench metrics`, `best-of` and `report`: what scores are worth, what choosing by them is worth, and tables."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from studio.errors import UsageError
 from studio.events import Phase
 from studio.home import Home, write_atomic
 from studio.ui.benching import (
@@ -34,6 +36,7 @@ def metrics(
 ) -> None:
     """Which score to believe for what: each reads true drawings, and drawings spoilt in one way."""
     chosen = sample_names(names)
+    _check_several(chosen)
     prepare_out(out)
     with progress() as emit:
         emit(Phase("Load the base and what scores"))
@@ -65,6 +68,7 @@ def best_of(
 ) -> None:
     """What it is worth to choose by judge A among candidates, read by judge B."""
     chosen = sample_names(names)
+    _check_several(chosen)
     prepare_out(out)
     with progress() as emit:
         from studio.pipelines.best_of_bench import bench_best_of
@@ -80,11 +84,20 @@ def best_of(
     show(told, (f"{len(told['groups'])} pairs", *told["gain"]), rows, as_json)
 
 
+def _check_several(chosen: Sequence[str]) -> None:
+    if len(chosen) < 2:
+        raise UsageError(f"{chosen[0]} alone is no pair.", "Give two --names or more, as in milo,rex.")
+
+
 def report(
     folder: Annotated[Path, typer.Argument(help="Where benchmarks wrote their reports with --out.")],
     fill: Annotated[
         list[Path] | None,
-        typer.Option(help="Put the tables into this document, between <!-- NAME --> and <!-- /NAME -->. Repeatable."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Put the tables into this document, between <!-- NAME --> and <!-- /NAME -->. Repeatable.",
+        ),
     ] = None,
 ) -> None:
     """The reports of a folder as Markdown tables."""

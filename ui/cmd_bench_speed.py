@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from studio.errors import UsageError
-from studio.ui.benching import OutOption, keep_json, prepare_out, share_text, show
+from studio.errors import StudioError, UsageError
+from studio.ui.benching import OutOption, flat, keep_json, prepare_out, share_text, show
 from studio.ui.options import JsonOption
 from studio.ui.progress import progress
 
@@ -44,8 +44,10 @@ def step(
     rows = [
         (name, f"{row['ms']:.2f}", share_text(row["over none"]), str(row["operators"] or ""), _number(row))
         for name, row in report["arms"].items()
+        if "failed" not in row
     ]
     show(report, (bench.shape, "ms", "over no adapter", "operators", "largest difference"), rows, as_json)
+    _check_failed(report)
 
 
 def kernels(
@@ -68,9 +70,18 @@ def kernels(
     rows = [
         (operation, name, f"{row['ms']:.3f}", share_text(row["ours over it"]), _number(row))
         for operation, found in report["operations"].items()
+        if "failed" not in found
         for name, row in found["ways"].items()
     ]
     show(report, ("", "way", "ms", "ours over it", "largest difference"), rows, as_json)
+    _check_failed(report)
+
+
+def _check_failed(report: dict[str, Any]) -> None:
+    """Raise StudioError for what could not be measured, after the rest was kept and shown."""
+    failed = [f"{name}: {reason}" for name, reason in flat(report).items() if name.endswith("failed")]
+    if failed:
+        raise StudioError("\n".join(failed), "What else was measured stands above.")
 
 
 def _about(device: Any) -> dict[str, Any]:

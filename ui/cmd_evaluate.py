@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -116,9 +116,11 @@ def _boxes(given: Sequence[str]) -> dict[str, tuple[float, float, float, float]]
     return {name: box.sides for name, box in map(parse_box, given)}
 
 
-def _told(mean: Mapping[str, float]) -> str:
+def _told(mean: Mapping[str, Any]) -> str:
     from studio.ui.evaluate_page import figure
 
+    if mean["low"] is None:
+        return figure(mean["value"])
     return f"{figure(mean['value'])} [{figure(mean['low'])}, {figure(mean['high'])}]"
 
 

@@ -117,8 +117,8 @@ def _table(result: Mapping[str, Any]) -> dict[str, Any] | None:
         mean = rows[row].get(score)
         if mean is None:
             return None
-        return {"mean": figure(mean["value"]), "low": figure(mean["low"]), "high": figure(mean["high"]),
-                "best": row in best[score]}  # fmt: skip
+        between = "" if mean["low"] is None else f"{figure(mean['low'])} to {figure(mean['high'])}"
+        return {"mean": figure(mean["value"]), "between": between, "best": row in best[score]}
 
     def better(score: str) -> str:
         return "" if score in NEITHER_IS_BETTER else "lower" if score in LOWER_IS_BETTER else "higher"
