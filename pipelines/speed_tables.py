@@ -32,7 +32,7 @@ def step(report: dict[str, Any]) -> str:
         for name, arm in report["arms"].items()
     ]
     ratios = "; ".join(f"{name} {interval(found)}" for name, found in report["ratios"].items())
-    switches = "; ".join(f"{name} {value:g} ms" for name, value in report["switch, ms"].items()) or "not measured yet"
+    switches = "; ".join(f"{name} {value:g} ms" for name, value in report["switch, ms"].items())
     return table((report["shape"], "ms", "over no adapter", "operators", "difference"), rows) + (
         f"\n\n{_measured(report)}, {report['rows']} rows, rank {report['rank']}, medians of {report['rounds']} rounds"
         f" in turns with p10 and p90, ratios with quartiles. {ratios}. Letting others act, with the first forward after"

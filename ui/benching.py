@@ -10,7 +10,6 @@ import typer
 from studio.errors import UsageError
 from studio.events import Phase
 from studio.home import Home, ensure_writable, write_atomic
-from studio.pipelines.markdown import interval
 from studio.ui.options import print_json
 
 if TYPE_CHECKING:
@@ -85,11 +84,6 @@ def sample_names(names: str | None) -> list[str]:
         if name not in SAMPLE_SUBJECTS:
             raise UsageError(f"There is no sample concept {name!r}.", f"There are: {', '.join(SAMPLE_SUBJECTS)}.")
     return chosen
-
-
-def share_text(found: Mapping[str, Any]) -> str:
-    """A value with its interval, as in documents."""
-    return interval(found)
 
 
 def flat(report: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 
 from studio.errors import StudioError
 from studio.home import Home
+from studio.pipelines.markdown import interval
 from studio.ui.benching import (
     NamesOption,
     OutOption,
@@ -24,7 +25,6 @@ from studio.ui.benching import (
     load_tools,
     prepare_out,
     sample_names,
-    share_text,
     show,
 )
 from studio.ui.cmd_bench_compose import compose, compose_cost
@@ -69,7 +69,7 @@ def base(
         found, pictures = bench_base(model, judge, BaseBench(singles, pairs, seed, steps, guidance), emit)
     report: dict[str, Any] = {"judge": "B", **found}
     rows = [
-        (part, question, share_text(found), f"{found['on_renders']:.2f}", str(found["count"]))
+        (part, question, interval(found), f"{found['on_renders']:.2f}", str(found["count"]))
         for part in pictures
         for question, found in report[part].items()
     ]
@@ -125,7 +125,7 @@ def concepts(
     first = reports[chosen[0]]
     measured = [key for key, value in first.items() if isinstance(value, dict) and "low" in value]
     overall = {key: _pooled([report[key] for report in reports.values()]) for key in measured}
-    rows = [(name, *(share_text(r[key]) for key in measured)) for name, r in (reports | {"all": overall}).items()]
+    rows = [(name, *(interval(r[key]) for key in measured)) for name, r in (reports | {"all": overall}).items()]
     settings = {} if config is None else tomllib.loads(config.read_text(encoding="utf-8"))
     summary = {
         "judge": "B",
@@ -154,7 +154,7 @@ def styles(
 
         tasks, pictures = bench_styles(model, judge, learned, StyleBench(seeds), emit)
     rows = [
-        (task, who, *(share_text(found[who][field]) for field in SCORED), str(found[who][SCORED[0]]["count"]))
+        (task, who, *(interval(found[who][field]) for field in SCORED), str(found[who][SCORED[0]]["count"]))
         for task, found in tasks.items()
         for who in ("with the halves", "the base alone")
     ]
@@ -182,7 +182,7 @@ def judges(
         agreed, pictures = bench_agreement(model, (Judge.load("A"), judge), count, seed, emit)
     report["agreement on pictures of the base"] = agreed
     rows = [(name, *(_number(found.get(name)) for found in told.values())) for name in told["A"]]
-    rows += [(f"they agree: {field}", share_text(found), "") for field, found in agreed.items()]
+    rows += [(f"they agree: {field}", interval(found), "") for field, found in agreed.items()]
     keep_report(out, "judges", report, {"pictures": pictures})
     show(report, ("", "judge A", "judge B"), rows, as_json)
 

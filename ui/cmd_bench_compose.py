@@ -9,6 +9,7 @@ import typer
 
 from studio.errors import UsageError
 from studio.home import Home, write_atomic
+from studio.pipelines.markdown import interval
 from studio.pipelines.methods import METHODS, find_method
 from studio.ui.benching import (
     NamesOption,
@@ -21,7 +22,6 @@ from studio.ui.benching import (
     prepare_out,
     print_table,
     sample_names,
-    share_text,
     show,
 )
 from studio.ui.options import HomeOption, JsonOption, print_json
@@ -214,7 +214,7 @@ def _show(report: Mapping[str, Any], as_json: bool) -> None:
     for title, section in report["sections"].items():
         ceiling = section["ceiling"]
         rows = [(name, *_cells(row, {})) for name, row in section["yardsticks"].items()]
-        rows += [("ceiling", share_text(ceiling), *[""] * (len(HEADS) - 2))]
+        rows += [("ceiling", interval(ceiling), *[""] * (len(HEADS) - 2))]
         rows += [(name, *_cells(row, costs.get(name, {}))) for name, row in section["methods"].items()]
         print_table((f"{title}: {len(section['groups'])}", *HEADS[1:]), rows)
 
@@ -223,13 +223,13 @@ def _cells(row: Mapping[str, Any], cost: Mapping[str, Any]) -> tuple[str, ...]:
     of = row.get("share of the ceiling")
     over = row.get("over merge")
     return (
-        share_text(row["success"]),
+        interval(row["success"]),
         "" if of is None else f"{of:.2f}",
         f"{row['all in place']['value']:.2f}",
         f"{row['in place']['value']:.2f}",
         f"{row['leak']['value']:.2f}" if "leak" in row else "",
         f"{row['background']['value']:.2f}",
-        "" if over is None else share_text(over),
+        "" if over is None else interval(over),
         f"{cost['rows over merge']:.2f}" if cost else "",
         f"{cost['time over merge']['value']:.2f}" if cost else "",
     )
@@ -263,4 +263,4 @@ def compose_cost(
 
 
 def _plain(value: object) -> str:
-    return share_text(value) if isinstance(value, dict) else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return interval(value) if isinstance(value, dict) else f"{value:.3g}" if isinstance(value, float) else str(value)

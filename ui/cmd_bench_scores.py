@@ -9,6 +9,7 @@ import typer
 from studio.errors import UsageError
 from studio.events import Phase
 from studio.home import Home, write_atomic
+from studio.pipelines.markdown import interval
 from studio.ui.benching import (
     NamesOption,
     OutOption,
@@ -18,7 +19,6 @@ from studio.ui.benching import (
     load_tools,
     prepare_out,
     sample_names,
-    share_text,
     show,
 )
 from studio.ui.judging import ClipOption
@@ -80,7 +80,7 @@ def best_of(
         groups = [tuple(known[name] for name in group) for group in groups_of(chosen, 2)[:pairs]]
         told, pictures = bench_best_of(*load_tools(emit), groups, number, ComposeBench(seeds), emit)
     keep_report(out, "best-of", told, pictures)
-    rows = [(name, *map(share_text, one.values())) for name, one in (told["rows"] | {"gain": told["gain"]}).items()]
+    rows = [(name, *map(interval, one.values())) for name, one in (told["rows"] | {"gain": told["gain"]}).items()]
     show(told, (f"{len(told['groups'])} pairs", *told["gain"]), rows, as_json)
 
 

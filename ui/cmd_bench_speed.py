@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from studio.errors import StudioError, UsageError
-from studio.ui.benching import OutOption, flat, keep_json, prepare_out, share_text, show
+from studio.pipelines.markdown import interval
+from studio.ui.benching import OutOption, flat, keep_json, prepare_out, show
 from studio.ui.options import JsonOption
 from studio.ui.progress import progress
 
@@ -42,7 +43,7 @@ def step(
         report = run(bench, chosen, pick_dtype(chosen), emit) | _about(chosen)
     _keep(out, f"{'compiled' if compiled else 'step'}-{bench.shape}", report)
     rows = [
-        (name, f"{row['ms']:.2f}", share_text(row["over none"]), str(row["operators"] or ""), _number(row))
+        (name, f"{row['ms']:.2f}", interval(row["over none"]), str(row["operators"] or ""), _number(row))
         for name, row in report["arms"].items()
         if "failed" not in row
     ]
@@ -68,7 +69,7 @@ def kernels(
         report = bench_kernels(sizes, rounds, chosen, pick_dtype(chosen), emit) | _about(chosen)
     _keep(out, "kernels", report)
     rows = [
-        (operation, name, f"{row['ms']:.3f}", share_text(row["ours over it"]), _number(row))
+        (operation, name, f"{row['ms']:.3f}", interval(row["ours over it"]), _number(row))
         for operation, found in report["operations"].items()
         if "failed" not in found
         for name, row in found["ways"].items()
