@@ -87,6 +87,19 @@ class Weights:
         return self._spread[rank]
 
     @cached_property
+    def cheapest(self) -> "Callable[[Tensor, Tensor, Factors, Weights], Tensor]":
+        """Which of `stacked`, `routed` and `apart` to take: each returns `onto` with the changes, in place where no
+        gradients are asked for."""
+        if self.apart:
+            return apart
+        return routed if self.sparse else stacked
+
+    @cached_property
+    def silent(self) -> bool:
+        """Whether nothing acts."""
+        return not bool(self.dense.any())
+
+    @cached_property
     def apart(self) -> bool:
         """Whether the tokens are k runs of one length, one after the other, and each adapter acts in its own alone."""
         tokens, k = self.dense.shape
@@ -174,13 +187,6 @@ def apart(x: Tensor, onto: Tensor, factors: Factors, weights: Weights) -> Tensor
     runs = (len(factors.down), -1)
     hidden = _weighed(torch.bmm(x.unflatten(0, runs), factors.shrinks), weights.own)
     return _add(torch.baddbmm, onto.unflatten(0, runs), hidden, factors.up).flatten(0, 1)
-
-
-def cheapest(weights: Weights) -> Callable[[Tensor, Tensor, Factors, Weights], Tensor]:
-    """Which of the three to take: each returns `onto` with the changes, in place where no gradients are asked for."""
-    if weights.apart:
-        return apart
-    return routed if weights.sparse else stacked
 
 
 def flops(pairs: int, rank: int, width: int, outputs: int) -> int:

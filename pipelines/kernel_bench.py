@@ -14,7 +14,7 @@ from studio.kernels import attention_columns as columns
 from studio.kernels import blend as blending
 from studio.kernels import kronecker, multi_adapter
 from studio.kernels import region_attention as regional
-from studio.kernels.multi_adapter import Factors, Weights, cheapest
+from studio.kernels.multi_adapter import Factors, Weights
 from studio.kernels.region_attention import Regions, region_attention
 from studio.kernels.widen import extended, span, widen
 from studio.pipelines.compose_cost import interleaved, ratio
@@ -220,7 +220,7 @@ def _linears(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator
             return result
 
         def added(weights: Weights = weights) -> Tensor:
-            return cheapest(weights)(x, F.linear(x, weight), factors, weights)
+            return weights.cheapest(x, F.linear(x, weight), factors, weights)
 
         down = factors.down.flatten(0, 1)[None]
         both, _, _ = extended(weight, factors.up.flatten(0, 1), 0, 1)

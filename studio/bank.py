@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -16,13 +16,15 @@ from studio.concepts import Concept
 from studio.errors import StudioError
 from studio.extended import Member, extend
 from studio.gates import Gate
-from studio.kernels.multi_adapter import Factors, Weights, cheapest
+from studio.kernels.multi_adapter import Factors, Weights
 from studio.kernels.multi_adapter_conv import Geometry, Windows, multi_adapter_conv
 from studio.models import BaseModel
 from studio.placing import Placed, Receipt, place, receipt_of
 from studio.sharing import firsts, owners_of, shared_strengths
 
 Tensor = torch.Tensor
+Told = TypeVar("Told")
+Act = Callable[[Tensor, Tensor, Gate], Tensor]  # (input, the layer's output, who acts) -> it with the change
 
 
 class AdapterBank:
@@ -44,6 +46,8 @@ class AdapterBank:
         self.placed: list[Placed] = [place(base, replace(one, factors=dict(one.factors))) for one in distinct]
         self.gate: Gate | None = None
         self._layers: list[Layer] | None = None
+        self._plans: dict[Any, dict[Any, Act]] = {}  # by a gate's pattern, then by layer and shapes
+        self._acts: dict[Any, Act] = {}  # those of the gate
         self._installed = False
 
     @classmethod
@@ -85,11 +89,12 @@ class AdapterBank:
     def use(self, gate: Gate) -> Iterator[None]:
         """Let `gate` decide in every forward of the block; the one before comes back at the end."""
         told = gate if len(self.placed) == self.count else gate.shared(self._owners)
-        before, self.gate = self.gate, told
+        before = self.gate, self._acts
+        self.gate, self._acts = told, self._plans.setdefault(told.pattern, {})
         try:
             yield
         finally:
-            self.gate = before
+            self.gate, self._acts = before
 
     @contextmanager
     def installed(self) -> Iterator["AdapterBank"]:
@@ -105,6 +110,7 @@ class AdapterBank:
                 teach_words(self.base, one.adapter, undo)
             self._installed = True
             undo.callback(setattr, self, "_installed", False)
+            undo.callback(self._plans.clear)
             yield self
 
     @contextmanager
@@ -136,7 +142,7 @@ class AdapterBank:
         if gate is None or not gate.reaches(layer.name):
             return None
         _check_batch(x, gate)
-        return _weights(layer, x, gate.of(layer.columns)).dense
+        return _weights(layer, x.shape[1:-1], gate.of(layer.columns)).dense
 
     def _hook(self, layer: Layer) -> Callable[..., Tensor | None]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -144,9 +150,9 @@ class AdapterBank:
             if gate is None:
                 return None
             known = (layer, args[0].shape, output.shape, torch.is_grad_enabled())
-            if (act := gate.acts.get(known)) is None:
-                act = gate.acts[known] = _planned(layer, args[0], output, gate)
-            return act(args[0], output)
+            if (act := self._acts.get(known)) is None:
+                act = self._acts[known] = _planned(layer, args[0], output, gate)
+            return act(args[0], output, gate)
 
         return add
 
@@ -156,25 +162,25 @@ def _is_moved(base: BaseModel) -> bool:
     return any(hasattr(part, "_hf_hook") for part in (base.unet, *base.text_encoders))
 
 
-def _planned(layer: Layer, x: Tensor, output: Tensor, gate: Gate) -> Addition:
-    """What adds to `output` [B, ..., out] what the gate lets through, for inputs of this shape: all that depends on the
-    gate alone is done here, once."""
+def _planned(layer: Layer, x: Tensor, output: Tensor, gate: Gate) -> Act:
+    """What adds to `output` [B, ..., out] what a gate lets through, for inputs of this shape and gates of this pattern:
+    all that does not depend on their numbers is done here, once."""
     _check_batch(x, gate)
     if not gate.reaches(layer.name):
-        return lambda x, output: output
+        return lambda x, output, gate: output
     some = len(x) if torch.is_grad_enabled() else gate.acting
-    parts = _parts(layer, output[:some], gate.first(some))
+    parts = _parts(layer, output[:some], gate.active)
 
-    def act(x: Tensor, output: Tensor) -> Tensor:
+    def act(x: Tensor, output: Tensor, gate: Gate) -> Tensor:
         for part in parts:
-            output = part(x, output)
+            output = part(x, output, gate)
         return output
 
     if some == len(x):
         return act
 
-    def act_on_some(x: Tensor, output: Tensor) -> Tensor:  # the rest of the batch is the base alone
-        act(x[:some], output[:some])  # in place
+    def act_on_some(x: Tensor, output: Tensor, gate: Gate) -> Tensor:  # the rest of the batch is the base alone
+        act(x[:some], output[:some], gate)  # in place
         return output
 
     return act_on_some
@@ -187,45 +193,48 @@ def _check_batch(x: Tensor, gate: Gate) -> None:
         )
 
 
-def _parts(layer: Layer, output: Tensor, gate: Gate) -> list[Addition]:
+def _parts(layer: Layer, output: Tensor, active: Sequence[int]) -> list[Act]:
     image = output.dim() == 4  # [B, out, h, w]; else [B, N, out] or [B, out]
-    parts: list[Addition] = []
+    parts: list[Act] = []
     if layer.low is not None and not layer.extended:
-        chosen = gate.of(layer.columns)
-        if chosen.active:
-            factors, chosen = layer.low.only(chosen.active), chosen.of(chosen.active)
-            if image:
-                parts.append(_convolved(layer.module, factors, chosen.windows(*output.shape[2:])))
-            else:
-                parts.append(_multiplied(factors, _weights(layer, output, chosen)))
-    for column, change in layer.others:
-        weights = _weights(layer, output, gate.of([column]))
-        if bool(weights.dense.any()):
-            parts.append(_weighed(change, weights.dense))
+        chosen = [n for n, column in enumerate(layer.columns) if column in active]
+        if chosen:
+            factors, columns = layer.low.only(chosen), tuple(layer.columns[n] for n in chosen)
+            part = _convolved(layer.module, factors, output, columns) if image else None
+            parts.append(part or _multiplied(factors, _asked(layer, output, columns)))
+    parts += [_weighed(change, _asked(layer, output, (column,))) for column, change in layer.others if column in active]
     return parts
 
 
-def _multiplied(factors: Factors, weights: Weights) -> Addition:
-    add = cheapest(weights)
-
-    def part(x: Tensor, output: Tensor) -> Tensor:
+def _multiplied(factors: Factors, ask: Callable[[Gate], Weights]) -> Act:
+    def part(x: Tensor, output: Tensor, gate: Gate) -> Tensor:
+        weights = ask(gate)
         rows = output.view(-1, output.shape[-1])
-        return add(x.reshape(-1, x.shape[-1]), rows, factors, weights).view(output.shape)
+        return weights.cheapest(x.reshape(-1, x.shape[-1]), rows, factors, weights).view(output.shape)
 
     return part
 
 
-def _convolved(module: Any, factors: Factors, windows: Windows) -> Addition:
+def _convolved(module: Any, factors: Factors, output: Tensor, columns: tuple[int, ...]) -> Act:
     geometry = Geometry(module.kernel_size, module.stride, module.padding, module.dilation)
-    return lambda x, output: _sum(output, multi_adapter_conv(x, factors, windows, geometry))
+    samples, _, *grid = output.shape
+    ask = _asked_once(("windows", samples, columns, *grid), lambda gate: gate.of(columns, samples).windows(*grid))
+
+    def part(x: Tensor, output: Tensor, gate: Gate) -> Tensor:
+        return _sum(output, multi_adapter_conv(x, factors, ask(gate), geometry))
+
+    return part
 
 
-def _weighed(change: Addition, dense: Tensor) -> Addition:
-    def part(x: Tensor, output: Tensor) -> Tensor:
+def _weighed(change: Addition, ask: Callable[[Gate], Weights]) -> Act:
+    def part(x: Tensor, output: Tensor, gate: Gate) -> Tensor:
+        weights = ask(gate)
+        if weights.silent:
+            return output
         moved = change(x, output)
         if output.dim() == 4:
-            return _sum(output, dense.view(len(x), *output.shape[2:], 1).movedim(3, 1) * moved)
-        return _sum(output, dense * moved.reshape(len(dense), -1))
+            return _sum(output, weights.dense.view(len(x), *output.shape[2:], 1).movedim(3, 1) * moved)
+        return _sum(output, weights.dense * moved.reshape(len(weights.dense), -1))
 
     return part
 
@@ -235,12 +244,29 @@ def _sum(output: Tensor, part: Tensor) -> Tensor:
     return output + part if torch.is_grad_enabled() else output.add_(part)
 
 
-def _weights(layer: Layer, output: Tensor, gate: Gate) -> Weights:
-    if output.dim() == 4:
-        return gate.on_grid(*output.shape[2:])
-    if output.dim() == 2:
+def _asked(layer: Layer, output: Tensor, columns: tuple[int, ...]) -> Callable[[Gate], Weights]:
+    samples, inner = len(output), output.shape[2:] if output.dim() == 4 else output.shape[1:-1]
+    known = (layer.stream, samples, columns, *inner)
+    return _asked_once(known, lambda gate: _weights(layer, inner, gate.of(columns, samples)))
+
+
+def _asked_once(question: tuple[Any, ...], make: Callable[[Gate], Told]) -> Callable[[Gate], Told]:
+    """Asks each gate once, for all layers with the same question."""
+
+    def ask(gate: Gate) -> Told:
+        if (told := gate.told.get(question)) is None:
+            told = gate.told[question] = make(gate)
+        return told
+
+    return ask
+
+
+def _weights(layer: Layer, inner: Sequence[int], gate: Gate) -> Weights:
+    """For a layer whose output has the `inner` sizes between samples and channels."""
+    if len(inner) == 2:
+        return gate.on_grid(*inner)
+    if not inner:
         return gate.on_samples()
-    tokens = output.shape[1]
     if layer.stream == "image":
-        return gate.on_tokens(tokens)
-    return gate.on_text(tokens) if layer.stream == "text" else gate.everywhere(tokens)
+        return gate.on_tokens(*inner)
+    return gate.on_text(*inner) if layer.stream == "text" else gate.everywhere(*inner)

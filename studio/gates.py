@@ -1,6 +1,6 @@
 """Gates: which adapter acts how strongly where, as data. Merging, switching, branches and regions are all gates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,12 +29,11 @@ class Gate:
     image: Tensor | None = None
     text: Tensor | None = None
     layers: tuple[str, ...] | None = None
-    acts: dict[Any, Callable[..., Tensor]] = field(default_factory=dict, repr=False, compare=False)
-    """What layers made of this gate, for the shapes they were asked with."""
+    told: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    """What it answered to layers, by what they asked."""
     _known: dict[tuple[str, tuple[int, ...]], Weights] = field(default_factory=dict, repr=False, compare=False)
     _windows: dict[tuple[int, int], Windows] = field(default_factory=dict, repr=False, compare=False)
-    _parts: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)
-    _firsts: dict[int, "Gate"] = field(default_factory=dict, repr=False, compare=False)
+    _parts: dict[tuple[tuple[int, ...], int], "Gate"] = field(default_factory=dict, repr=False, compare=False)
     _shared: dict[tuple[int, ...], "Gate"] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -61,25 +60,21 @@ class Gate:
         """Whether any adapter acts on the layer of that name."""
         return not self.silent and (self.layers is None or layer.endswith(self.layers))
 
-    def of(self, columns: list[int]) -> "Gate":
-        """The gate of some of the adapters, in that order."""
-        key = tuple(columns)
-        if key == tuple(range(self.weights.shape[1])):
+    @cached_property
+    def pattern(self) -> tuple[Any, ...]:
+        """What of it layers plan by; gates that differ in numbers alone have the same."""
+        return self.samples, self.acting, tuple(self.active), self.layers
+
+    def of(self, columns: Sequence[int], samples: int | None = None) -> "Gate":
+        """The gate of some of the adapters, in that order, on the first `samples` (None: all)."""
+        samples = self.samples if samples is None else samples
+        key = tuple(columns), samples
+        if key == (tuple(range(self.weights.shape[1])), self.samples):
             return self
         if key not in self._parts:
-            image = None if self.image is None else self.image[:, columns]
-            text = None if self.text is None else self.text[:, columns]
-            self._parts[key] = Gate(self.weights[:, columns], image, text, self.layers)
+            image, text = (None if mask is None else mask[:samples, columns] for mask in (self.image, self.text))
+            self._parts[key] = Gate(self.weights[:samples, columns], image, text, self.layers)
         return self._parts[key]
-
-    def first(self, samples: int) -> "Gate":
-        """The gate of the first samples."""
-        if samples == self.samples:
-            return self
-        if samples not in self._firsts:
-            image, text = (None if mask is None else mask[:samples] for mask in (self.image, self.text))
-            self._firsts[samples] = Gate(self.weights[:samples], image, text, self.layers)
-        return self._firsts[samples]
 
     def shared(self, owners: tuple[int, ...]) -> "Gate":
         """The gate of the distinct adapters where several of k are one, `owners` [k] numbering them: it acts as the

@@ -6,12 +6,13 @@ import torch
 from accelerate import cpu_offload_with_hook
 from test_attaching import outputs, snapshot
 
+import studio.bank
 from studio.adapters import Adapter, load_adapter
 from studio.attaching import attach
 from studio.bank import AdapterBank
 from studio.errors import StudioError
 from studio.factors import Dora, Factor, Full, Hadamard, Kronecker, LowRank
-from studio.gates import Gate
+from studio.gates import Gate, strips
 from studio.models import find_base, load_base
 
 BLOCK = "unet.down_blocks.1.attentions.0.transformer_blocks.0"
@@ -128,6 +129,29 @@ def test_each_sample_of_a_batch_has_its_own_adapter_or_none(base, tiny_loras, pl
     for place, adapter in zip(places, adapters, strict=True):
         with attach(base, [(adapter, 1.0)]):
             assert close(together[place], predict(base, 4)[place], alone[place])
+
+
+def test_gates_that_differ_in_numbers_alone_are_planned_once(base, tiny_loras, monkeypatch):
+    """And each acts by its own: scales, masks, words."""
+    adapters = [every_kind(base), *map(load_adapter, tiny_loras)]
+    layouts = [strips(3, 2, (8, 8), torch.ones(1)), strips(3, 2, (8, 8), torch.ones(1), shift=1), None]
+    words = [None, torch.eye(3, 5).expand(2, 3, 5), None]
+    gates = [
+        Gate(torch.tensor([[0.0, 0.4, -1.0], [0.0, second, 2.0]]), image, text)
+        for second, image, text in zip((0.7, 0.0, -0.3), layouts, words, strict=True)
+    ]
+    alone = []
+    for gate in gates:
+        with AdapterBank(base, adapters).installed() as bank, bank.use(gate):
+            alone.append(predict(base, 2))
+    plans, planned = list[object](), studio.bank._planned
+    monkeypatch.setattr(studio.bank, "_planned", lambda *given: plans.append(given) or planned(*given))
+    with AdapterBank(base, adapters).installed() as bank:
+        for gate, wanted in zip(gates, alone, strict=True):
+            with bank.use(gate):
+                assert torch.equal(predict(base, 2), wanted)
+        reached = [one for one in bank.hooked if one.name.startswith("unet.")]
+        assert len(plans) == len(reached)
 
 
 def test_a_region_of_one_layer_is_its_adapter_there_and_the_base_elsewhere(base):

@@ -34,8 +34,8 @@ def test_the_first_samples_are_those_that_adapters_act_on():
     weights = torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
     gate = Gate(weights, halves(2, 4).expand(4, -1, -1, -1))
     assert gate.acting == 3
-    assert torch.equal(gate.first(3).on_tokens(8).dense, gate.on_tokens(8).dense[:24])
-    assert gate.first(4) is gate
+    assert torch.equal(gate.of([0, 1], 3).on_tokens(8).dense, gate.on_tokens(8).dense[:24])
+    assert gate.of([0, 1], 4) is gate
     assert Gate(torch.zeros(2, 1)).acting == 0
 
 

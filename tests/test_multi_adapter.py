@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from studio.kernels.multi_adapter import Factors, Weights, apart, cheapest, placed, reference, routed, stacked
+from studio.kernels.multi_adapter import Factors, Weights, apart, placed, reference, routed, stacked
 
 
 def problem(tokens: int, k: int, share: float, seed: int = 0):
@@ -71,9 +71,9 @@ def test_branches_of_an_adapter_each_are_batched():
 
 
 def test_each_way_is_taken_where_it_pays():
-    assert cheapest(Weights(torch.eye(4).repeat(2, 1))) is routed
-    assert cheapest(Weights(torch.ones(8, 4))) is stacked
-    assert cheapest(Weights(torch.eye(4).repeat_interleave(2, 0))) is apart
+    assert Weights(torch.eye(4).repeat(2, 1)).cheapest is routed
+    assert Weights(torch.ones(8, 4)).cheapest is stacked
+    assert Weights(torch.eye(4).repeat_interleave(2, 0)).cheapest is apart
 
 
 @pytest.mark.parametrize("way", [stacked, routed, apart])
