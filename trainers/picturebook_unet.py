@@ -25,6 +25,7 @@ from studio.devices import multiplies_bfloat16
 from studio.home import write_atomic
 from studio.picturebook import Scene, caption, random_scene
 from studio.picturebook_draw import render
+from studio.trainers.muon import Muon, matrices_of
 from studio.trainers.picturebook_text import tokenize
 from studio.trainers.picturebook_vae import encode
 from studio.trainers.precision import keep_softmax_wide
@@ -188,8 +189,10 @@ def train_unet(
     if half and device == "cpu":
         keep_softmax_wide(unet)
     average, state_file = Averaged(unet), folder / "state.pt"
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    parts = {"unet": unet, "average": average.model, "optimizer": optimizer}
+    matrices, rest = matrices_of(unet, ("conv_in.", "conv_out."))
+    adamw = torch.optim.AdamW(rest, lr=stage.peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizers = {"muon": Muon(matrices, stage.peak, team=team), "adamw": adamw}
+    parts = {"unet": unet, "average": average.model, **optimizers}
     done = _restore(state_file, parts, device)
     average.steps = done // stage.batch
     share, key = stage.batch // team.size, f"{stage.seed} {done} {team.rank}"
@@ -210,9 +213,10 @@ def train_unet(
         loss.backward()
         team.average(one.grad for one in unet.parameters() if one.grad is not None)
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(stage, done)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers.values():
+            optimizer.param_groups[0]["lr"] = learning_rate(stage, done)
+            optimizer.step()
+            optimizer.zero_grad()
         average.update(unet)
         done += stage.batch
         window.append(loss.item())
