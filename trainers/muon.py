@@ -65,7 +65,8 @@ class Muon(Optimizer):
 
 
 def matrices_of(model: nn.Module, others: tuple[str, ...] = ()) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(what Muon moves, what is left to AdamW): vectors, and what belongs to layers whose names begin as `others` do."""
-    for_muon = {name: p.dim() > 1 and not name.startswith(others) for name, p in model.named_parameters()}
-    parts = ([p for name, p in model.named_parameters() if for_muon[name] == kind] for kind in (True, False))
-    return next(parts), next(parts)
+    """(what Muon moves, what is left to AdamW): vectors, and layers whose names begin as one of `others`."""
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, one in model.named_parameters():
+        parts[one.dim() < 2 or name.startswith(others)].append(one)
+    return parts
