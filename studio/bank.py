@@ -17,7 +17,7 @@ from studio.errors import StudioError
 from studio.extended import Member, extend
 from studio.gates import Gate
 from studio.kernels.multi_adapter import Factors, Weights
-from studio.kernels.multi_adapter_conv import Geometry, Windows, multi_adapter_conv
+from studio.kernels.multi_adapter_conv import Geometry, multi_adapter_conv
 from studio.models import BaseModel
 from studio.placing import Placed, Receipt, place, receipt_of
 from studio.sharing import firsts, owners_of, shared_strengths
