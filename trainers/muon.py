@@ -51,6 +51,7 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore
         """Move every parameter that has a gradient."""
         moved = [(one, group) for group in self.param_groups for one in group["params"] if one.grad is not None]
+        moved.sort(key=lambda each: _work(each[0]), reverse=True)  # so that equal shares take equally long
         updates: list[Tensor] = []
         for number, (one, group) in enumerate(moved):
             mean = self.state[one].setdefault("momentum", torch.zeros_like(one))
@@ -62,6 +63,10 @@ class Muon(Optimizer):
         for (one, group), update in zip(moved, updates, strict=True):
             size = 0.2 * max(update.shape) ** 0.5 * self.team.size
             one.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * size * update.view_as(one))
+
+
+def _work(one: Tensor) -> int:
+    return one.numel() * min(len(one), one.numel() // len(one))
 
 
 def matrices_of(model: nn.Module, others: tuple[str, ...] = ()) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

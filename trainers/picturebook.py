@@ -37,7 +37,7 @@ from studio.trainers.processes import ALONE, Team
 
 STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
-    "fine": Stage(size=96, samples=190_000, batch=32, peak=1e-3, last=3e-5, seed=1, clear=0.4, threes=3),
+    "fine": Stage(size=96, samples=190_000, batch=64, peak=1e-3, last=3e-5, seed=1, clear=0.4, threes=3),
 }
 BLOCKS = {"content": "up_blocks.1.attentions.1", "style": "up_blocks.1.attentions.2"}  # found by studio bench blocks
 MEETING = "meeting"  # the file by which the processes of a team find each other
