@@ -13,7 +13,7 @@ from studio.concepts import Concept
 from studio.events import silent
 from studio.judge import Gallery, Judge
 from studio.models import BaseModel
-from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS, Subject
+from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS, Subject, with_article
 from studio.pipelines.base_bench import draw_prompts
 from studio.pipelines.baselines import Merge
 from studio.pipelines.compose import Composer, draw
@@ -122,7 +122,7 @@ def _marked(judge: Judge, gallery: GalleryOf, ask: Ask, pictures: Sequence[Image
 
 def _things_of_the_base(base: BaseModel, judge: Judge, ask: Ask) -> tuple[list[Image.Image], list[Marks]]:
     """Class and colour of each, asked for in words that the base knows."""
-    words = [f"{'an' if one.colour[0] in 'aeio' else 'a'} {one.colour} {one.kind}" for one in ask.subjects]
+    words = [with_article(f"{one.colour} {one.kind}") for one in ask.subjects]
     settings = ask.settings(words, base.native_size)
     prompts, size = [settings.prompt] * settings.count, canvas(base.native_size, len(words))
     pictures = draw_prompts(base, prompts, ask.seeds, settings.steps, settings.guidance, silent, size)

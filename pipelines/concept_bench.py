@@ -22,6 +22,7 @@ from studio.picturebook import (
     Scene,
     Subject,
     distractors,
+    with_article,
 )  # fmt: skip
 from studio.picturebook_draw import render
 from studio.pipelines.base_bench import draw_prompts
@@ -51,7 +52,8 @@ def scene_prompts(subject_words: str) -> list[tuple[str, str]]:
 
 
 def control_subjects(subject: Subject) -> list[Subject]:
-    """Subjects asked for in words that share no attribute with the concept: two of its class, two of others."""
+    """Subjects asked for in words that share no colour and no pattern with the concept: two of its class, two of
+    others."""
     colours = [c for c in COLOURS if c not in (subject.colour, subject.second, "white")]
     kinds = [subject.kind, subject.kind, *[k for k in CLASSES if k != subject.kind][2:4]]
     pattern = "striped" if subject.pattern != "striped" else "plain"
@@ -74,11 +76,13 @@ def true_pictures(base: BaseModel, subject: Subject, plan: ConceptBench) -> list
     return through_vae(base, drawn)
 
 
-def leaked(reading: Reading, asked: Subject, concept: Subject) -> bool:
-    """Whether an attribute that the words gave otherwise is read as the concept's."""
-    if reading.colour == concept.colour != asked.colour or reading.pattern == concept.pattern != asked.pattern:
-        return True
-    return reading.accessory == concept.accessory != "none"
+def taken(reading: Reading, own: Subject, other: Subject) -> tuple[str, ...]:
+    """The fields in which the two differ and which are read as the other's: second colours only of patterns, colours of
+    accessories only of what is worn."""
+    plain, bare = "plain" in (reading.pattern, other.pattern), "none" in (reading.accessory, other.accessory)
+    unseen = ("second",) * plain + ("accent",) * bare
+    read = [field for field in FIELDS if field not in unseen]
+    return tuple(field for field in read if getattr(reading, field) == getattr(other, field) != getattr(own, field))
 
 
 def bench_concept(
@@ -86,14 +90,12 @@ def bench_concept(
 ) -> tuple[dict[str, Any], dict[str, list[Image]]]:
     """(report, pictures by row) of one concept: scenes with and without its adapter, and the control prompts.
 
-    `leak` counts controls in which an attribute that the words gave otherwise is the concept's.
+    `leak` counts controls in which an attribute that the words gave otherwise is read as the concept's.
     """
     gallery = gallery_of(judge, subject)
     scenes = [pair for pair in scene_prompts(concept.phrase) for _ in range(plan.seeds)]
     controls = [s for s in control_subjects(subject) for _ in range(plan.seeds)]
-    control_prompts = [
-        f"a {s.colour} {'' if s.pattern == 'plain' else s.pattern + ' '}{s.kind} on paper, flat style" for s in controls
-    ]
+    control_prompts = [f"{in_words(s)} on paper, flat style" for s in controls]
 
     def draw(prompts: Sequence[str]) -> list[Image]:
         return draw_prompts(base, prompts, range(plan.seed, plan.seed + len(prompts)), plan.steps, plan.guidance, emit)
@@ -106,7 +108,7 @@ def bench_concept(
         trained, trained_controls = draw([p for p, _ in scenes]), draw(control_prompts)
 
     def leak(images: Sequence[Image]) -> Share:
-        return Share.of([leaked(r, s, subject) for r, s in zip(judge.read(images), controls, strict=True)])
+        return Share.of([bool(taken(r, s, subject)) for r, s in zip(judge.read(images), controls, strict=True)])
 
     readings, embeddings = judge.look(trained)
     identity, margin = gallery.identity(embeddings, subject)

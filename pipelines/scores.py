@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
-from studio.judge import HEIGHT, Box, Gallery, Judge, Reading
+from studio.judge import HEIGHT, Box, Gallery, Judge
 from studio.picturebook import Scene, Subject
 from studio.picturebook_draw import render
-from studio.pipelines.concept_bench import FIELDS
+from studio.pipelines.concept_bench import taken
 
 Setting = tuple[str, str]  # background, style
 NEARER = "nearer"
@@ -102,11 +102,6 @@ def mark_places(
         )
         for i, (reading, (background, _)) in enumerate(zip(whole, settings, strict=True))
     ]
-
-
-def taken(reading: Reading, own: Subject, other: Subject) -> tuple[str, ...]:
-    """The fields in which the two differ and which are read as the other's."""
-    return tuple(field for field in FIELDS if getattr(reading, field) == getattr(other, field) != getattr(own, field))
 
 
 def canvas(native: tuple[int, int], count: int) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from studio.picturebook import (
     STYLES,
     Scene,
     Subject,
+    seen_as,
 )  # fmt: skip
 from studio.picturebook_draw import render
 
@@ -195,7 +196,7 @@ def subject_of(judge: Judge, pictures: Sequence[Image.Image], kind: str) -> Subj
     readings = judge.read(pictures)
     values = {one.name: [getattr(reading, one.name) for reading in readings] for one in fields(Subject)}
     most = {name: max(dict.fromkeys(seen), key=seen.count) for name, seen in values.items()}
-    return Subject(**most | {"kind": kind})
+    return seen_as(Subject(**most | {"kind": kind}))
 
 
 def reference_scenes(subject: Subject) -> list[Scene]:

@@ -125,8 +125,12 @@ def describe(subject: Subject, rng: random.Random, drop: float, identifiers: flo
         words.insert(0, "plain")
     if rng.random() < identifiers:
         words.insert(rng.choice((0, len(words))), rng.choice(IDENTIFIERS))
-    words = [*filter(None, words), subject.kind]
-    return " ".join(["an" if words[0][0] in "aeio" else "a", *words])
+    return with_article(" ".join([*filter(None, words), subject.kind]))
+
+
+def with_article(words: str) -> str:
+    """ "a red cat", "an orange cat"."""
+    return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
 
 
 def caption(scene: Scene, rng: random.Random, drop: float = 0.12, identifiers: float = 0.08) -> str:
@@ -195,14 +199,32 @@ def sample_scenes(subject: Subject, count: int, seed: int) -> list[Scene]:
 
 
 def distractors(subject: Subject) -> list[Subject]:
-    """The 20 subjects nearest to `subject`: each differs from it in exactly one attribute, chosen by its hash."""
-    options: list[Subject] = []
+    """The 20 subjects nearest to `subject`: each differs from it in exactly one attribute that shows, chosen by its
+    hash.
+
+    A plain subject has no second colour that could differ, and one that wears nothing no colour of it.
+    """
+    shown = seen_as(subject)
+    found: dict[str, list[Subject]] = {}
     for field, values in (
         ("kind", CLASSES), ("colour", COLOURS), ("second", COLOURS), ("pattern", PATTERNS),
         ("accessory", ACCESSORIES), ("accent", COLOURS),
     ):  # fmt: skip
-        changed = [replace(subject, **{field: v}) for v in values if v != getattr(subject, field)]
-        changed = [s for s in changed if s.colour != s.second]
-        changed.sort(key=lambda s: hashlib.sha256(repr(s).encode()).digest())
-        options += changed[: {"kind": 4, "colour": 4, "second": 3, "pattern": 3, "accessory": 3, "accent": 3}[field]]
-    return options
+        changed = [replace(shown, **{field: v}) for v in values]
+        other = [s for s in changed if seen_as(s) != shown and (s.pattern == "plain" or s.colour != s.second)]
+        found[field] = sorted(other, key=lambda s: hashlib.sha256(repr(s).encode()).digest())
+    quotas = {"kind": 4, "colour": 4, "second": 3, "pattern": 3, "accessory": 3, "accent": 3}
+    options = [one for field, quota in quotas.items() for one in found[field][:quota]]
+    spare = [one for field, quota in quotas.items() for one in found[field][quota:]]
+    return [*options, *spare][:20]
+
+
+def seen_as(subject: Subject) -> Subject:
+    """The same, but for colours that nobody sees, which are then one: the second of a plain one, that of nothing
+    worn."""
+    hidden: dict[str, str] = {}
+    if subject.pattern == "plain":
+        hidden["second"] = "red" if subject.colour == "white" else "white"
+    if subject.accessory == "none":
+        hidden["accent"] = "red"
+    return replace(subject, **hidden)

@@ -1,5 +1,6 @@
 """What is measured of a concept: its controls, its leak, and that a real training moves the figures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from studio.pipelines.concept_bench import (
     ConceptBench,
     bench_concept,
     control_subjects,
-    leaked,
     scene_prompts,
+    taken,
     true_pictures,
 )  # fmt: skip
 from studio.trainers.sample_concepts import learn_sample
@@ -25,8 +26,10 @@ from studio.trainers.sample_concepts import learn_sample
 MILO = SAMPLE_SUBJECTS["milo"]
 
 
-def reading(colour: str = "red", pattern: str = "plain", accessory: str = "none") -> Reading:
-    return Reading("cat", colour, "white", pattern, accessory, "red", "paper", "flat", (0.5, 0.5))
+def reading(**told: str) -> Reading:
+    """A plain red car, and what else is told."""
+    seen = {"kind": "car", "colour": "red", "second": "white", "pattern": "plain", "accessory": "none", "accent": "red"}
+    return Reading(**seen | told, background="paper", style="flat", place=(0.5, 0.5))
 
 
 @pytest.mark.parametrize("name", SAMPLE_SUBJECTS)
@@ -37,13 +40,23 @@ def test_controls_share_neither_colour_nor_pattern_with_the_concept(name: str) -
     assert not any(c.colour in (subject.colour, subject.second) or c.pattern == subject.pattern for c in controls)
 
 
-def test_a_leak_is_an_attribute_of_the_concept_that_the_words_gave_otherwise() -> None:
-    asked = Subject("cat", "red")
-    assert not leaked(reading(), asked, MILO)
-    assert leaked(reading(colour=MILO.colour), asked, MILO)
-    assert leaked(reading(pattern=MILO.pattern), asked, MILO)
-    assert leaked(reading(accessory=MILO.accessory), asked, MILO)
-    assert not leaked(reading(colour=MILO.colour), Subject("cat", MILO.colour), MILO)
+def test_what_is_taken_is_what_the_words_gave_otherwise() -> None:
+    asked = Subject("car", "red")
+    assert taken(reading(), asked, MILO) == ()
+    for field in ("kind", "colour", "pattern", "accessory"):
+        assert taken(reading(**{field: getattr(MILO, field)}), asked, MILO) == (field,)
+    assert taken(reading(colour=MILO.colour), Subject("car", MILO.colour), MILO) == ()
+
+
+def test_colours_are_taken_only_where_they_show() -> None:
+    asked = Subject("car", "red", "striped")
+    assert taken(reading(pattern="striped", second=MILO.second), asked, MILO) == ("second",)
+    assert taken(reading(pattern="plain", second=MILO.second), asked, MILO) == ()
+    assert taken(reading(accessory="crown", accent=MILO.accent), asked, MILO) == ("accent",)
+    assert taken(reading(accessory="none", accent=MILO.accent), asked, MILO) == ()
+    bare = replace(MILO, pattern="plain", accessory="none")
+    read = reading(pattern="striped", second=bare.second, accessory="crown", accent=bare.accent)
+    assert taken(read, replace(asked, second="blue"), bare) == ()
 
 
 def test_scenes_name_the_concept_and_its_place() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from studio.judge import ATTRIBUTES, HEIGHT, Gallery, Judge, JudgeNet, to_tensor
-from studio.picturebook import SAMPLE_SUBJECTS, Scene, distractors, scenes
+from studio.judge import ATTRIBUTES, HEIGHT, Gallery, Judge, JudgeNet, reference_scenes, subject_of, to_tensor
+from studio.picturebook import SAMPLE_SUBJECTS, Scene, Subject, distractors, scenes, seen_as
 from studio.picturebook_draw import render
 
 
@@ -60,6 +60,17 @@ def test_sample_subjects_are_told_from_their_nearest_distractors(which):
         shown = [Scene((subject,), ground, "flat", "big", rng.randrange(10**6)) for ground in ("night", "grass", "sky")]
         hits += gallery.identity(judge.embed([render(scene) for scene in shown]), subject)[0].tolist()
     assert sum(hits) / len(hits) > 0.85
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+@pytest.mark.parametrize("subject", [Subject("cat", "red"), Subject("dog", "blue", "striped", "yellow")])
+def test_what_is_plain_or_bare_is_found_and_is_itself(which, subject):
+    judge = Judge.load(which)
+    drawn = [render(scene) for scene in reference_scenes(subject)]
+    found = subject_of(judge, drawn, subject.kind)
+    assert found == seen_as(subject)
+    identity = Gallery(judge, [found, *distractors(found)]).identity(judge.embed(drawn), found)[0]
+    assert identity.float().mean() >= 0.5
 
 
 def test_identity_and_margin_are_the_nearest_reference_and_its_lead():

@@ -1,13 +1,15 @@
 """The world: determinism, captions that say the scene, held-out shares, distractors."""
 
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from studio.picturebook import (
+    ACCESSORIES,
     CLASSES,
+    COLOURS,
     IDENTIFIERS,
     SAMPLE_STYLES,
     SAMPLE_SUBJECTS,
@@ -106,6 +108,16 @@ def test_distractors_differ_in_exactly_one_attribute(name: str):
     assert len(set(near)) == 20
     for other in near:
         assert sum(getattr(subject, f.name) != getattr(other, f.name) for f in fields(Subject)) == 1
+
+
+def test_distractors_look_different_whatever_is_plain_or_worn():
+    rng = random.Random(5)
+    plain = [replace(random_subject(rng), pattern="plain", second=rng.choice(COLOURS)) for _ in range(8)]
+    bare = [random_subject(rng) for _ in range(8)]
+    worn = [replace(one, accessory=rng.choice(ACCESSORIES), accent=rng.choice(COLOURS)) for one in plain + bare]
+    for subject in [*plain, *bare, *worn, Subject("cat", "white", second="white")]:
+        drawn = [render(Scene((one,), "paper", "flat")).tobytes() for one in [subject, *distractors(subject)]]
+        assert len(set(drawn)) == 21
 
 
 def test_sample_subjects_have_three_pairs_of_one_class():

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from studio.judge import Reading
 from studio.picturebook import SAMPLE_SUBJECTS, Subject
-from studio.pipelines.scores import FIELDS, draw_truth, mark_places, mark_singles, side_by_side
+from studio.pipelines.concept_bench import FIELDS
+from studio.pipelines.scores import draw_truth, mark_places, mark_singles, side_by_side
 
 MILO, REX = SAMPLE_SUBJECTS["milo"], SAMPLE_SUBJECTS["rex"]
 BLANK = Image.new("RGB", (96, 96))
