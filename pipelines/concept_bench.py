@@ -95,7 +95,10 @@ def bench_concept(
     gallery = gallery_of(judge, subject)
     scenes = [pair for pair in scene_prompts(concept.phrase) for _ in range(plan.seeds)]
     controls = [s for s in control_subjects(subject) for _ in range(plan.seeds)]
-    control_prompts = [f"{in_words(s)} on paper, flat style" for s in controls]
+    control_prompts = [
+        f"{with_article(f'{s.colour} ' + (s.pattern != 'plain') * f'{s.pattern} ' + s.kind)} on paper, flat style"
+        for s in controls
+    ]
 
     def draw(prompts: Sequence[str]) -> list[Image]:
         return draw_prompts(base, prompts, range(plan.seed, plan.seed + len(prompts)), plan.steps, plan.guidance, emit)
