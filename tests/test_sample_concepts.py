@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from studio.trainers.planning import plan_recipe
 from studio.trainers.recipe import Recipe
 from studio.trainers.sample_concepts import learn_sample
 from studio.trainers.shipped_concepts import add_shipped
+from studio.trainers.stopping import Stopped
 from studio.trainers.workplace import SAMPLE_FILE
 
 
@@ -89,6 +92,23 @@ def test_an_interrupted_training_goes_on(home: Home, heard: list[Event]):
     assert [event.step for event in heard if isinstance(event, Loss)] == [2]
     assert learned.seconds is None
     assert json.loads((learned.concept.folder / SAMPLE_FILE).read_text())["seconds"] is None
+
+
+def test_a_stopped_one_goes_on_by_the_command_that_is_named(home: Home, heard: list[Event]):
+    learn_sample("milo", "normal", home, silent)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Loss) and event.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped) as stopped:
+        learn_sample("milo", "normal", home, stop, anew=True)
+    assert stopped.value.remedy == "The same command without --fresh goes on from there."
+    learn_sample("milo", "normal", home, heard.append)
+    assert [event.step for event in heard if isinstance(event, Loss)] == [2]
+    with pytest.raises(Stopped) as stopped:
+        learn_sample("milo", "quick", home, stop)
+    assert stopped.value.remedy == "The same command goes on from there."
 
 
 def test_one_of_other_settings_is_begun_again_under_the_same_name(home: Home, heard: list[Event]):

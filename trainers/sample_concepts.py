@@ -71,7 +71,11 @@ def learn_sample(
             emit(Notice(f"{name} is not known to be of this base, these settings and pictures: it is learned anew."))
         elif workplace_of(home, name).started:
             emit(Notice(f"The training of {name} was interrupted with other settings, pictures or base: begun again."))
-    _train(begun or recipe, wanted, home, emit, resume=begun is not None)
+    try:
+        _train(begun or recipe, wanted, home, emit, resume=begun is not None)
+    except Stopped as stop:
+        without = " without --fresh" * anew
+        raise Stopped(stop.problem, f"The same command{without} goes on from there.") from None
     record = _read_record(present)
     assert record is not None
     return _found(name, sample, home, record, reused=False)
@@ -114,10 +118,7 @@ def _train(recipe: Recipe, made_from: str, home: Home, emit: Emit, resume: bool)
                 record(workplace.folder)
         emit(event)
 
-    try:
-        concept = train_concept(recipe, home, listen, resume=resume, overwrite=True)
-    except Stopped as stop:
-        raise Stopped(stop.problem, "The same command goes on from there.") from None
+    concept = train_concept(recipe, home, listen, resume=resume, overwrite=True)
     record(concept.folder)  # now with the whole time
 
 
