@@ -38,7 +38,7 @@ def test_the_demo_learns_draws_scores_and_reports(run_studio, small: Path, home:
     assert said.code == 0, said.err
     report = json.loads(said.out)
     assert report["report"] == str(home.root / "mine" / "report.html")
-    assert report["pictures"] == 24  # of the untrained base only those of one concept are shown
+    assert report["pictures"] == 28  # not all are shown: of both together the untrained base's are only judged
     assert report["concepts"]["rex"]["Is it rex?"]["true drawings"]["count"] == 4
     assert {concept.name for concept in Library(home).concepts()} == {"milo", "rex"}
     words = alts(Path(report["report"]))

@@ -90,6 +90,7 @@ def test_an_interrupted_training_goes_on(home: Home, heard: list[Event]):
         learn_sample("milo", "normal", home, stop_at_2)
     learned = learn_sample("milo", "normal", home, heard.append)
     assert [event.step for event in heard if isinstance(event, Loss)] == [2]
+    assert [step for step, _ in learned.losses] == [1, 2]
     assert learned.seconds is None
     assert json.loads((learned.concept.folder / SAMPLE_FILE).read_text())["seconds"] is None
 

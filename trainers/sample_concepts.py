@@ -19,6 +19,7 @@ from studio.images import find_pictures
 from studio.library import Library
 from studio.picturebook import SAMPLE_SUBJECTS, Subject
 from studio.trainers.cache import file_id
+from studio.trainers.checkpoint import latest_checkpoint
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.planning import plan_recipe
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
@@ -101,7 +102,8 @@ def _is_ours(name: str, home: Home) -> bool:
 def _train(recipe: Recipe, made_from: str, home: Home, emit: Emit, resume: bool) -> None:
     """Learn `recipe`; a mark lies among the checkpoints until it is done, and the record moves in with the concept."""
     workplace, began = workplace_of(home, recipe.name), time.monotonic()
-    losses: list[tuple[int, float]] = []
+    found = latest_checkpoint(workplace.checkpoints, lambda text: None) if resume else None
+    losses = [(step, round(loss, 5)) for step, loss in enumerate(found.losses if found else (), 1)]
 
     def record(folder: Path) -> None:
         seconds = None if resume else round(time.monotonic() - began, 2)
