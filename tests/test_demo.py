@@ -105,8 +105,11 @@ def test_make_demo_runs_the_demo():
 def test_the_real_demo_knows_the_true_drawings(run_studio, home: Home):
     said = run_studio("demo", "--quick", "--json")
     report = json.loads(said.out)
+    gains = []
     for name, measures in report["concepts"].items():
         shares = measures[f"Is it {name}?"]
         assert shares["true drawings"]["value"] >= 0.75
         assert shares["untrained base"]["value"] <= 0.25
-        assert shares[f"with {name}"]["value"] >= shares["untrained base"]["value"]
+        gains.append(shares[f"with {name}"]["value"] - shares["untrained base"]["value"])
+    assert min(gains) >= 0
+    assert max(gains) > 0  # something is learned
