@@ -184,7 +184,7 @@ def _load_net(which: Literal["A", "B"]) -> JudgeNet:
     with as_file(files("studio.assets") / "judges" / f"{which}.safetensors") as path:
         if not path.exists():
             raise StudioError(
-                f"The weights of judge {which} are missing.", "Train them: python -m studio.trainers.judge"
+                f"The weights of judge {which} are missing.", "Install the studio again: they are part of it."
             )
         net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return net

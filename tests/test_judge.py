@@ -1,12 +1,14 @@
 """The judges: crops at the right scale, and what they read of true renders."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from studio.judge import ATTRIBUTES, HEIGHT, Gallery, Judge, JudgeNet, to_tensor
+from studio.errors import StudioError
+from studio.judge import ATTRIBUTES, HEIGHT, Gallery, Judge, JudgeNet, _load_net, to_tensor
 from studio.picturebook import SAMPLE_SUBJECTS, Scene, distractors, scenes
 from studio.picturebook_draw import render
 
@@ -18,6 +20,14 @@ def test_a_crop_is_cut_at_the_judges_scale():
     assert whole.shape == (3, HEIGHT, 2 * HEIGHT)
     assert right.shape == (3, HEIGHT, HEIGHT)
     assert bool((right[:, :, 4:] == 1).all())
+
+
+def test_missing_weights_come_with_the_studio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("studio.judge.files", lambda _: tmp_path)
+    _load_net.cache_clear()
+    with pytest.raises(StudioError) as missing:
+        Judge.load("A")
+    assert missing.value.remedy == "Install the studio again: they are part of it."
 
 
 @pytest.mark.parametrize("which", ["A", "B"])
