@@ -66,7 +66,7 @@ def find_base(name: str) -> BaseSource:
     """The base called `name`: "picturebook", an alias, a diffusers folder, a .safetensors file, or a hub id.
 
     Reads configuration files and tensor names only. Raises UsageError for what is unknown or unsupported,
-    StudioError where the embedded base is not installed.
+    StudioError where the embedded base is not there as a whole.
     """
     if name == EMBEDDED:
         return _embedded()
@@ -191,7 +191,10 @@ def _embedded() -> BaseSource:
             f"The base {EMBEDDED!r} that comes with the studio is missing: there is no {folder}.",
             "Install the studio again, or train the base: python -m studio.trainers.picturebook",
         )
-    return _in_folder(EMBEDDED, folder)
+    try:
+        return _in_folder(EMBEDDED, folder)
+    except UsageError as error:
+        raise StudioError(error.problem, "Install the studio again: this base is part of it.") from error
 
 
 def _in_folder(name: str, folder: Path) -> BaseSource:
@@ -208,7 +211,18 @@ def _in_folder(name: str, folder: Path) -> BaseSource:
                 f"The base {name!r} has no .safetensors weights in {folder / part}.",
                 "Pickled weights (.bin) can run code when opened and are not read: save the base as safetensors.",
             )
+    for file in _small_files(folder, family):
+        if not (folder / file).is_file():
+            raise UsageError(f"The base {name!r} ({folder}) has no {file}.", "Download or save the base again.")
     return BaseSource(name, str(folder), "folder", family)
+
+
+def _small_files(folder: Path, family: Family) -> list[str]:
+    """What a base needs beside weights: without it some parts load as something else. An old tokenizer is two files."""
+    files = [f"{part}/config.json" for part in PARTS[family]] + ["scheduler/scheduler_config.json"]
+    tokenizers = [folder / part.replace("text_encoder", "tokenizer") for part in PARTS[family][2:]]
+    old = [one for one in tokenizers if all((one / file).is_file() for file in ("vocab.json", "merges.txt"))]
+    return files + [f"{one.name}/tokenizer.json" for one in tokenizers if one not in old]
 
 
 def _on_hub(name: str, hub_id: str) -> BaseSource:

@@ -8,7 +8,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from studio.errors import StudioError
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warn", "fail"]
 DISTRIBUTION = "concept-studio"
 OPTIONAL = ("torchvision", "xformers", "triton", "bitsandbytes", "prodigyopt", "schedulefree")
+SHIPPED = {
+    "judge A": "judges/A.safetensors",
+    "judge B": "judges/B.safetensors",
+    "embedded CLIP": "clip/open_clip_model.safetensors",
+}
 LOW_DISK, NO_DISK = 5 * 2**30, 2**28
 
 
@@ -45,6 +53,7 @@ def examine(home: Home) -> list[Check]:
         ("state folder", lambda: _state(home)),
         ("library", lambda: _library(home)),
         ("embedded base", _embedded_base),
+        *((name, partial(_weights, name, file)) for name, file in SHIPPED.items()),
     ]
     return [check for name, part in parts for check in _guarded(name, part)]
 
@@ -165,14 +174,25 @@ def _library(home: Home) -> Iterator[Check]:
 
 def _embedded_base() -> Iterator[Check]:
     from studio.bases import EMBEDDED, embedded_folder, find_base
-    from studio.tensorfile import read_header
 
     source = find_base(EMBEDDED)
-    weights = sorted(embedded_folder().glob("*/*.safetensors"))
-    for path in weights:
-        read_header(path)  # refuses a truncated file
-    size = sum(path.stat().st_size for path in weights) / 2**20
-    yield Check("embedded base", "ok", f"{source.name}: {len(weights)} weight files, {size:.1f} MiB")
+    sizes = [_whole(path) for path in sorted(embedded_folder().glob("*/*.safetensors"))]
+    yield Check("embedded base", "ok", f"{source.name}: {len(sizes)} weight files, {sum(sizes):.1f} MiB")
+
+
+def _weights(name: str, file: str) -> Iterator[Check]:
+    yield Check(name, "ok", f"{_whole(Path(str(files('studio.assets'))) / file):.1f} MiB")
+
+
+def _whole(path: Path) -> float:
+    """The MiB of a weight file that comes with the studio; raises StudioError where it is missing or cut short."""
+    from studio.tensorfile import read_header
+
+    try:
+        read_header(path)
+    except StudioError as error:
+        raise StudioError(error.problem, "Install the studio again: this file is part of it.") from error
+    return path.stat().st_size / 2**20
 
 
 def _version(package: str) -> str | None:

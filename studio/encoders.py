@@ -146,7 +146,7 @@ def embedded_clip() -> Clip:
     """The shipped CLIP of the picturebook world; raises StudioError where its weights are missing."""
     with as_file(files("studio.assets") / "clip") as folder:
         if not folder.is_dir():
-            raise StudioError("The embedded CLIP is missing.", "Train it: python -m studio.trainers.picturebook_clip")
+            raise StudioError("The embedded CLIP is missing.", "Install the studio again: it is part of it.")
         return load_clip(str(folder))
 
 

@@ -34,6 +34,7 @@ from studio.picturebook_draw import render
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the canvas
 HEIGHT = 96  # pictures are read at this height, the scale of the renders that judges learn from
+LEAST = 32  # pixels to a side that a net can read
 EMBEDDING = 96
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -78,7 +79,7 @@ class _Residual(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """Pictures [B, 3, H, W] in [-1, 1], any H and W from 32 up -> attribute logits, embedding and place."""
+    """Pictures [B, 3, H, W] in [-1, 1], any H and W from LEAST up -> attribute logits, embedding and place."""
 
     def __init__(self, which: Literal["A", "B"]) -> None:
         super().__init__()
@@ -128,14 +129,23 @@ class Reading:
 
 
 def to_tensor(image: Image.Image, box: Box | None = None) -> Tensor:
-    """The picture, or its part in `box`, at the judges' scale: [3, H, W] in [-1, 1]."""
-    width = round(image.width * HEIGHT / image.height)
+    """The picture, or its part in `box`, at the judges' scale: [3, H, W] in [-1, 1], no side less than LEAST."""
+    width = max(LEAST, round(image.width * HEIGHT / image.height))
     image = image.convert("RGB").resize((width, HEIGHT), Image.Resampling.BICUBIC)
     if box:
-        left, right = round(box[0] * width), round(box[2] * width)
-        top, bottom = round(box[1] * HEIGHT), round(box[3] * HEIGHT)
+        left, right = _span(box[0], box[2], width)
+        top, bottom = _span(box[1], box[3], HEIGHT)
         image = image.crop((left, top, right, bottom))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1)
+
+
+def _span(start: float, end: float, size: int) -> tuple[int, int]:
+    """A side of a part in pixels; what is too short is widened around its middle, inside the picture."""
+    first, last = round(start * size), round(end * size)
+    if last - first < LEAST:
+        first = min(max(0, (first + last - LEAST) // 2), size - LEAST)
+        last = first + LEAST
+    return first, last
 
 
 class Judge:
@@ -156,7 +166,7 @@ class Judge:
         """Readings and unit embeddings [B, 96] of pictures, or of their parts in `boxes`."""
         parts = [to_tensor(i, b) for i, b in zip(images, boxes or [None] * len(images), strict=True)]
         readings: list[Reading] = []
-        embeddings: list[Tensor] = []
+        embeddings = [torch.empty(0, EMBEDDING)]
         for start in range(0, len(parts), 64):
             chunk = parts[start : start + 64]
             same_size = all(part.shape == chunk[0].shape for part in chunk)
@@ -185,7 +195,7 @@ def _load_net(which: Literal["A", "B"]) -> JudgeNet:
     with as_file(files("studio.assets") / "judges" / f"{which}.safetensors") as path:
         if not path.exists():
             raise StudioError(
-                f"The weights of judge {which} are missing.", "Train them: python -m studio.trainers.judge"
+                f"The weights of judge {which} are missing.", "Install the studio again: they are part of it."
             )
         net.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return net

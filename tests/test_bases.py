@@ -25,6 +25,10 @@ def folder(root: Path, kind: str, weights: str = "model.safetensors", **unet: ob
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         (root / part).mkdir(parents=True, exist_ok=True)
         (root / part / weights).touch()
+        (root / part / "config.json").touch()
+    for part, file in (("scheduler", "scheduler_config"), ("tokenizer", "tokenizer"), ("tokenizer_2", "tokenizer")):
+        (root / part).mkdir(exist_ok=True)
+        (root / part / f"{file}.json").touch()
     (root / "model_index.json").write_text(json.dumps({"_class_name": kind, "unet": ["diffusers", "X"]}))
     (root / "unet" / "config.json").write_text(json.dumps(config))
     (root / "vae" / "config.json").write_text(json.dumps({"block_out_channels": [1, 2, 4, 4]}))
@@ -67,6 +71,25 @@ def test_a_folder_with_pickled_weights_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"no \.safetensors weights") as refusal:
         find_base(str(folder(tmp_path, "StableDiffusionPipeline", weights="model.bin")))
     assert "safetensors" in refusal.value.remedy
+
+
+@pytest.mark.parametrize(
+    "lost", ["scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json",
+             "vae/config.json", "text_encoder_2/config.json"]
+)  # fmt: skip
+def test_a_folder_that_lacks_a_file_is_refused(tmp_path, lost):
+    (folder(tmp_path, "StableDiffusionXLPipeline") / lost).unlink()
+    with pytest.raises(UsageError, match=f"has no {lost}"):
+        find_base(str(tmp_path))
+
+
+def test_a_tokenizer_may_be_of_the_older_two_files(tmp_path):
+    (folder(tmp_path, "StableDiffusionPipeline") / "tokenizer/tokenizer.json").unlink()
+    (tmp_path / "tokenizer/vocab.json").touch()
+    with pytest.raises(UsageError, match=r"has no tokenizer/tokenizer\.json"):
+        find_base(str(tmp_path))
+    (tmp_path / "tokenizer/merges.txt").touch()
+    assert find_base(str(tmp_path)).family == "sd15"
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):

@@ -81,7 +81,8 @@ def test_what_was_measured_is_kept_where_it_cannot_be_shown(run_studio, small: P
 def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, small: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "judges").mkdir()
     monkeypatch.setattr("studio.ui.cmd_bench.files", lambda package: tmp_path)
-    assert run_studio("bench", "judges").code == 1
+    said = run_studio("bench", "judges")
+    assert (said.code, "Install the studio again" in said.err) == (1, True)
     for which, share in (("A", 0.75), ("B", 0.5)):
         (tmp_path / "judges" / f"{which}.json").write_text(json.dumps({"steps": 9, "renders": {"whole_kind": share}}))
     few = ("bench", "judges", "--count", "2")

@@ -38,7 +38,7 @@ def test_the_demo_learns_draws_scores_and_reports(run_studio, small: Path, home:
     assert said.code == 0, said.err
     report = json.loads(said.out)
     assert report["report"] == str(home.root / "mine" / "report.html")
-    assert report["pictures"] == 24  # of the untrained base only those of one concept are shown
+    assert report["pictures"] == 28  # not all are shown: of both together the untrained base's are only judged
     assert report["concepts"]["rex"]["Is it rex?"]["true drawings"]["count"] == 4
     assert {concept.name for concept in Library(home).concepts()} == {"milo", "rex"}
     words = alts(Path(report["report"]))
@@ -105,8 +105,11 @@ def test_make_demo_runs_the_demo():
 def test_the_real_demo_knows_the_true_drawings(run_studio, home: Home):
     said = run_studio("demo", "--quick", "--json")
     report = json.loads(said.out)
+    gains = []
     for name, measures in report["concepts"].items():
         shares = measures[f"Is it {name}?"]
         assert shares["true drawings"]["value"] >= 0.75
         assert shares["untrained base"]["value"] <= 0.25
-        assert shares[f"with {name}"]["value"] >= shares["untrained base"]["value"]
+        gains.append(shares[f"with {name}"]["value"] - shares["untrained base"]["value"])
+    assert min(gains) >= 0
+    assert max(gains) > 0  # something is learned

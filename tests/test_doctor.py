@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -11,6 +12,8 @@ import pytest
 
 from studio.doctor import Check, examine, works
 from studio.home import Home
+
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @pytest.fixture
@@ -42,19 +45,38 @@ def test_what_is_not_ok_has_a_remedy(home: Home, monkeypatch: pytest.MonkeyPatch
     assert all(check.remedy for check in checks if check.status != "ok")
 
 
-def test_a_cut_weight_file_of_the_embedded_base_is_named(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    unet = tmp_path / "base/unet"
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        (tmp_path / "base" / part).mkdir(parents=True)
-        (tmp_path / "base" / part / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    (unet / "config.json").write_text("{}")
-    (tmp_path / "base/model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+@pytest.mark.parametrize(
+    ("place", "check"),
+    [
+        ("picturebook/unet/diffusion_pytorch_model.safetensors", "embedded base"),
+        ("judges/A.safetensors", "judge A"),
+        ("judges/B.safetensors", "judge B"),
+        ("clip/open_clip_model.safetensors", "embedded CLIP"),
+    ],
+)
+def test_a_cut_weight_file_that_comes_with_the_studio_is_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str, check: str
+):
+    shutil.copytree(ASSETS, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("studio.doctor.files", lambda _: tmp_path)
+    monkeypatch.setattr("studio.bases.files", lambda _: tmp_path)
+    assert found(home)[check].status == "ok"
+    for broken in (lambda: (tmp_path / place).write_bytes(b"\x08\0\0\0"), (tmp_path / place).unlink):
+        broken()
+        finding = found(home)[check]
+        assert finding.status == "fail"
+        assert str((tmp_path / place).parent) in finding.detail
+        assert "Install the studio again" in finding.remedy
+
+
+@pytest.mark.parametrize("part", ["scheduler", "tokenizer", "tokenizer_2"])
+def test_a_missing_part_of_the_embedded_base_is_named(home: Home, embedded: Path, tmp_path: Path, monkeypatch, part):
+    shutil.copytree(embedded, tmp_path / "base")
     monkeypatch.setattr("studio.bases.embedded_folder", lambda: tmp_path / "base")
-    assert found(home)["embedded base"].status == "ok"
-    (unet / "model.safetensors").write_bytes(b"\x08\0\0\0")
-    check = found(home)["embedded base"]
-    assert check.status == "fail"
-    assert str(unet / "model.safetensors") in check.detail
+    shutil.rmtree(tmp_path / "base" / part)
+    finding = found(home)["embedded base"]
+    assert (finding.status, part in finding.detail) == ("fail", True)
+    assert "Install the studio again" in finding.remedy
 
 
 def test_a_file_in_the_place_of_the_state_folder_fails(tmp_path: Path):

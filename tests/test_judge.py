@@ -1,12 +1,24 @@
 """The judges: crops at the right scale, and what they read of true renders."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from studio.judge import ATTRIBUTES, HEIGHT, Gallery, Judge, JudgeNet, reference_scenes, subject_of, to_tensor
+from studio.errors import StudioError
+from studio.judge import (
+    ATTRIBUTES,
+    HEIGHT,
+    Gallery,
+    Judge,
+    JudgeNet,
+    _load_net,
+    reference_scenes,
+    subject_of,
+    to_tensor,
+)  # fmt: skip
 from studio.picturebook import SAMPLE_SUBJECTS, Scene, Subject, distractors, scenes, seen_as
 from studio.picturebook_draw import render
 
@@ -18,6 +30,37 @@ def test_a_crop_is_cut_at_the_judges_scale():
     assert whole.shape == (3, HEIGHT, 2 * HEIGHT)
     assert right.shape == (3, HEIGHT, HEIGHT)
     assert bool((right[:, :, 4:] == 1).all())
+
+
+@pytest.mark.parametrize("box", [(0.3, 0.2, 0.31, 0.9), (0.0, 0.5, 0.0, 0.5), (0.98, 0.97, 1.0, 1.0)])
+def test_a_narrow_crop_is_widened_to_what_a_judge_can_read(box):
+    image = Image.effect_noise((96, 96), 90)
+    assert min(to_tensor(image, box).shape[1:]) == 32
+    for which in ("A", "B"):
+        assert len(Judge(JudgeNet(which)).read([image], [box])) == 1
+
+
+def test_it_is_widened_around_its_middle():
+    image = Image.new("RGB", (96, 96))
+    image.paste((255, 255, 255), (32, 0, 64, 96))
+    assert bool((to_tensor(image, (0.45, 0.0, 0.55, 1.0)) == 1).all())
+
+
+def test_a_thin_picture_is_read():
+    assert len(Judge(JudgeNet("B")).read([Image.new("RGB", (4, 600))])) == 1
+
+
+def test_of_no_pictures_there_is_nothing_to_say():
+    readings, embeddings = Judge(JudgeNet("A")).look([])
+    assert (readings, tuple(embeddings.shape)) == ([], (0, 96))
+
+
+def test_missing_weights_come_with_the_studio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("studio.judge.files", lambda _: tmp_path)
+    _load_net.cache_clear()
+    with pytest.raises(StudioError) as missing:
+        Judge.load("A")
+    assert missing.value.remedy == "Install the studio again: they are part of it."
 
 
 @pytest.mark.parametrize("which", ["A", "B"])

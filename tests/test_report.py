@@ -12,7 +12,7 @@ from PIL import Image
 from studio.errors import StudioError
 from studio.stats import Share
 from studio.ui.report import loss_chart, picture_uri, render_report, shown_width, tally, write_report
-from studio.ui.story import Command, ConceptStory, Growth, Mark, Measure, SceneRow, Shot, Story
+from studio.ui.story import TRUE, Command, ConceptStory, Growth, Mark, Measure, SceneRow, Shot, Story
 
 NASTY = '"><script>alert(1)</script>'
 
@@ -22,7 +22,8 @@ def shot(prompt: str, *marks: Mark) -> Shot:
 
 
 def concept(name: str, reused: bool = False, seconds: float | None = 65.0) -> ConceptStory:
-    measure = Measure(f"Is it {name}?", {f"with {name}": Share.of([True, False, True]), "base": Share.of([False])})
+    kinds = {f"with {name}": [True, False, True], "base": [False], TRUE: [True, True]}
+    measure = Measure(f"Is it {name}?", {kind: Share.of(hits) for kind, hits in kinds.items()})
     return ConceptStory(
         name=name,
         phrase="sks cat",
@@ -111,6 +112,7 @@ def test_figures_are_those_of_the_story(page: Page):
     words = " ".join(page.text.split())
     for expected in ("2 of 3", "1 of 2", "0.21 to 0.94", "28 candidates", "1 min 10 s", "12 steps in 1 min 05 s"):
         assert expected in words
+    assert "for all of this run: 12 pictures on 2 CPU cores" in words  # those judged, without the true drawings
 
 
 def test_prompts_commands_and_marks_are_shown(page: Page):
@@ -132,6 +134,7 @@ def test_names_are_escaped():
 def test_what_was_not_measured_now_is_said_so(reused: bool, seconds: float | None, words: str):
     text = Page(render_report(story(concept("milo", reused, seconds), concept("rex")))).text
     assert words in " ".join(text.split())
+    assert "without what an earlier run had learned" in " ".join(text.split())
 
 
 def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path):

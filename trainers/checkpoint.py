@@ -38,6 +38,11 @@ class Checkpoint:
     data: str
     dtype: str | None = None  # which older ones do not say
 
+    @property
+    def losses(self) -> list[float]:
+        """That of every step so far."""
+        return self.tensors["losses"].tolist()
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write `checkpoint` below `folder` and delete all but the newest `keep`; returns its folder.

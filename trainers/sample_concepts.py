@@ -13,19 +13,19 @@ from typing import Any
 from studio.bases import EMBEDDED, find_base
 from studio.concepts import Concept
 from studio.datasets import sample_folder
-from studio.events import Emit, Event, Loss, Notice
+from studio.events import Emit, Event, Loss, Notice, Phase
 from studio.home import Home, write_atomic
 from studio.images import find_pictures
 from studio.library import Library
 from studio.picturebook import SAMPLE_SUBJECTS, Subject
 from studio.trainers.cache import file_id
+from studio.trainers.checkpoint import latest_checkpoint
 from studio.trainers.dreambooth import train_concept
 from studio.trainers.planning import plan_recipe
 from studio.trainers.recipe import Recipe, build_recipe, read_toml
 from studio.trainers.stopping import Stopped
-from studio.trainers.workplace import RECIPE_FILE, workplace_of
+from studio.trainers.workplace import RECIPE_FILE, SAMPLE_FILE, workplace_of
 
-RECORD_FILE = "sample.json"
 _PERSONAL = {"name", "trigger", "sample_prompts"}  # what may differ from home to home
 
 
@@ -52,22 +52,31 @@ def learn_sample(
     """The sample concept, trained on the embedded base with `preset` and the settings of the file `config`, or taken
     from the library.
 
-    It is taken where it was made from the same pictures, settings and base, unless `anew`. A concept of its name that
-    did not come from here is left alone: the sample is then called `milo-2`. An interrupted training goes on.
+    It is taken where it was made from the same pictures, settings and base, unless `anew`; an interrupted training of
+    the same goes on. A concept or a training of its name that did not come from here is left alone: the sample is then
+    called `milo-2`.
     """
     plan = partial(_plan, sample, preset, config, home)
     wanted = _made_from(plan(sample))
-    name = next(name for name in _names(sample) if _is_ours(plan(name), home))
+    name = next(name for name in _names(sample) if _is_ours(name, home))
     if name != sample:
-        emit(Notice(f"The library has a {sample!r} of its own; the sample is called {name!r}."))
-    present = home.library / name
+        emit(Notice(f"The name {sample!r} is taken by something of your own; the sample is called {name!r}."))
+    present, recipe = home.library / name, plan(name)
     record = _read_record(present)
-    if record and record["made_from"] == wanted and not anew:
-        emit(Notice(f"{name} was learned before and is reused."))
-        return _found(name, sample, home, record)
-    if record and not anew:
-        emit(Notice(f"{name} was made from another base, other settings or pictures: it is learned anew."))
-    _train(plan(name), wanted, home, emit, anew)
+    begun = None if anew else _interrupted(recipe, wanted, home)
+    if not (anew or begun):
+        if record and record["made_from"] == wanted:
+            emit(Notice(f"{name} was learned before and is reused."))
+            return _found(name, sample, home, record)
+        if present.exists():
+            emit(Notice(f"{name} is not known to be of this base, these settings and pictures: it is learned anew."))
+        elif workplace_of(home, name).started:
+            emit(Notice(f"The training of {name} was interrupted with other settings, pictures or base: begun again."))
+    try:
+        _train(begun or recipe, wanted, home, emit, resume=begun is not None)
+    except Stopped as stop:
+        without = " without --fresh" * anew
+        raise Stopped(stop.problem, f"The same command{without} goes on from there.") from None
     record = _read_record(present)
     assert record is not None
     return _found(name, sample, home, record, reused=False)
@@ -83,37 +92,43 @@ def _names(sample: str) -> Iterator[str]:
     yield from (f"{sample}-{n}" for n in count(2))
 
 
-def _is_ours(recipe: Recipe, home: Home) -> bool:
-    """Whether nothing has the recipe's name, finished or interrupted, but what was learned here."""
-    present = home.library / recipe.name
-    if present.exists():
-        return (present / RECORD_FILE).is_file()
-    return not workplace_of(home, recipe.name).started or _interrupted(recipe, home) is not None
+def _is_ours(name: str, home: Home) -> bool:
+    """Whether nothing has the name, neither a concept nor an interrupted training, but what was learned here."""
+    present, workplace = home.library / name, workplace_of(home, name)
+    there = [present] * present.exists() + [workplace.checkpoints] * workplace.started
+    return all((place / SAMPLE_FILE).is_file() for place in there)
 
 
-def _train(recipe: Recipe, made_from: str, home: Home, emit: Emit, anew: bool) -> None:
-    begun = None if anew else _interrupted(recipe, home)
-    losses: list[tuple[int, float]] = []
+def _train(recipe: Recipe, made_from: str, home: Home, emit: Emit, resume: bool) -> None:
+    """Learn `recipe`; a mark lies among the checkpoints until it is done, and the record moves in with the concept."""
+    workplace, began = workplace_of(home, recipe.name), time.monotonic()
+    found = latest_checkpoint(workplace.checkpoints, lambda text: None) if resume else None
+    losses = [(step, round(loss, 5)) for step, loss in enumerate(found.losses if found else (), 1)]
+
+    def record(folder: Path) -> None:
+        seconds = None if resume else round(time.monotonic() - began, 2)
+        text = json.dumps({"made_from": made_from, "seconds": seconds, "losses": losses})
+        write_atomic(folder / SAMPLE_FILE, lambda file: file.write_text(text, encoding="utf-8"))
 
     def listen(event: Event) -> None:
-        if isinstance(event, Loss):
-            losses.append((event.step, round(event.loss, 5)))
+        match event:
+            case Phase("train"):
+                record(workplace.checkpoints)
+            case Loss(step, loss):
+                losses.append((step, round(loss, 5)))
+            case Phase("write the concept"):
+                record(workplace.folder)
         emit(event)
 
-    began = time.monotonic()
-    try:
-        concept = train_concept(begun or recipe, home, listen, resume=begun is not None, overwrite=True)
-    except Stopped as stop:
-        raise Stopped(stop.problem, "The same command goes on from there.") from None
-    seconds = None if begun else round(time.monotonic() - began, 2)
-    text = json.dumps({"made_from": made_from, "seconds": seconds, "losses": losses})
-    write_atomic(concept.folder / RECORD_FILE, lambda file: file.write_text(text, encoding="utf-8"))
+    concept = train_concept(recipe, home, listen, resume=resume, overwrite=True)
+    record(concept.folder)  # now with the whole time
 
 
-def _interrupted(recipe: Recipe, home: Home) -> Recipe | None:
+def _interrupted(recipe: Recipe, made_from: str, home: Home) -> Recipe | None:
     """The recipe of an interrupted training that would give the same concept."""
     workplace = workplace_of(home, recipe.name)
-    if not workplace.started:
+    mark = _read_record(workplace.checkpoints)
+    if not workplace.started or mark is None or mark["made_from"] != made_from:
         return None
     begun = build_recipe([read_toml(workplace.folder / RECIPE_FILE)])
     same = begun.model_dump(exclude=_PERSONAL) == recipe.model_dump(exclude=_PERSONAL)
@@ -129,8 +144,12 @@ def _made_from(recipe: Recipe) -> str:
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
-    file = folder / RECORD_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """What the record in `folder` tells; None where there is none, or it is damaged or only a mark."""
+    try:
+        record = json.loads((folder / SAMPLE_FILE).read_text(encoding="utf-8"))
+        return {key: record[key] for key in ("made_from", "seconds", "losses")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _found(name: str, sample: str, home: Home, record: dict[str, Any], reused: bool = True) -> Learned:

@@ -15,7 +15,7 @@ from studio.home import Home, ensure_writable
 from studio.library import Library
 from studio.trainers.planning import plan_recipe
 from studio.trainers.recipe import build_recipe, read_toml, write_toml
-from studio.trainers.workplace import RECIPE_FILE
+from studio.trainers.workplace import RECIPE_FILE, SAMPLE_FILE
 
 SHIPPED = {"milo": ("cat", "lora"), "rex": ("dog", "lora"), "neon": ("style", "b-lora")}
 RANK = 8  # of what is shipped: half of what was trained, in half precision
@@ -36,6 +36,7 @@ def add_shipped(home: Home) -> list[str]:
             shutil.copytree(_place() / name, arriving)
             recipe = build_recipe([read_toml(arriving / RECIPE_FILE), {"pictures": _pictures(name)}])
             write_toml(recipe, arriving / RECIPE_FILE)
+            (arriving / SAMPLE_FILE).write_text("{}", encoding="utf-8")
             library.add(arriving, name)
         finally:
             shutil.rmtree(arriving, ignore_errors=True)

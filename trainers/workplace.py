@@ -15,6 +15,7 @@ from studio.home import Home, ensure_writable, safe_name
 from studio.library import Library
 
 RECIPE_FILE = "recipe.toml"
+SAMPLE_FILE = "sample.json"  # marks a sample of the studio's own, which it may replace
 
 
 @dataclass(frozen=True)

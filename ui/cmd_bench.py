@@ -217,7 +217,7 @@ def train(
 def _judge_report(which: str) -> dict[str, Any]:
     file = files("studio.assets") / "judges" / f"{which}.json"
     if not file.is_file():
-        raise StudioError(f"The report of judge {which} is missing.", "Train it: python -m studio.trainers.judge")
+        raise StudioError(f"The report of judge {which} is missing.", "Install the studio again: it is part of it.")
     return json.loads(file.read_text(encoding="utf-8"))
 
 

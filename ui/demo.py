@@ -23,6 +23,7 @@ from studio.models import BaseModel, load_base
 from studio.picturebook import BACKGROUND_WORDS, STYLE_WORDS
 from studio.pipelines.compose import compose
 from studio.pipelines.concept_bench import gallery_of
+from studio.pipelines.decoding import through_vae
 from studio.pipelines.generate import generate
 from studio.pipelines.methods import DEFAULT_METHOD, find_method
 from studio.pipelines.scores import Marks, Setting, SingleMarks, draw_truth, mark_places, mark_singles
@@ -30,11 +31,11 @@ from studio.pipelines.settings import GenerateSettings, usual_guidance
 from studio.stats import Share
 from studio.trainers.sample_concepts import Learned, learn_sample
 from studio.ui.commands import command_maker, next_commands
-from studio.ui.story import ConceptStory, Growth, Mark, Measure, SceneRow, Shot, Story
+from studio.ui.story import TRUE, ConceptStory, Growth, Mark, Measure, SceneRow, Shot, Story
 
 SETTINGS: tuple[Setting, ...] = (("night", "flat"), ("grass", "outline"), ("sky", "watercolor"), ("sand", "pixel"))
 PAIR_SETTINGS: tuple[Setting, ...] = (("paper", "flat"), ("night", "flat"), ("grass", "flat"), ("sand", "outline"))
-UNTRAINED, TRUE = "untrained base", "true drawings"
+UNTRAINED = "untrained base"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _concept_story(desk: _Desk, judge: Judge, gallery: Gallery, one: Learned, cl
     before, after = _draw_all(desk, prompts, [one.concept], name, clock, [desk.merge])
     asked = [setting for setting in SETTINGS for _ in range(desk.plan.count)]
     with clock.part(f"Judge {name}"):
-        true = draw_truth([one.subject], asked, desk.plan.seed)
+        true = through_vae(desk.base, draw_truth([one.subject], asked, desk.plan.seed))
         kinds = {f"with {name}": after, UNTRAINED: before, TRUE: true}
         marks = {kind: mark_singles(judge, gallery, one.subject, made, asked) for kind, made in kinds.items()}
     shown = [_single_marks(name, mark) for mark in marks[f"with {name}"]]
@@ -170,7 +171,7 @@ def _draw_pair(
     )
     asked = [setting for setting in PAIR_SETTINGS for _ in range(desk.plan.count)]
     with clock.part("Judge both"):
-        true = draw_truth(subjects, asked, desk.plan.seed)
+        true = through_vae(desk.base, draw_truth(subjects, asked, desk.plan.seed))
         kinds = {"merged": merged, "composed": composed, UNTRAINED: before, TRUE: true}
         marks = {kind: mark_places(judge, galleries, subjects, made, asked) for kind, made in kinds.items()}
     told = [[_pair_marks(left.name, right.name, mark) for mark in marks[kind]] for kind in ("merged", "composed")]

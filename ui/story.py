@@ -7,6 +7,8 @@ from PIL.Image import Image
 
 from studio.stats import Share
 
+TRUE = "true drawings"  # the kind of picture that no model draws
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -93,11 +95,16 @@ class Story:
 
     @property
     def pictures(self) -> int:
-        """How many pictures the demo drew."""
-        rows = [row for concept in self.concepts for row in concept.scenes] + list(self.pair_scenes)
-        return sum(len(row.before) + len(row.after) for row in rows)
+        """How many pictures the demo drew: all were judged, and not all are shown."""
+        judged = [concept.measures[0].shares for concept in self.concepts] + [self.pair_measures[0].shares]
+        return sum(share.count for shares in judged for kind, share in shares.items() if kind != TRUE)
+
+    @property
+    def learned_before(self) -> bool:
+        """Whether an earlier run had learned any of it."""
+        return any(concept.reused or concept.seconds is None for concept in self.concepts)
 
     @property
     def seconds(self) -> float:
-        """How long it took in all."""
+        """How long this run took in all."""
         return sum(seconds for _, seconds in self.times)
