@@ -1,7 +1,8 @@
 """The world: determinism, captions that say the scene, held-out shares, distractors."""
 
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,17 @@ def test_a_flat_plain_star_has_its_colour_in_its_middle():
     left, top, right, bottom = scene.boxes()[0]
     middle = render(scene).getpixel((round((left + right) * 48), round((top + bottom) * 48)))
     assert middle == RGB["purple"]
+
+
+@pytest.mark.parametrize("background", ["night", "sky"])
+def test_through_a_mugs_handle_the_ground_is_seen(background: str):
+    """Whatever lies on the ground above it: a star or a cloud is no colour of the whole."""
+    for seed in range(60):
+        scene = Scene((Subject("mug", "red"),), background, "flat", "big", seed)
+        left, top, right, bottom = scene.boxes()[0]
+        hole = (round((left + right + 0.65 * (right - left)) * 48), round((top + bottom + 0.05 * (bottom - top)) * 48))
+        colours: Any = render(replace(scene, subjects=())).getcolors(96 * 96)
+        assert render(scene).getpixel(hole) == max(colours)[1]
 
 
 def test_three_on_a_wider_canvas_are_as_large_as_two_on_a_square():
