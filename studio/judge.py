@@ -10,7 +10,6 @@ from functools import lru_cache
 from importlib.resources import as_file, files
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -30,6 +29,7 @@ from studio.picturebook import (
     Subject,
 )  # fmt: skip
 from studio.picturebook_draw import render
+from studio.pixels import tensor_of
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the canvas
 HEIGHT = 96  # pictures are read at this height, the scale of the renders that judges learn from
@@ -134,7 +134,7 @@ def to_tensor(image: Image.Image, box: Box | None = None) -> Tensor:
         left, right = round(box[0] * width), round(box[2] * width)
         top, bottom = round(box[1] * HEIGHT), round(box[3] * HEIGHT)
         image = image.crop((left, top, right, bottom))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1)
+    return tensor_of([image])[0]
 
 
 class Judge:

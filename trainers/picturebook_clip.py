@@ -10,12 +10,10 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
@@ -27,6 +25,8 @@ from studio.home import write_atomic
 from studio.metrics import likeness
 from studio.picturebook import BACKGROUNDS, CLASSES, COLOURS, PATTERNS, STYLES, Scene, Subject, caption, random_scene
 from studio.picturebook_draw import render
+from studio.pixels import tensor_of
+from studio.trainers.picturebook_vae import partly_through
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
@@ -93,17 +93,6 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
-def pixels(scenes: Sequence[Scene], vae: AutoencoderTiny, rng: random.Random, blurred: float) -> Tensor:
-    """[n, 3, 96, 96] in [-1, 1], the share `blurred` through the VAE."""
-    drawn = np.stack([np.asarray(render(scene)) for scene in scenes])
-    x = torch.from_numpy(drawn).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    through = torch.tensor([rng.random() < blurred for _ in scenes])
-    if through.any():
-        with torch.no_grad():
-            x[through] = vae(x[through]).sample.clamp(-1, 1)
-    return x
-
-
 def train_clip(vae: AutoencoderTiny, tokenizer: Any, steps: int, families: int, seed: int) -> Any:
     """`steps` of `families` of four."""
     import open_clip
@@ -116,7 +105,8 @@ def train_clip(vae: AutoencoderTiny, tokenizer: Any, steps: int, families: int, 
     began = time.monotonic()
     for step in range(1, steps + 1):
         batch = [one for _ in range(families) for one in family(rng)]
-        x = pixels([scene for scene, _ in batch], vae, rng, 0.25 if step > 0.6 * steps else 0.0)
+        blurred = 0.25 if step > 0.6 * steps else 0.0
+        x = partly_through(vae, tensor_of([render(scene) for scene, _ in batch]), blurred, rng)
         images, texts, scale = model(x, tokenizer([text for _, text in batch]))
         loss = contrast(images, texts, scale)
         loss.backward()
