@@ -96,19 +96,26 @@ def three_stage(run: Path, steps: int, text: TextSide) -> TextSide:
 def unet_stage(
     run: Path, name: str, stage: Stage, vae: AutoencoderTiny, text: TextSide, start: UNet2DConditionModel, pool: int
 ) -> UNet2DConditionModel:
-    """Train or load the UNet of one stage, beginning at `start`; on a CPU by one process a core: two of one
-    thread do half as much again as one of two threads."""
+    """Train or load the UNet of one stage, beginning at `start`."""
     folder = run / name
     if not (folder / "unet").exists():
         assemble(vae, text, start).save_pretrained(folder / "start")
-        cores = (os.cpu_count() or 1) if start.device.type == "cpu" else 1
-        size = max(n for n in range(1, cores + 1) if stage.batch % n == 0)  # equal shares of each batch
+        size = _processes(stage.batch, start.device)
         if size == 1:
             _train_share(ALONE, stage, folder, pool, str(start.device))
         else:
             (folder / MEETING).unlink(missing_ok=True)
             spawn(_train_in_team, (size, stage, folder, pool), nprocs=size)
     return UNet2DConditionModel.from_pretrained(folder / "unet")
+
+
+def _processes(batch: int, device: torch.device) -> int:
+    """On a CPU one process a core that this one may use, in equal shares of each batch: two of one thread do half as
+    much again as one of two threads."""
+    if device.type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(n for n in range(1, cores + 1) if batch % n == 0)
 
 
 def _train_in_team(rank: int, size: int, stage: Stage, folder: Path, pool: int) -> None:
