@@ -1,8 +1,10 @@
 """Trains the embedded base "picturebook" from nothing: `python -m studio.trainers.picturebook --run FOLDER`.
 
-Stages in order: vae, decoder, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder, is
-left out when that is there, and goes on from its last state when it was cut off. `--from MODEL` begins the fine stage
-from the weights of an exported model instead, e.g. the shipped one.
+Stages in order: vae, decoder, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder,
+whole or not at all, and is left out when that is there. Cut off, coarse and fine go on from their last state, which is
+saved every five minutes; vae, decoder and text, half an hour at most, begin anew. `--from MODEL` begins the fine stage from
+the weights of an exported model instead, e.g. the shipped one; what `--sharpen` and `--teach-three` do before it begins
+anew too.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from studio.errors import StudioError
+from studio.home import write_folder
 from studio.trainers.picturebook_decoder import train_decoder
 from studio.trainers.picturebook_pipeline import assemble, contact_sheet, export
 from studio.trainers.picturebook_text import train_tokenizer, train_towers
@@ -44,7 +47,7 @@ def vae_stage(run: Path, steps: int) -> AutoencoderTiny:
     if not folder.exists():
         vae = train_vae(steps, 24, 0, lambda step, loss: print(f"vae {step} {loss:.4f}") if step % 200 == 0 else None)
         print(f"vae psnr {psnr(vae):.2f} dB")
-        vae.save_pretrained(folder)
+        write_folder(folder, vae.save_pretrained)
     return AutoencoderTiny.from_pretrained(folder).eval().requires_grad_(False)
 
 
@@ -54,7 +57,7 @@ def decoder_stage(run: Path, steps: int, vae: AutoencoderTiny) -> AutoencoderTin
     if not folder.exists():
         taught = train_decoder(vae, steps, 8000, 0, _every("decoder", 200))
         print(f"decoder psnr {psnr(vae):.2f} dB, now {psnr(taught):.2f} dB")
-        taught.save_pretrained(folder)
+        write_folder(folder, taught.save_pretrained)
     return AutoencoderTiny.from_pretrained(folder).eval().requires_grad_(False)
 
 
@@ -62,10 +65,7 @@ def text_stage(run: Path, steps: int) -> TextSide:
     """Train or load tokenizer and towers."""
     if not (run / "text_encoder_2").exists():
         tokenizer = train_tokenizer(0)
-        tokenizer.save_pretrained(run / "tokenizer")
-        first, second = train_towers(tokenizer, steps, 96, 0, _every("text", 100))
-        first.save_pretrained(run / "text_encoder")
-        second.save_pretrained(run / "text_encoder_2")
+        _write_text(run, TextSide(tokenizer, *train_towers(tokenizer, steps, 96, 0, _every("text", 100))))
     return _text_side(run)
 
 
@@ -73,6 +73,12 @@ def _every(stage: str, steps: int) -> Callable[[int, float, str], None]:
     return lambda step, loss, read: (
         print(f"{stage} {step} {loss:.4f} {read}", flush=True) if step % steps == 0 else None
     )
+
+
+def _write_text(run: Path, text: TextSide) -> None:
+    parts = {"tokenizer": text.tokenizer, "text_encoder": text.first, "text_encoder_2": text.second}
+    for name, part in parts.items():  # the last says that all are there
+        write_folder(run / name, part.save_pretrained)
 
 
 def _text_side(run: Path) -> TextSide:
@@ -86,10 +92,8 @@ def _text_side(run: Path) -> TextSide:
 def three_stage(run: Path, steps: int, text: TextSide) -> TextSide:
     """Teach the towers of a model, or load them taught."""
     if not (run / "text_encoder_2").exists():
-        text.tokenizer.save_pretrained(run / "tokenizer")
         teach_three(text.tokenizer, (text.first, text.second), steps, 96, 0, _every("three", 50))
-        text.first.save_pretrained(run / "text_encoder")
-        text.second.save_pretrained(run / "text_encoder_2")
+        _write_text(run, text)
     return _text_side(run)
 
 
@@ -145,7 +149,7 @@ def _train_share(team: Team, stage: Stage, folder: Path, pool: int, device: str)
     with _alone_in(folder) if team.rank == 0 else nullcontext():
         average = train_unet(stage, pipe.unet, vae, text, folder, pool, preview, team)
         if team.rank == 0:
-            average.save_pretrained(folder / "unet")
+            write_folder(folder / "unet", average.save_pretrained)
 
 
 @contextmanager

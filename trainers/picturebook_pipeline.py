@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 
+from studio.home import write_folder
 from studio.picturebook import IDENTIFIERS, caption, random_scene
 from studio.trainers.picturebook_unet import TextSide, build_scheduler
 
@@ -69,13 +71,20 @@ def prior_prompts() -> list[str]:
 
 
 def export(out: Path, vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> None:
-    """Write the pipeline as fp16 safetensors in the diffusers layout, and what the studio knows of it."""
-    assemble(vae, text, unet).to(torch.float16).save_pretrained(out, safe_serialization=True)
-    _edit(out / "vae" / "config.json", drop="block_out_channels")  # diffusers writes it, and warns of it when it reads
+    """Write the pipeline as fp16 safetensors in the diffusers layout, and what the studio knows of it; what else is in
+    `out` stays there."""
+    write_folder(out, lambda draft: _write(draft, out, assemble(vae, text, unet)))
+
+
+def _write(draft: Path, out: Path, pipe: StableDiffusionXLPipeline) -> None:
+    if out.exists():
+        shutil.copytree(out, draft, dirs_exist_ok=True)
+    pipe.to(torch.float16).save_pretrained(draft, safe_serialization=True)
+    _edit(draft / "vae" / "config.json", drop="block_out_channels")  # diffusers writes it, and warns when it reads it
     for tower in ("text_encoder", "text_encoder_2"):  # else they load in fp16 beside a UNet in fp32
-        _edit(out / tower / "config.json", dtype="float32")
+        _edit(draft / tower / "config.json", dtype="float32")
     facts = {"identifiers": IDENTIFIERS, "native_size": 96, "prior_prompts": prior_prompts(), "blocks": BLOCKS}
-    (out / "studio_base.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (draft / "studio_base.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _edit(config: Path, drop: str = "", dtype: str = "") -> None:
