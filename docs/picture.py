@@ -16,7 +16,7 @@ from studio.pipelines.compose import compose
 from studio.pipelines.contact_sheet import comparison_sheet
 from studio.pipelines.methods import METHODS
 from studio.pipelines.settings import GenerateSettings
-from studio.trainers.picturebook import PREVIEW_PROMPTS, contact_sheet
+from studio.trainers.picturebook_pipeline import PREVIEW_PROMPTS, contact_sheet
 from studio.trainers.sample_concepts import learn_sample
 
 HERE = Path(__file__).parent

@@ -1,10 +1,7 @@
 """Adapters written as the files that other tools read, and read back before they take their final name."""
 
 import json
-import shutil
-import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from studio.adapter_tensors import kohya_tensors, peft_settings, peft_tensors, w
 from studio.adapters import PEFT_CONFIG, PEFT_WEIGHTS, Adapter, load_adapter
 from studio.errors import StudioError
 from studio.factors import Dora, Factor, Full, LowRank, Relative
-from studio.home import write_atomic
+from studio.home import write_atomic, write_folder
 from studio.rotation import Rotation
 from studio.tensorfile import order_metadata
 
@@ -56,7 +53,7 @@ def write_adapter(adapter: Adapter, path: Path, to: Target, *, half: bool = Fals
         errors.append(_largest_error(adapter, made.factors, load_adapter(draft), torch.float16 if half else None))
 
     if to == "peft":
-        _write_folder(path, lambda draft: (_save_peft(draft, adapter, made.factors, dtype), check(draft)))
+        write_folder(path, lambda draft: (_save_peft(draft, adapter, made.factors, dtype), check(draft)))
     else:
         tensors, extra = _flat(adapter, made.factors, to)
         metadata = _kept(adapter.metadata) | extra
@@ -115,27 +112,6 @@ def _save(path: Path, tensors: Tensors, metadata: dict[str, str], dtype: torch.d
     }
     save_file(rounded, path, metadata)
     order_metadata(path)
-
-
-def _write_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Like `write_atomic`, for a folder; one that is there already is replaced."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    old = draft.with_suffix(".old")
-    try:
-        draft.mkdir(parents=True)
-        write(draft)
-        if path.exists():
-            path.rename(old)
-        draft.rename(path)
-    except OSError as error:
-        with suppress(OSError):
-            old.rename(path)
-        raise StudioError(
-            f"Cannot write {path}: {error.strerror or error}.", "Free some space or choose another place."
-        ) from error
-    finally:
-        for rest in (draft, old):
-            shutil.rmtree(rest, ignore_errors=True)
 
 
 def _largest_error(adapter: Adapter, factors: Mapping[str, Factor], found: Adapter, dtype: torch.dtype | None) -> float:

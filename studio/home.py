@@ -125,3 +125,24 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
         with suppress(OSError):  # a parent that is no folder; the error above says so
             temporary.unlink(missing_ok=True)
     return path
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Like `write_atomic`, for a folder; one that is there already is replaced."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    old = draft.with_suffix(".old")
+    try:
+        draft.mkdir(parents=True)
+        write(draft)
+        if path.exists():
+            path.rename(old)
+        draft.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            old.rename(path)
+        raise StudioError(
+            f"Cannot write {path}: {error.strerror or error}.", "Free some space or choose another place."
+        ) from error
+    finally:
+        for rest in (draft, old):
+            shutil.rmtree(rest, ignore_errors=True)

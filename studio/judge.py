@@ -10,7 +10,6 @@ from functools import lru_cache
 from importlib.resources import as_file, files
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -31,6 +30,7 @@ from studio.picturebook import (
     seen_as,
 )  # fmt: skip
 from studio.picturebook_draw import render
+from studio.pixels import tensor_of
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the canvas
 HEIGHT = 96  # pictures are read at this height, the scale of the renders that judges learn from
@@ -136,7 +136,7 @@ def to_tensor(image: Image.Image, box: Box | None = None) -> Tensor:
         left, right = _span(box[0], box[2], width)
         top, bottom = _span(box[1], box[3], HEIGHT)
         image = image.crop((left, top, right, bottom))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(127.5).sub(1)
+    return tensor_of([image])[0]
 
 
 def _span(start: float, end: float, size: int) -> tuple[int, int]:

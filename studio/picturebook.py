@@ -134,7 +134,11 @@ def with_article(words: str) -> str:
 
 
 def caption(scene: Scene, rng: random.Random, drop: float = 0.12, identifiers: float = 0.08) -> str:
-    """One of many ways to say what is in `scene`; `drop=0` says everything."""
+    """One of many ways to say what is in `scene`.
+
+    `drop=0` names every colour, pattern, ground and style; only a size, that something is plain, and a second colour
+    that is white are said now and then.
+    """
     phrases = [describe(subject, rng, drop, identifiers) for subject in scene.subjects]
     if len(phrases) == 1:
         subject = phrases[0]

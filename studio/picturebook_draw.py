@@ -53,13 +53,16 @@ def _hatching(width: int, height: int) -> Image.Image:
     return mask.resize((width, height), Image.Resampling.BOX)
 
 
-def _draw_subject(image: Image.Image, subject: Subject, box: tuple[float, float, float, float], ink: int) -> None:
-    """Draw one subject into `box` (pixels of the supersampled canvas), its parts outlined where `ink` > 0."""
+def _draw_subject(
+    image: Image.Image, subject: Subject, box: tuple[float, float, float, float], ground: tuple[int, ...], ink: int
+) -> None:
+    """Draw one subject into `box` (pixels of the supersampled canvas), its parts outlined where `ink` > 0; `ground` is
+    the colour seen through its holes."""
     left, top, right, bottom = box
     cx, cy, rx, ry = (left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2
     body = RGB[subject.colour]
-    fills = {"body": body, "dark": tuple(int(c * 0.6) for c in body), "accent": RGB[subject.accent]}
-    fills["ground"] = image.getpixel((int(min(max(cx, 0), image.width - 1)), 2))
+    dark = tuple(int(c * 0.6) for c in body)
+    fills = {"body": body, "dark": dark, "accent": RGB[subject.accent], "ground": ground}
     patterned = _pattern(*image.size, subject.pattern, body, RGB[subject.second])
     draw = ImageDraw.Draw(image)
     mask = Image.new("L", image.size)
@@ -160,5 +163,5 @@ def render(scene: Scene, width: int = 96, height: int = 96) -> Image.Image:
     for subject, (left, top, right, bottom) in zip(scene.subjects, scene.boxes(width / height), strict=True):
         centre, half = (left + right) / 2 * image.width, (bottom - top) / 2 * image.height
         box = (centre - half, top * image.height, centre + half, bottom * image.height)
-        _draw_subject(image, subject, box, ink)
+        _draw_subject(image, subject, box, colour, ink)
     return _restyle(image.resize((width, height), Image.Resampling.BOX), scene.style, rng)

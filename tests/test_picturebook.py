@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,17 @@ def test_a_flat_plain_star_has_its_colour_in_its_middle():
     assert middle == RGB["purple"]
 
 
+@pytest.mark.parametrize("background", ["night", "sky"])
+def test_through_a_mugs_handle_the_ground_is_seen(background: str):
+    """Whatever lies on the ground above it: a star or a cloud is no colour of the whole."""
+    for seed in range(60):
+        scene = Scene((Subject("mug", "red"),), background, "flat", "big", seed)
+        left, top, right, bottom = scene.boxes()[0]
+        hole = (round((left + right + 0.65 * (right - left)) * 48), round((top + bottom + 0.05 * (bottom - top)) * 48))
+        colours: Any = render(replace(scene, subjects=())).getcolors(96 * 96)
+        assert render(scene).getpixel(hole) == max(colours)[1]
+
+
 def test_three_on_a_wider_canvas_are_as_large_as_two_on_a_square():
     two, three = (Scene(tuple(Subject("star", "purple") for _ in range(n)), "grass", "flat") for n in (2, 3))
     assert [bottom - top for _, top, _, bottom in three.boxes(1.5)] == pytest.approx([0.46] * 3)
@@ -85,7 +97,9 @@ def test_a_full_caption_names_every_attribute():
         for subject in scene.subjects:
             assert subject.kind in text
             assert subject.colour in text
-            assert subject.pattern == "plain" or subject.pattern in text
+            if subject.pattern != "plain":
+                assert subject.pattern in text
+                assert subject.second == "white" or f"and {subject.second}" in text
 
 
 def test_captions_of_three_name_them_from_left_to_right():

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from studio.errors import StudioError
-from studio.trainers.picturebook import _alone_in, _end_with_parent, three_stage
+from studio.trainers.picturebook import _alone_in, _end_with_parent, _processes, three_stage
 from studio.trainers.picturebook_text import build_towers, train_tokenizer
 from studio.trainers.picturebook_unet import TextSide
 
@@ -24,6 +24,14 @@ def test_towers_are_taught_once_a_run(tmp_path: Path):
     again = three_stage(tmp_path, 10**9, before).encode(["a red cat"])[0]
     assert torch.equal(taught, again)
     assert not torch.equal(taught, states)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="nothing says which cores are allowed")
+def test_a_team_is_as_large_as_the_cores_it_may_use(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5, 7})
+    assert [_processes(batch, torch.device("cpu")) for batch in (32, 6, 1)] == [2, 3, 1]
+    assert _processes(32, torch.device("cuda")) == 1
 
 
 def test_a_second_team_is_kept_out_of_a_run(tmp_path: Path):

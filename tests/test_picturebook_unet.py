@@ -49,7 +49,8 @@ def test_the_learning_rate_warms_up_and_ends_at_its_last_value():
 
 def test_timesteps_cover_the_schedule_and_favour_its_middle():
     drawn = draw_timesteps(20_000, torch.Generator().manual_seed(0))
-    assert (int(drawn.min()), int(drawn.max())) >= (0, 990)
+    assert 0 <= int(drawn.min()) <= 10
+    assert 990 <= int(drawn.max()) <= 999
     assert ((drawn > 250) & (drawn < 750)).float().mean() == pytest.approx(0.75 * 0.728 + 0.25 * 0.5, abs=0.02)
 
 

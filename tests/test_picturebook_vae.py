@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from studio.trainers.picturebook_vae import build_vae, decode, encode, pictures, psnr, reconstruction_loss, standardise
+from studio.trainers.picturebook_vae import (
+    build_vae,
+    decode,
+    encode,
+    partly_through,
+    pictures,
+    psnr,
+    reconstruction_loss,
+    standardise,
+)  # fmt: skip
 
 
 def test_the_untrained_vae_returns_pooled_colours():
@@ -38,3 +47,15 @@ def test_reconstruction_loss_is_pixels_plus_both_differences():
     output = torch.zeros(1, 3, 2, 2)
     output[..., 0, 0] = 1.0
     assert float(reconstruction_loss(output, target)) == pytest.approx(0.25 + 0.5 + 0.5)
+
+
+def test_a_share_of_the_pictures_passes_through_the_vae():
+    torch.manual_seed(0)
+    x = pictures(random.Random(3), 40)
+    vae = build_vae(x)
+    passed = partly_through(vae, x.clone(), 0.25, random.Random(4))
+    changed = (passed != x).flatten(1).any(1)
+    assert 4 <= int(changed.sum()) <= 16
+    with torch.no_grad():
+        assert torch.allclose(passed[changed], vae(x[changed]).sample.clamp(-1, 1), atol=1e-5)
+    assert torch.equal(partly_through(vae, x.clone(), 0.0, random.Random(4)), x)

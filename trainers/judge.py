@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from PIL import Image, ImageEnhance, ImageFilter
@@ -40,6 +39,8 @@ from studio.picturebook import (
     random_subject,
 )  # fmt: skip
 from studio.picturebook_draw import render
+from studio.pixels import tensor_of
+from studio.trainers.picturebook_vae import partly_through
 
 Which = Literal["A", "B"]
 IGNORED = -100
@@ -109,10 +110,6 @@ def disturb(image: Image.Image, which: Which, rng: random.Random) -> Image.Image
     return image.transform(image.size, Image.Transform.AFFINE, (1, 0, rng.uniform(-2, 2), 0, 1, rng.uniform(-2, 2)))
 
 
-def _tensor(images: Sequence[Image.Image]) -> Tensor:
-    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-
 def batch_of_views(
     subjects: Sequence[Subject | None],
     shape: tuple[int, int],
@@ -123,11 +120,7 @@ def batch_of_views(
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """(pictures [B, 3, H, W], targets by attribute [B], places [B, 2]), the share `blurred` through the VAE."""
     views = [view(subject, rng, shape) for subject in subjects]
-    x = _tensor([disturb(image, which, rng) for image, _, _ in views])
-    through = torch.tensor([rng.random() < blurred for _ in views])
-    if through.any():
-        with torch.no_grad():
-            x[through] = vae(x[through]).sample.clamp(-1, 1)
+    x = partly_through(vae, tensor_of([disturb(image, which, rng) for image, _, _ in views]), blurred, rng)
     x = x + rng.uniform(0, 0.06) * torch.randn_like(x)
     targets = {name: torch.tensor([t[name] for _, t, _ in views]) for name in ATTRIBUTES}
     return x, targets, torch.tensor([place for _, _, place in views])
@@ -199,7 +192,8 @@ def accuracy(judge: Judge, seed: int, count: int = 400, vae: AutoencoderTiny | N
         images = [image for image, _, _ in views]
         if vae is not None:
             with torch.no_grad():
-                decoded = vae(_tensor(images)).sample.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
+                x = vae(tensor_of(images)).sample.clamp(-1, 1)
+            decoded = x.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
             images = [Image.fromarray(array.numpy()) for array in decoded]
         for name in ATTRIBUTES:
             seen = [(getattr(r, name), t[name]) for r, (_, t, _) in zip(judge.read(images), views, strict=True)]

@@ -1,14 +1,14 @@
 """Trains the embedded base "picturebook" from nothing: `python -m studio.trainers.picturebook --run FOLDER`.
 
-Stages in order: vae, decoder, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder, is
-left out when that is there, and goes on from its last state when it was cut off. `--from MODEL` begins the fine stage
-from the weights of an exported model instead, e.g. the shipped one.
+Stages in order: vae, decoder, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder,
+whole or not at all, and is left out when that is there. Cut off, coarse and fine go on from their last state, which is
+saved every five minutes; vae, decoder and text, half an hour at most, begin anew. `--from MODEL` begins the fine stage from
+the weights of an exported model instead, e.g. the shipped one; what `--sharpen` and `--teach-three` do before it begins
+anew too.
 """
 
 import argparse
-import json
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,22 +16,21 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
 from filelock import FileLock, Timeout
-from PIL import Image
 from torch.multiprocessing.spawn import spawn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from studio.errors import StudioError
-from studio.picturebook import IDENTIFIERS, caption, random_scene
+from studio.home import write_folder
 from studio.trainers.picturebook_decoder import train_decoder
+from studio.trainers.picturebook_pipeline import assemble, contact_sheet, export
 from studio.trainers.picturebook_text import train_tokenizer, train_towers
 from studio.trainers.picturebook_three import teach_three
-from studio.trainers.picturebook_unet import Stage, TextSide, build_scheduler, build_unet, train_unet
+from studio.trainers.picturebook_unet import Stage, TextSide, build_unet, train_unet
 from studio.trainers.picturebook_vae import psnr, train_vae
 from studio.trainers.processes import ALONE, Team
 
@@ -39,50 +38,7 @@ STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
     "fine": Stage(size=96, samples=190_000, batch=64, peak=1e-3, last=3e-5, seed=1, clear=0.4, threes=3),
 }
-BLOCKS = {"content": "up_blocks.1.attentions.1", "style": "up_blocks.1.attentions.2"}  # found by studio bench blocks
 MEETING = "meeting"  # the file by which the processes of a team find each other
-PREVIEW_PROMPTS = (
-    "a red cat on grass, flat style",
-    "a blue striped dog on sand, outline style",
-    "a yellow star at night, pixel style",
-    "a green and pink dotted mug on paper, flat style",
-    "a purple checkered robot in the sky, watercolor style",
-    "an orange fish on sand, hatched style",
-    "a red cat on the left and a blue dog on the right on grass, flat style",
-    "a pink heart and a green tree at night, flat style",
-    "a white house to the right of a yellow car on sand, outline style",
-    "a sks cat",
-    "a blue dotted star and a red striped fish on paper, pixel style",
-    "a yellow and blue checkered car on grass",
-)
-
-
-def assemble(vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
-    """The parts as a plain diffusers pipeline."""
-    return StableDiffusionXLPipeline(
-        vae=vae, text_encoder=text.first, text_encoder_2=text.second, tokenizer=text.tokenizer,  # pyright: ignore
-        tokenizer_2=text.tokenizer, unet=unet, scheduler=build_scheduler(), add_watermarker=False,  # pyright: ignore
-    )  # fmt: skip
-
-
-def contact_sheet(pipe: StableDiffusionXLPipeline, size: int, steps: int = 20) -> Image.Image:
-    """The preview prompts, two seeds each, on one sheet."""
-    pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(2 * len(PREVIEW_PROMPTS))]
-    prompts: list[str] = [*PREVIEW_PROMPTS, *PREVIEW_PROMPTS]
-    images: Any = pipe(
-        prompts,
-        height=size,
-        width=size,
-        num_inference_steps=steps,
-        guidance_scale=4.0,
-        generator=generators,
-        return_dict=False,
-    )[0]
-    sheet = Image.new("RGB", (size * len(PREVIEW_PROMPTS), size * 2))
-    for index, image in enumerate(images):
-        sheet.paste(image, (index % len(PREVIEW_PROMPTS) * size, index // len(PREVIEW_PROMPTS) * size))
-    return sheet
 
 
 def vae_stage(run: Path, steps: int) -> AutoencoderTiny:
@@ -91,7 +47,7 @@ def vae_stage(run: Path, steps: int) -> AutoencoderTiny:
     if not folder.exists():
         vae = train_vae(steps, 24, 0, lambda step, loss: print(f"vae {step} {loss:.4f}") if step % 200 == 0 else None)
         print(f"vae psnr {psnr(vae):.2f} dB")
-        vae.save_pretrained(folder)
+        write_folder(folder, vae.save_pretrained)
     return AutoencoderTiny.from_pretrained(folder).eval().requires_grad_(False)
 
 
@@ -101,7 +57,7 @@ def decoder_stage(run: Path, steps: int, vae: AutoencoderTiny) -> AutoencoderTin
     if not folder.exists():
         taught = train_decoder(vae, steps, 8000, 0, _every("decoder", 200))
         print(f"decoder psnr {psnr(vae):.2f} dB, now {psnr(taught):.2f} dB")
-        taught.save_pretrained(folder)
+        write_folder(folder, taught.save_pretrained)
     return AutoencoderTiny.from_pretrained(folder).eval().requires_grad_(False)
 
 
@@ -109,10 +65,7 @@ def text_stage(run: Path, steps: int) -> TextSide:
     """Train or load tokenizer and towers."""
     if not (run / "text_encoder_2").exists():
         tokenizer = train_tokenizer(0)
-        tokenizer.save_pretrained(run / "tokenizer")
-        first, second = train_towers(tokenizer, steps, 96, 0, _every("text", 100))
-        first.save_pretrained(run / "text_encoder")
-        second.save_pretrained(run / "text_encoder_2")
+        _write_text(run, TextSide(tokenizer, *train_towers(tokenizer, steps, 96, 0, _every("text", 100))))
     return _text_side(run)
 
 
@@ -120,6 +73,12 @@ def _every(stage: str, steps: int) -> Callable[[int, float, str], None]:
     return lambda step, loss, read: (
         print(f"{stage} {step} {loss:.4f} {read}", flush=True) if step % steps == 0 else None
     )
+
+
+def _write_text(run: Path, text: TextSide) -> None:
+    parts = {"tokenizer": text.tokenizer, "text_encoder": text.first, "text_encoder_2": text.second}
+    for name, part in parts.items():  # the last says that all are there
+        write_folder(run / name, part.save_pretrained)
 
 
 def _text_side(run: Path) -> TextSide:
@@ -133,29 +92,34 @@ def _text_side(run: Path) -> TextSide:
 def three_stage(run: Path, steps: int, text: TextSide) -> TextSide:
     """Teach the towers of a model, or load them taught."""
     if not (run / "text_encoder_2").exists():
-        text.tokenizer.save_pretrained(run / "tokenizer")
         teach_three(text.tokenizer, (text.first, text.second), steps, 96, 0, _every("three", 50))
-        text.first.save_pretrained(run / "text_encoder")
-        text.second.save_pretrained(run / "text_encoder_2")
+        _write_text(run, text)
     return _text_side(run)
 
 
 def unet_stage(
     run: Path, name: str, stage: Stage, vae: AutoencoderTiny, text: TextSide, start: UNet2DConditionModel, pool: int
 ) -> UNet2DConditionModel:
-    """Train or load the UNet of one stage, beginning at `start`; on a CPU by one process a core: two of one
-    thread do half as much again as one of two threads."""
+    """Train or load the UNet of one stage, beginning at `start`."""
     folder = run / name
     if not (folder / "unet").exists():
         assemble(vae, text, start).save_pretrained(folder / "start")
-        cores = (os.cpu_count() or 1) if start.device.type == "cpu" else 1
-        size = max(n for n in range(1, cores + 1) if stage.batch % n == 0)  # equal shares of each batch
+        size = _processes(stage.batch, start.device)
         if size == 1:
             _train_share(ALONE, stage, folder, pool, str(start.device))
         else:
             (folder / MEETING).unlink(missing_ok=True)
             spawn(_train_in_team, (size, stage, folder, pool), nprocs=size)
     return UNet2DConditionModel.from_pretrained(folder / "unet")
+
+
+def _processes(batch: int, device: torch.device) -> int:
+    """On a CPU one process a core that this one may use, in equal shares of each batch: two of one thread do half as
+    much again as one of two threads."""
+    if device.type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(n for n in range(1, cores + 1) if batch % n == 0)
 
 
 def _train_in_team(rank: int, size: int, stage: Stage, folder: Path, pool: int) -> None:
@@ -185,7 +149,7 @@ def _train_share(team: Team, stage: Stage, folder: Path, pool: int, device: str)
     with _alone_in(folder) if team.rank == 0 else nullcontext():
         average = train_unet(stage, pipe.unet, vae, text, folder, pool, preview, team)
         if team.rank == 0:
-            average.save_pretrained(folder / "unet")
+            write_folder(folder / "unet", average.save_pretrained)
 
 
 @contextmanager
@@ -196,33 +160,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise StudioError(f"Another process trains in {folder}.", "Stop it, or take another --run.") from None
-
-
-def prior_prompts() -> list[str]:
-    """Prompts of class pictures: the concept's class and others, before all grounds, in all styles."""
-    rng = random.Random("prior")
-    prompts = ["a {class_word}"]
-    for number in range(23):
-        scene = random_scene(rng, subjects=1)
-        text = caption(scene, rng, drop=0.2, identifiers=0)
-        prompts.append(text.replace(scene.subjects[0].kind, "{class_word}") if number % 2 else text)
-    return prompts
-
-
-def export(out: Path, vae: AutoencoderTiny, text: TextSide, unet: UNet2DConditionModel) -> None:
-    """Write the pipeline as fp16 safetensors in the diffusers layout, and what the studio knows of it."""
-    assemble(vae, text, unet).to(torch.float16).save_pretrained(out, safe_serialization=True)
-    _edit(out / "vae" / "config.json", drop="block_out_channels")  # diffusers writes it, and warns of it when it reads
-    for tower in ("text_encoder", "text_encoder_2"):  # else they load in fp16 beside a UNet in fp32
-        _edit(out / tower / "config.json", dtype="float32")
-    facts = {"identifiers": IDENTIFIERS, "native_size": 96, "prior_prompts": prior_prompts(), "blocks": BLOCKS}
-    (out / "studio_base.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def _edit(config: Path, drop: str = "", dtype: str = "") -> None:
-    known = json.loads(config.read_text())
-    known.pop(drop, None)
-    config.write_text(json.dumps(known | ({"dtype": dtype} if dtype else {}), indent=2) + "\n")
 
 
 def main() -> None:

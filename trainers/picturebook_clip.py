@@ -10,12 +10,10 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
@@ -25,8 +23,10 @@ from torch.nn import functional as F
 from studio.encoders import Clip, load_clip
 from studio.home import write_atomic
 from studio.metrics import likeness
-from studio.picturebook import BACKGROUNDS, CLASSES, COLOURS, PATTERNS, STYLES, Scene, Subject, caption, random_scene
+from studio.picturebook import BACKGROUNDS, CLASSES, COLOURS, PATTERNS, STYLES, Scene, caption, random_scene
 from studio.picturebook_draw import render
+from studio.pixels import tensor_of
+from studio.trainers.picturebook_vae import partly_through
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
@@ -44,11 +44,12 @@ Family = list[tuple[Scene, str]]
 
 def family(rng: random.Random, held_out: bool | None = None) -> Family:
     """A scene and three that differ from it in one thing each, with their captions: subjects, sides or colours
-    exchanged where there are two; another class, colour, pattern, ground or style."""
+    exchanged where there are two; another class, colour, pattern, ground or style. All their subjects are held out,
+    none (False), or either (None)."""
     scene = random_scene(rng, held_out)
     found = [scene]
     while len(found) < 4:
-        one = changed(scene, rng)
+        one = changed(scene, rng, held_out)
         if all(described(one) != described(other) for other in found):
             found.append(one)
     return [(replace(one, seed=rng.randrange(2**31)), caption(one, rng, drop=0)) for one in found]
@@ -59,31 +60,37 @@ def described(scene: Scene) -> Scene:
     return replace(scene, seed=0, size="", subjects=tuple(replace(one, second="") for one in scene.subjects))
 
 
-def changed(scene: Scene, rng: random.Random) -> Scene:
-    """Another in one thing."""
-    if len(scene.subjects) == 2 and rng.random() < 0.4:
-        left, right = scene.subjects
-        if rng.random() < 0.5:
-            return replace(scene, subjects=(right, left))
-        return replace(scene, subjects=(replace(left, kind=right.kind), replace(right, kind=left.kind)))
+def changed(scene: Scene, rng: random.Random, held_out: bool | None = None) -> Scene:
+    """Another in one thing, or the same; its subjects keep to `held_out` where those of `scene` do."""
+    found = _exchanged(scene, rng) if len(scene.subjects) == 2 and rng.random() < 0.4 else _varied(scene, rng)
+    held = [one for one in found if held_out is None or all(each.held_out == held_out for each in one.subjects)]
+    return rng.choice(held or [scene])
+
+
+def _exchanged(scene: Scene, rng: random.Random) -> list[Scene]:
+    left, right = scene.subjects
+    if rng.random() < 0.5:
+        return [replace(scene, subjects=(right, left))]
+    return [replace(scene, subjects=(replace(left, kind=right.kind), replace(right, kind=left.kind)))]
+
+
+def _varied(scene: Scene, rng: random.Random) -> list[Scene]:
+    """The scene with each value of its ground or style, or of the class, colour or pattern of one of its subjects."""
     place = rng.randrange(len(scene.subjects))
     subject = scene.subjects[place]
     match rng.choice(("kind", "colour", "pattern", "background", "style")):
         case "background":
-            return replace(scene, background=rng.choice(BACKGROUNDS))
+            return [replace(scene, background=one) for one in BACKGROUNDS]
         case "style":
-            return replace(scene, style=rng.choice(STYLES))
+            return [replace(scene, style=one) for one in STYLES]
         case "kind":
-            subject = replace(subject, kind=rng.choice(CLASSES))
+            subjects = [replace(subject, kind=one) for one in CLASSES]
         case "colour":
-            subject = _coloured(subject, rng.choice(COLOURS))
-        case "pattern":
-            subject = replace(subject, pattern=rng.choice(PATTERNS))
-    return replace(scene, subjects=tuple(subject if n == place else one for n, one in enumerate(scene.subjects)))
-
-
-def _coloured(subject: Subject, colour: str) -> Subject:
-    return subject if colour == subject.second else replace(subject, colour=colour)
+            subjects = [replace(subject, colour=one) for one in COLOURS if one != subject.second]
+        case _:
+            subjects = [replace(subject, pattern=one) for one in PATTERNS]
+    before, after = scene.subjects[:place], scene.subjects[place + 1 :]
+    return [replace(scene, subjects=(*before, one, *after)) for one in subjects]
 
 
 def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -91,17 +98,6 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     logits = scale * images @ texts.T
     right = torch.arange(len(logits))
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
-
-
-def pixels(scenes: Sequence[Scene], vae: AutoencoderTiny, rng: random.Random, blurred: float) -> Tensor:
-    """[n, 3, 96, 96] in [-1, 1], the share `blurred` through the VAE."""
-    drawn = np.stack([np.asarray(render(scene)) for scene in scenes])
-    x = torch.from_numpy(drawn).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-    through = torch.tensor([rng.random() < blurred for _ in scenes])
-    if through.any():
-        with torch.no_grad():
-            x[through] = vae(x[through]).sample.clamp(-1, 1)
-    return x
 
 
 def train_clip(vae: AutoencoderTiny, tokenizer: Any, steps: int, families: int, seed: int) -> Any:
@@ -115,8 +111,9 @@ def train_clip(vae: AutoencoderTiny, tokenizer: Any, steps: int, families: int, 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, steps, pct_start=0.05)
     began = time.monotonic()
     for step in range(1, steps + 1):
-        batch = [one for _ in range(families) for one in family(rng)]
-        x = pixels([scene for scene, _ in batch], vae, rng, 0.25 if step > 0.6 * steps else 0.0)
+        batch = [one for _ in range(families) for one in family(rng, held_out=False)]
+        blurred = 0.25 if step > 0.6 * steps else 0.0
+        x = partly_through(vae, tensor_of([render(scene) for scene, _ in batch]), blurred, rng)
         images, texts, scale = model(x, tokenizer([text for _, text in batch]))
         loss = contrast(images, texts, scale)
         loss.backward()
@@ -143,8 +140,9 @@ def write_clip(folder: Path, model: Any, tokenizers: Path) -> None:
 
 
 def accuracy(clip: Clip, seed: int, count: int = 500) -> dict[str, float]:
-    """Of families that training never showed: how often a picture's own caption is the nearest of the four, a caption's
-    own picture too, and how often two pictures of one scene are more alike than those of two scenes of its family."""
+    """Of families of held-out subjects, which training never shows: how often a picture's own caption is the nearest of
+    the four, a caption's own picture too, and how often two pictures of one scene are more alike than those of two
+    scenes of its family."""
     rng = random.Random(f"clip test {seed}")
     families = [family(rng, held_out=True) for _ in range(count)]
     drawn = clip.images([render(scene) for one in families for scene, _ in one]).unflatten(0, (count, 4))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler, UNet2DConditionModel
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from studio.devices import multiplies_bfloat16
 from studio.home import write_atomic
 from studio.picturebook import Scene, caption, random_scene
 from studio.picturebook_draw import render
+from studio.pixels import tensor_of
 from studio.trainers.muon import Muon, matrices_of
 from studio.trainers.picturebook_text import tokenize
 from studio.trainers.picturebook_vae import encode
@@ -110,8 +110,7 @@ def draw_pool(
     latents = torch.empty(count, 4, size // 4, width // 4, dtype=torch.float16)
     few = 16 if device == "cpu" else 128  # what a CPU's cache holds
     for start in range(0, count, few):
-        arrays = np.stack([np.asarray(render(scene, width, size)) for scene in scenes[start : start + few]])
-        x = torch.from_numpy(arrays).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        x = tensor_of([render(scene, width, size) for scene in scenes[start : start + few]]).to(device)
         latents[start : start + few] = (encode(vae, x) * vae.config["scaling_factor"]).half().cpu()
     return scenes, latents
 

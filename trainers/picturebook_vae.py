@@ -7,7 +7,6 @@ sharp thumbnail instead of at noise; the fourth is free for detail.
 import random
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from studio.picturebook import random_scene
 from studio.picturebook_draw import render
+from studio.pixels import tensor_of
 
 WIDTH = 32
 CROP = 48
@@ -23,8 +23,7 @@ CROP = 48
 
 def pictures(rng: random.Random, count: int, size: int = 96) -> Tensor:
     """Random renders in [-1, 1]: [count, 3, size, size]."""
-    arrays = [np.asarray(render(random_scene(rng, held_out=None), size, size)) for _ in range(count)]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return tensor_of([render(random_scene(rng, held_out=None), size, size) for _ in range(count)])
 
 
 def encode(vae: AutoencoderTiny, x: Tensor) -> Tensor:
@@ -35,6 +34,15 @@ def encode(vae: AutoencoderTiny, x: Tensor) -> Tensor:
 def decode(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
     """Pictures [B, 3, H, W] of `latents`."""
     return vae.decode(latents, return_dict=False)[0]
+
+
+@torch.no_grad()
+def partly_through(vae: AutoencoderTiny, x: Tensor, share: float, rng: random.Random) -> Tensor:
+    """Pictures `x` [B, 3, H, W], each replaced with probability `share` by what `vae` makes of it."""
+    chosen = torch.tensor([rng.random() < share for _ in x])
+    if chosen.any():
+        x[chosen] = vae(x[chosen]).sample.clamp(-1, 1)
+    return x
 
 
 def build_vae(sample: Tensor) -> AutoencoderTiny:
