@@ -5,8 +5,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from studio.errors import UsageError
 from studio.untrusted import shown
 
@@ -34,6 +32,8 @@ def read_header(path: Path, limits: Limits | None = None) -> Header:
 
     Raises UsageError where it is no whole safetensors file, or asks for more than `limits`.
     """
+    from safetensors import SafetensorError, safe_open  # only here: the doctor must start without it
+
     limits = limits or Limits()
     _check_start(path, limits)
     try:

@@ -3,11 +3,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from studio.errors import StudioError, UsageError
@@ -66,6 +69,45 @@ def test_an_unexpected_error_is_one_line_and_a_file(run_studio, failing, tmp_pat
     assert str(kept) in said.err
     assert "Traceback" not in said.err
     assert "Traceback" in kept.read_text()
+
+
+def test_a_package_that_a_command_lacks_is_named_with_what_installs_it(run_studio, failing):
+    failing(ModuleNotFoundError("No module named 'pydantic.fields'", name="pydantic.fields"))
+    said = run_studio("library", "list")
+    assert said.code == 1
+    assert said.err.splitlines()[0] == "error: The package 'pydantic' is not installed."
+    assert "pip install 'pydantic<" in said.err or "pip install 'pydantic>" in said.err  # with the right versions
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Within, no module of the studio has been imported."""
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "studio"}
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "studio"]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def needed() -> list[str]:
+    """What the packages that the studio needs are called when they are imported."""
+    found = {
+        canonicalize_name(Requirement(line).name) for line in requires("concept-studio") or () if "extra" not in line
+    }
+    of = packages_distributions().items()
+    return sorted(name for name, owners in of if name[0] != "_" and found & {*map(canonicalize_name, owners)})
+
+
+@pytest.mark.parametrize("package", needed())
+def test_a_missing_package_is_named_or_left_to_the_doctor(package: str, fresh: None, monkeypatch: pytest.MonkeyPatch):
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    if package in ("typer", "rich", "platformdirs"):
+        with pytest.raises(SystemExit, match=f"The package '{package}' is not installed.\n.*pip install '{package}>="):
+            import_module("studio.ui.cli")
+    else:
+        import_module("studio.ui.cli")
+        import_module("studio.doctor")
 
 
 def test_debug_shows_the_traceback(run_studio, failing):

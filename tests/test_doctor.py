@@ -125,6 +125,15 @@ def test_a_torch_that_does_not_import_is_a_finding(tmp_path: Path, error: str):
     assert checks["state folder"]["status"] == "ok"
 
 
+def test_without_packages_the_doctor_still_looks_at_the_rest(tmp_path: Path):
+    code = "import sys; sys.modules |= dict.fromkeys(('psutil', 'safetensors'))"
+    code += "\nfrom studio.ui.cli import main; main(['doctor', '--json'])"
+    checks = {check["name"]: check for check in json.loads(in_a_process(code, tmp_path))["checks"]}
+    assert "psutil" in checks["device"]["detail"]
+    assert "safetensors" in checks["judge A"]["detail"]
+    assert checks["state folder"]["status"] == "ok"
+
+
 def test_a_torchvision_of_another_torch_is_named_with_its_remedy(tmp_path: Path):
     (tmp_path / "torchvision.py").write_text(
         "import torch\ntorch.library.register_fake('torchvision::nms')(lambda *boxes: boxes)\n"

@@ -11,27 +11,31 @@ from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated
 
-import typer
-from rich.console import Console
+from studio.errors import StudioError, missing_package, named
 
-from studio.errors import StudioError, named
-from studio.ui import (
-    cmd_bench,
-    cmd_check,
-    cmd_combine,
-    cmd_compose,
-    cmd_convert,
-    cmd_demo,
-    cmd_doctor,
-    cmd_evaluate,
-    cmd_generate,
-    cmd_inspect,
-    cmd_jobs,
-    cmd_library,
-    cmd_stylize,
-    cmd_train,
-    cmd_ui,
-)
+try:
+    import typer
+    from rich.console import Console
+
+    from studio.ui import (
+        cmd_bench,
+        cmd_check,
+        cmd_combine,
+        cmd_compose,
+        cmd_convert,
+        cmd_demo,
+        cmd_doctor,
+        cmd_evaluate,
+        cmd_generate,
+        cmd_inspect,
+        cmd_jobs,
+        cmd_library,
+        cmd_stylize,
+        cmd_train,
+        cmd_ui,
+    )
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {missing_package(error.name or str(error))}")
 
 app = typer.Typer(
     name="studio",
@@ -113,6 +117,9 @@ def _unexpected(error: Exception, *, debug: bool) -> tuple[str, str]:
     if debug:
         traceback.print_exception(error)
         return problem, ""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = missing_package(error.name)
+        return missing.problem, missing.remedy
     handle, path = tempfile.mkstemp(prefix="studio-error-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)

@@ -1,7 +1,7 @@
 """`studio jobs`: what was asked for in pages and terminals, and how far it is."""
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,16 +10,18 @@ from rich.text import Text
 
 from studio.errors import StudioError, UsageError
 from studio.home import Home
-from studio.jobs import Job, JobStore
 from studio.ui.options import HomeOption, JsonOption, print_json
 from studio.untrusted import shown
+
+if TYPE_CHECKING:
+    from studio.jobs import Job, JobStore
 
 app = typer.Typer(no_args_is_help=True, help="List, show, watch, cancel, pause, retry, clone, move and forget jobs.")
 NumberArgument = Annotated[int, typer.Argument(help="The job's number.", show_default=False)]
 _LOOK_SECONDS = 0.2
 
 
-def _store(home: Any) -> JobStore:
+def _store(home: Any) -> "JobStore":
     """The jobs, after those that died were found out and those that wait were given a runner."""
     from studio.ui.service import Service
 
@@ -136,7 +138,7 @@ def forget(number: NumberArgument, home: HomeOption = None) -> None:
     typer.echo(f"Job {number} is forgotten.")
 
 
-def record(job: Job) -> dict[str, Any]:
+def record(job: "Job") -> dict[str, Any]:
     """A job as programs read it."""
     names = ("id", "kind", "title", "state", "phase", "step", "total", "seconds_left", "loss", "device", "attempts",
              "parent", "problem", "remedy", "arguments", "result")  # fmt: skip
