@@ -1,25 +1,33 @@
 """The stages of the base's training: what they leave in the run's folder."""
 
+import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPTextModelWithProjection
+from diffusers import AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from studio.trainers import picturebook
-from studio.trainers.picturebook import decoder_stage, text_stage, three_stage, unet_stage, vae_stage
-from studio.trainers.picturebook_pipeline import export
+from studio.trainers import picturebook, picturebook_pipeline
+from studio.trainers.picturebook import decoder_stage, main, text_stage, three_stage, unet_stage, vae_stage
+from studio.trainers.picturebook_decoder import train_decoder
+from studio.trainers.picturebook_pipeline import contact_sheet, export
 from studio.trainers.picturebook_text import build_towers, train_tokenizer
 from studio.trainers.picturebook_unet import Stage, TextSide, build_unet
 from studio.trainers.picturebook_vae import build_vae
 
 
 @pytest.fixture(scope="module")
-def text() -> TextSide:
-    tokenizer = train_tokenizer(0)
+def tokenizer() -> CLIPTokenizer:
+    return train_tokenizer(0)
+
+
+@pytest.fixture
+def text(tokenizer: CLIPTokenizer) -> TextSide:
     first, second = build_towers(tokenizer)
     return TextSide(tokenizer, first.eval(), second.eval())
 
@@ -103,3 +111,93 @@ def test_an_export_that_ends_early_leaves_the_old_one_whole(
     export(out, vae, text, build_unet())
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert [path.relative_to(out).parts[0] for path in after if after[path] != before[path]] == ["unet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--from M --until coarse", "--until coarse"),
+        ("--from M --until decoder --sharpen 10", "--until decoder"),
+        ("--teach-three 10", "--teach-three"),
+        ("--sharpen 10 --until vae", "--sharpen"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str, named: str
+):
+    with pytest.raises(SystemExit) as refused:
+        main(["--run", str(tmp_path / "run"), *arguments.split()])
+    assert refused.value.code == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert "--from" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script at a size of seconds, by one process."""
+
+    def few_pictures(vae: AutoencoderTiny, steps: int, pool: int, seed: int, log: Any) -> AutoencoderTiny:
+        return train_decoder(vae, steps, 8, seed, log)
+
+    monkeypatch.setattr(picturebook, "train_decoder", few_pictures)
+    monkeypatch.setattr(picturebook, "STEPS", {"vae": 4, "decoder": 2, "text": 2})
+    for name, seed in (("coarse", 0), ("fine", 1)):
+        monkeypatch.setitem(picturebook.STAGES, name, Stage(32, 4, 2, 1e-3, 1e-4, seed=seed, threes=2 * seed))
+    monkeypatch.setattr(picturebook_pipeline, "PREVIEW_PROMPTS", ("a red cat",))
+    monkeypatch.setattr(picturebook, "_processes", lambda *given: 1)
+
+
+def states(run: Path) -> dict[str, float]:
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_the_script_trains_stage_by_stage_and_exports(tmp_path: Path, small: None):
+    run = tmp_path / "run"
+    wanted = ["vae", "decoder", "text_encoder text_encoder_2 tokenizer", "coarse", "fine", "export"]
+    for number, until in enumerate(("vae", "decoder", "text", "coarse", "fine", "export")):
+        before = states(run)
+        main(["--run", str(run), "--until", until, "--pool", "8", "--device", "cpu"])
+        assert sorted(one.name for one in run.iterdir()) == sorted(" ".join(wanted[: number + 1]).split())
+        assert before.items() <= states(run).items()  # what was done is left out
+    assert len(json.loads((run / "export" / "studio_base.json").read_text())["prior_prompts"]) == 24
+    pipe: Any = StableDiffusionXLPipeline.from_pretrained(
+        run / "export", torch_dtype=torch.float32, add_watermarker=False
+    )
+    trained = UNet2DConditionModel.from_pretrained(run / "fine" / "unet")
+    for one, other in zip(pipe.unet.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(one, other.half().float())
+    picture = contact_sheet(pipe, 32, steps=1)
+    assert picture.size == (32, 64)
+
+
+@pytest.mark.slow
+def test_the_script_goes_on_from_a_model(tmp_path: Path, small: None, vae: AutoencoderTiny, text: TextSide):
+    run, begun = tmp_path / "run", tmp_path / "begun"
+    export(begun, vae, text, build_unet())
+    options = ["--sharpen", "2", "--teach-three", "2", "--fine-samples", "2", "--pool", "8", "--device", "cpu"]
+    main(["--run", str(run), "--from", str(begun), "--out", str(tmp_path / "out"), *options])
+    assert sorted(one.name for one in run.iterdir()) == [
+        "decoder",
+        "fine",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+    ]
+    before, after = (load_file(next((folder / "vae").glob("*.safetensors"))) for folder in (begun, tmp_path / "out"))
+    encoder = [name for name in before if name.startswith("encoder.")]
+    assert all(torch.equal(before[name], after[name]) for name in encoder)
+    assert len(after) > len(before)
+
+
+@pytest.mark.slow
+def test_a_team_trains_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vae: AutoencoderTiny, text: TextSide):
+    monkeypatch.setattr(picturebook, "_processes", lambda *given: 2)
+    start = build_unet()
+    trained = unet_stage(tmp_path, "team", Stage(32, 4, 2, 1e-3, 1e-4), vae, text, deepcopy(start), 8)
+    pairs = list(zip(trained.parameters(), start.parameters(), strict=True))
+    assert all(bool(one.isfinite().all()) for one, _ in pairs)
+    assert any(not torch.equal(one, was) for one, was in pairs)
+    assert torch.load(tmp_path / "team" / "state.pt", weights_only=True)["done"] == 4

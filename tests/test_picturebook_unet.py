@@ -1,6 +1,9 @@
 """The UNet's training: the schedule, the noising, and stages that go on where they were cut off."""
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
+from studio.trainers import picturebook_unet
 from studio.trainers.picturebook_text import build_towers, train_tokenizer
 from studio.trainers.picturebook_unet import (
     Averaged,
@@ -74,8 +78,17 @@ def test_an_average_of_a_constant_is_that_constant():
     assert torch.equal(average.model.weight, model.weight)
 
 
+def restore_with(
+    restore: Callable[..., int], begun: list[dict[str, Any]], file: Path, parts: dict[str, Any], device: str
+) -> int:
+    """Restore `parts`, and keep in `begun` what they then are."""
+    done = restore(file, parts, device)
+    begun.append(deepcopy({name: part.state_dict() for name, part in parts.items()}))
+    return done
+
+
 @pytest.mark.slow
-def test_a_stage_goes_on_from_its_state(tmp_path: Path):
+def test_a_stage_goes_on_from_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     tokenizer = train_tokenizer(0)
     first, second = build_towers(tokenizer)
@@ -87,9 +100,16 @@ def test_a_stage_goes_on_from_its_state(tmp_path: Path):
         return train_unet(stage, build_unet(), vae, text, tmp_path, 8, lambda unet, done: seen.append(done), ALONE)
 
     seen: list[int] = []
+    begun: list[dict[str, Any]] = []
     once = train(4)
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
     again = train(4)  # nothing is left to do: the average comes back as it was saved
     assert all(torch.equal(a, b) for a, b in zip(once.parameters(), again.parameters(), strict=True))
-    further = train(6)
+    with monkeypatch.context() as patched:
+        patched.setattr(picturebook_unet, "_restore", partial(restore_with, picturebook_unet._restore, begun))
+        further = train(6)
     assert seen == [4, 6]
+    assert saved.keys() == {"unet", "average", "muon", "adamw", "done"}
+    for name, part in begun[0].items():  # the UNet's raw weights and both optimizers' means, not the average alone
+        torch.testing.assert_close(part, saved[name], rtol=0, atol=0)
     assert not all(torch.equal(a, b) for a, b in zip(once.parameters(), further.parameters(), strict=True))

@@ -2,16 +2,16 @@
 
 Stages in order: vae, decoder, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder,
 whole or not at all, and is left out when that is there. Cut off, coarse and fine go on from their last state, which is
-saved every five minutes; vae, decoder and text, half an hour at most, begin anew. `--from MODEL` begins the fine stage from
-the weights of an exported model instead, e.g. the shipped one; what `--sharpen` and `--teach-three` do before it begins
-anew too.
+saved every five minutes; vae, decoder and text, half an hour at most, begin anew. `--from MODEL` begins the fine stage
+from the weights of an exported model instead, e.g. the shipped one; what `--sharpen` and `--teach-three` do before it
+begins anew too.
 """
 
 import argparse
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from multiprocessing import parent_process
@@ -38,6 +38,7 @@ STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
     "fine": Stage(size=96, samples=190_000, batch=64, peak=1e-3, last=3e-5, seed=1, clear=0.4, threes=3),
 }
+STEPS = {"vae": 4500, "decoder": 7000, "text": 1500}
 MEETING = "meeting"  # the file by which the processes of a team find each other
 
 
@@ -162,8 +163,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         raise StudioError(f"Another process trains in {folder}.", "Stop it, or take another --run.") from None
 
 
-def main() -> None:
-    """Run the stages that are not done."""
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the embedded base model from nothing.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the stages' results")
     parser.add_argument("--from", dest="start", type=Path, help="an exported model whose weights begin the fine stage")
@@ -176,7 +176,20 @@ def main() -> None:
     parser.add_argument("--fine-seed", type=int, default=STAGES["fine"].seed)
     parser.add_argument("--pool", type=int, default=60_000, help="pictures drawn for a stage")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.start and args.until not in ("fine", "export"):
+        parser.error(
+            f"--from begins with the fine stage, after --until {args.until}: "
+            "take --until fine or export, or leave --from out"
+        )
+    if (args.teach_three or args.sharpen) and not args.start:
+        parser.error("--teach-three and --sharpen change a model that is there: name it by --from, or leave them out")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stages that are not done."""
+    args = _arguments(argv)
     torch.manual_seed(0)
     args.run.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -188,13 +201,13 @@ def main() -> None:
         if args.teach_three:
             text = three_stage(args.run, args.teach_three, text)
     else:
-        vae = vae_stage(args.run, 4500)
+        vae = vae_stage(args.run, STEPS["vae"])
         if args.until == "vae":
             return
-        vae = decoder_stage(args.run, 7000, vae)
+        vae = decoder_stage(args.run, STEPS["decoder"], vae)
         if args.until == "decoder":
             return
-        text = text_stage(args.run, 1500)
+        text = text_stage(args.run, STEPS["text"])
         if args.until == "text":
             return
         unet = build_unet()
