@@ -61,15 +61,15 @@ def blocks(report: dict[str, Any]) -> str:
 
 def judges(report: dict[str, Any]) -> str:
     """How good the judges are, and how often they agree."""
-    named = {"kind": "class"}
     agreed = report["agreement on pictures of the base"]
-    parts = ("renders", "reconstructions")
+    named = {"whole_kind": "class", "identity": "identity of the sample concepts"}
     rows = []
-    for field in (key.removeprefix("whole_") for key in report["A"]["renders"] if key.startswith("whole_")):
-        shares = [f"{report[which][part][f'whole_{field}']:.2f}" for part in parts for which in ("A", "B")]
-        rows.append((named.get(field, field), *shares, interval(agreed[field]) if field in agreed else ""))
-    identity = [f"{report[which]['identity_of_sample_concepts']:.2f}" for which in ("A", "B")]
-    rows.append(("identity of the sample concepts", *identity, "", "", ""))
+    for key in report["A"]["renders"]:
+        found = [report[which][part][key] for part in ("renders", "reconstructions") for which in ("A", "B")]
+        where, _, field = key.rpartition("_")
+        name = named.get(key) or f"{field.replace('kind', 'class')}{', half of a picture' * (where == 'half')}"
+        both = agreed.get(field) if where == "whole" else None
+        rows.append((name, *(f"{one['value']:.2f}" for one in found), interval(both) if both else ""))
     heads = ("", "A on true drawings", "B", "A after the VAE", "B", "they agree on the base's pictures")
     return table(heads, rows)
 

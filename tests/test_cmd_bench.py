@@ -78,19 +78,16 @@ def test_what_was_measured_is_kept_where_it_cannot_be_shown(run_studio, small: P
     assert json.loads((tmp_path / "training-step.json").read_text()) == found
 
 
-def test_judges_prints_what_was_measured_when_they_were_trained(run_studio, small: Path, tmp_path: Path, monkeypatch):
-    (tmp_path / "judges").mkdir()
-    monkeypatch.setattr("studio.ui.cmd_bench.files", lambda package: tmp_path)
-    said = run_studio("bench", "judges")
-    assert (said.code, "Install the studio again" in said.err) == (1, True)
-    for which, share in (("A", 0.75), ("B", 0.5)):
-        (tmp_path / "judges" / f"{which}.json").write_text(json.dumps({"steps": 9, "renders": {"whole_kind": share}}))
+def test_judges_measures_both_on_drawings_before_and_after_the_vae(run_studio, small: Path):
     few = ("bench", "judges", "--count", "2")
-    assert json.loads(run_studio(*few, "--json").out)["B"]["renders"]["whole_kind"] == 0.5
+    found = json.loads(run_studio(*few, "--json").out)
+    for which in ("A", "B"):
+        for part in ("renders", "reconstructions"):
+            assert found[which][part]["whole_kind"]["count"] == found[which][part]["half_kind"]["count"] == 4
+            assert found[which][part]["identity"]["count"] == len(SAMPLE_SUBJECTS)
     lines = run_studio(*few).out.splitlines()
     assert any("they agree: kind" in line for line in lines)
-    row = next(line for line in lines if "whole_kind" in line)
-    assert row.split()[-2:] == ["0.750", "0.500"]
+    assert any("renders: half_colour" in line for line in lines)
 
 
 def test_a_method_asked_for_twice_is_one():

@@ -1,6 +1,5 @@
 """How judges are trained: what a view shows and asks, the loss, and a training of a few steps."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -102,16 +102,35 @@ def test_what_is_measured_is_what_is_shipped(
         taken.append(steps)
         return Judge(script.JudgeNet(which))
 
-    def measure(judge: Judge, seed: int, **given: Any) -> float:
+    def measure(judge: Judge, *given: Any) -> dict[str, Any]:
         measured.append(judge.net.state_dict())
-        return 0.5
+        return {}
 
     monkeypatch.setattr(script, "train_judge", untrained)
-    monkeypatch.setattr(script, "accuracy", measure)
-    monkeypatch.setattr(script, "identity_accuracy", measure)
+    monkeypatch.setattr(script, "measured", measure)
     vae.save_pretrained(tmp_path / "vae")
     script.main([which, "--vae", str(tmp_path / "vae"), "--out", str(tmp_path), *given])
     shipped = load_file(tmp_path / f"{which}.safetensors")
-    assert taken == [steps] == [json.loads((tmp_path / f"{which}.json").read_text())["steps"]]
-    assert len(measured) == 3
+    assert taken == [steps]
+    assert len(measured) == 1
     assert all(torch.equal(weights[name].float(), one.float()) for weights in measured for name, one in shipped.items())
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_judge_is_measured_on_the_same_renders_through_the_vae_and_without(vae: AutoencoderTiny, through: bool):
+    shown: list[Image.Image] = []
+
+    class Seeing(Judge):
+        def read(self, images: Any, boxes: Any = None) -> Any:
+            shown.extend(images)
+            return super().read(images, boxes)
+
+    judge = Seeing(script.JudgeNet("A"))
+    found = script.accuracy(judge, 5, 4, vae if through else None)
+    assert found["whole_kind"].count == found["half_kind"].count == 4
+    again = list(shown)
+    shown.clear()
+    script.accuracy(judge, 5, 4)
+    same = [one.tobytes() == other.tobytes() for one, other in zip(shown, again, strict=True)]
+    assert all(same) is not through
+    assert [one.size for one in shown] == [one.size for one in again]

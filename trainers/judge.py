@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderTiny
@@ -40,6 +40,7 @@ from studio.picturebook import (
 )  # fmt: skip
 from studio.picturebook_draw import render
 from studio.pixels import tensor_of
+from studio.stats import Share
 from studio.trainers.picturebook_vae import partly_through
 
 Which = Literal["A", "B"]
@@ -185,27 +186,23 @@ def train_judge(which: Which, vae: AutoencoderTiny, steps: int, seed: int) -> Ju
     return Judge(net)
 
 
-def accuracy(judge: Judge, seed: int, count: int = 400, vae: AutoencoderTiny | None = None) -> dict[str, float]:
-    """Share of attributes read right on fresh renders (through `vae` where given): whole pictures and halves."""
+def accuracy(judge: Judge, seed: int, count: int = 400, vae: Any = None) -> dict[str, Share]:
+    """How often each attribute of fresh renders is read right, on whole pictures ("whole_kind") and on halves of
+    pictures; through `vae` where given, the same renders."""
     rng = random.Random(f"judge test {seed}")
-    result: dict[str, float] = {}
+    result: dict[str, Share] = {}
     for label, shape in (("whole", (96, 96)), ("half", (48, 96))):
         views = [view(dressed_subject(rng), rng, shape) for _ in range(count)]
-        images = [image for image, _, _ in views]
-        if vae is not None:
-            with torch.no_grad():
-                x = vae(tensor_of(images)).sample.clamp(-1, 1)
-            decoded = x.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
-            images = [Image.fromarray(array.numpy()) for array in decoded]
-        for name in ATTRIBUTES:
-            seen = [(getattr(r, name), t[name]) for r, (_, t, _) in zip(judge.read(images), views, strict=True)]
-            right = [ATTRIBUTES[name].index(value) == target for value, target in seen if target != IGNORED]
-            result[f"{label}_{name}"] = sum(right) / len(right)
+        readings = judge.read(_through(vae, [image for image, _, _ in views]))
+        for name, values in ATTRIBUTES.items():
+            seen = [(getattr(r, name), t[name]) for r, (_, t, _) in zip(readings, views, strict=True)]
+            right = [values.index(value) == target for value, target in seen if target != IGNORED]
+            result[f"{label}_{name}"] = Share.of(right)
     return result
 
 
-def identity_accuracy(judge: Judge, seed: int, per_concept: int = 25) -> float:
-    """Share of fresh renders of the sample concepts that are nearest to their own concept among all distractors."""
+def identity_accuracy(judge: Judge, seed: int, per_concept: int = 25, vae: Any = None) -> Share:
+    """How often fresh renders of the sample concepts are nearest to their own concept among all distractors."""
     rng = random.Random(f"identity test {seed}")
     hits: list[bool] = []
     for subject in SAMPLE_SUBJECTS.values():
@@ -217,12 +214,33 @@ def identity_accuracy(judge: Judge, seed: int, per_concept: int = 25) -> float:
             )
             for _ in range(per_concept)
         ]
-        hits += gallery.identity(judge.embed(shown), subject)[0].tolist()
-    return sum(hits) / len(hits)
+        hits += gallery.identity(judge.embed(_through(vae, shown)), subject)[0].tolist()
+    return Share.of(hits)
+
+
+@torch.no_grad()
+def _through(vae: Any, images: list[Image.Image]) -> list[Image.Image]:
+    if vae is None:
+        return images
+    decoded = torch.cat([vae(tensor_of(images[n : n + 25])).sample for n in range(0, len(images), 25)])
+    pixels = decoded.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1)
+    return [Image.fromarray(array.numpy()) for array in pixels]
+
+
+def measured(judge: Judge, vae: Any, seed: int, count: int = 400) -> dict[str, Any]:
+    """How good a judge is on fresh renders and on the same after `vae`, as it is reported."""
+    parts = {"renders": None, "reconstructions": vae}
+    found: dict[str, Any] = {
+        part: {name: share.rounded() for name, share in accuracy(judge, seed, count, coder).items()}
+        for part, coder in parts.items()
+    }
+    for part, coder in parts.items():
+        found[part]["identity"] = identity_accuracy(judge, seed, max(1, count // 16), coder).rounded()
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train a judge, report its accuracy, write its weights in fp16."""
+    """Train a judge, write its weights in fp16, and tell how good it is."""
     parser = argparse.ArgumentParser(description="Train a judge of the picturebook world.")
     parser.add_argument("which", choices=("A", "B"))
     parser.add_argument("--vae", type=Path, default=Path("assets/picturebook/vae"))
@@ -232,17 +250,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     vae = AutoencoderTiny.from_pretrained(args.vae).eval().requires_grad_(False)
     steps = args.steps or STEPS[args.which]
     judge = train_judge(args.which, vae, steps, seed=SEEDS[args.which])
-    judge.net.half().float()  # what is measured is what is shipped
-    report = {
-        "steps": steps,
-        "renders": accuracy(judge, 1),
-        "reconstructions": accuracy(judge, 2, vae=vae),
-        "identity_of_sample_concepts": identity_accuracy(judge, 3),
-    }
     weights = {k: v.half().contiguous() for k, v in judge.net.state_dict().items()}
     write_atomic(args.out / f"{args.which}.safetensors", lambda path: save_file(weights, path))
-    (args.out / f"{args.which}.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    judge.net.half().float()  # what is measured is what is shipped
+    print(json.dumps(measured(judge, vae, 1), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """`studio bench`: what the base, the sample concepts, their composition and the judges are worth, in numbers."""
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studio.errors import StudioError
+from studio.events import Phase
 from studio.home import Home
 from studio.pipelines.markdown import interval
 from studio.ui.benching import (
@@ -165,23 +163,28 @@ def styles(
 
 @app.command("judges")
 def judges(
-    count: Annotated[int, typer.Option(min=1, help="Pictures that the base draws for both.")] = 200,
+    count: Annotated[int, typer.Option(min=1, help="Pictures of the base; twice as many true ones.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 8_000_000,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How often the judges are right on true drawings, as measured after their training, and how often they agree."""
+    """How often the judges are right on true drawings, before and after the base's VAE, and how often they agree."""
     prepare_out(out)
-    report: dict[str, Any] = {which: _judge_report(which) for which in ("A", "B")}
-    told = {which: flat(found) for which, found in report.items()}
     with progress() as emit:
         model, judge = load_tools(emit)
         from studio.judge import Judge
         from studio.pipelines.judge_bench import bench_agreement
+        from studio.trainers.judge import measured
 
-        agreed, pictures = bench_agreement(model, (Judge.load("A"), judge), count, seed, emit)
+        both = {"A": Judge.load("A"), "B": judge}
+        report: dict[str, Any] = {}
+        for which, one in both.items():
+            emit(Phase(f"judge {which} reads true drawings"))
+            report[which] = measured(one, model.vae, seed, 2 * count)
+        agreed, pictures = bench_agreement(model, (both["A"], judge), count, seed, emit)
+    told = {which: flat(found) for which, found in report.items()}
     report["agreement on pictures of the base"] = agreed
-    rows = [(name, *(_number(found.get(name)) for found in told.values())) for name in told["A"]]
+    rows = [(name, *(interval(found[name]) for found in told.values())) for name in told["A"]]
     rows += [(f"they agree: {field}", interval(found), "") for field, found in agreed.items()]
     keep_report(out, "judges", report, {"pictures": pictures})
     show(report, ("", "judge A", "judge B"), rows, as_json)
@@ -214,13 +217,6 @@ def train(
     show(report, ("", "", "seconds a step", "to diffusers", "to it with latents cached"), rows, as_json)
 
 
-def _judge_report(which: str) -> dict[str, Any]:
-    file = files("studio.assets") / "judges" / f"{which}.json"
-    if not file.is_file():
-        raise StudioError(f"The report of judge {which} is missing.", "Install the studio again: it is part of it.")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def _pooled(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """One share of all pictures together."""
     from studio.stats import Share
@@ -228,7 +224,3 @@ def _pooled(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     hits = sum(round(one["value"] * one["count"]) for one in found)
     total = int(sum(one["count"] for one in found))
     return Share.of([n < hits for n in range(total)]).rounded()
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
