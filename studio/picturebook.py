@@ -17,6 +17,9 @@ BACKGROUNDS = ("paper", "grass", "sky", "sand", "night")
 STYLES = ("flat", "outline", "pixel", "watercolor", "hatched")
 SIZES = ("small", "big")
 ACCESSORIES = ("none", "hat", "crown", "scarf", "balloon")
+"""What a concept may wear or hold; the base's training never shows it."""
+TRIMMINGS = ("flag", "kite", "bow", "ring", "horns", "comb", "bib", "belt")
+"""What things wear or hold in the base's training, and its captions name; no concept does."""
 
 IDENTIFIERS = (
     "sks", "ohwx", "zwx", "vrk", "qpl", "jxt", "bnv", "krz", "mfq", "wug", "plo", "dxi", "gyp", "hbo", "nuv", "tqe",
@@ -43,7 +46,8 @@ STYLE_WORDS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing in a picture; `second` is the other colour of its pattern, `accent` the colour of its accessory."""
+    """One thing in a picture; `second` is the other colour of its pattern, `accent` that of its accessory, which is one
+    of ACCESSORIES or of TRIMMINGS."""
 
     kind: str
     colour: str
@@ -97,6 +101,18 @@ def random_subject(rng: random.Random) -> Subject:
     return Subject(rng.choice(CLASSES), colour, pattern, second)
 
 
+def trimmed(scene: Scene, rng: random.Random, share: float = 0.35) -> Scene:
+    """The scene, in which each subject wears with probability `share` one of TRIMMINGS, not in its own colour."""
+
+    def dress(subject: Subject) -> Subject:
+        if rng.random() >= share:
+            return subject
+        accent = rng.choice([colour for colour in COLOURS if colour != subject.colour])
+        return replace(subject, accessory=rng.choice(TRIMMINGS), accent=accent)
+
+    return replace(scene, subjects=tuple(dress(subject) for subject in scene.subjects))
+
+
 def random_scene(rng: random.Random, held_out: bool | None = False, subjects: int | None = None) -> Scene:
     """A scene of `subjects` subjects (None: one or two), all held out, none (False), or either (None)."""
     count = subjects or (2 if rng.random() < 0.45 else 1)
@@ -115,7 +131,8 @@ def scenes(seed: int, count: int, held_out: bool | None = False, subjects: int |
 
 
 def describe(subject: Subject, rng: random.Random, drop: float, identifiers: float = 0.0) -> str:
-    """Words for one subject, its adjectives in changing order, each left out with probability `drop`."""
+    """Words for one subject, its adjectives in changing order, each left out with probability `drop`; of what it wears
+    only TRIMMINGS are named, always."""
     colour = "" if rng.random() < drop else subject.colour
     pattern = "" if rng.random() < drop or subject.pattern == "plain" else subject.pattern
     if colour and pattern and (subject.second != "white" or rng.random() < 0.2):
@@ -125,7 +142,11 @@ def describe(subject: Subject, rng: random.Random, drop: float, identifiers: flo
         words.insert(0, "plain")
     if rng.random() < identifiers:
         words.insert(rng.choice((0, len(words))), rng.choice(IDENTIFIERS))
-    return with_article(" ".join([*filter(None, words), subject.kind]))
+    phrase = with_article(" ".join([*filter(None, words), subject.kind]))
+    if subject.accessory not in TRIMMINGS:
+        return phrase
+    worn = subject.accessory if rng.random() < drop else f"{subject.accent} {subject.accessory}"
+    return f"{phrase} with {worn if worn.endswith('s') else with_article(worn)}"
 
 
 def with_article(words: str) -> str:

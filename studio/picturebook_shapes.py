@@ -1,4 +1,4 @@
-"""The shapes of the picturebook world: ten classes and the accessories, in a unit square from -1 to 1, y down."""
+"""The shapes of the picturebook world: ten classes and what they wear, in a unit square from -1 to 1, y down."""
 
 import math
 
@@ -139,5 +139,51 @@ def accessory_parts(subject: Subject) -> tuple[Part, ...]:
             return (
                 ("black", "polygon", (hx - 0.02, hy, hx + 0.04, hy, hx - 0.08, -0.6, hx - 0.14, -0.6)),
                 ("accent", "oval", (hx - 0.42, -1.25, hx + 0.2, -0.55)),
+            )
+    return _trimming(subject)
+
+
+def _trimming(subject: Subject) -> tuple[Part, ...]:
+    (tx, ty), (nx, ny, width), (hx, hy) = ANCHORS[subject.kind]
+    match subject.accessory:
+        case "flag":
+            return (
+                ("black", "polygon", _box(hx - 0.03, -1.2, hx + 0.03, hy)),
+                ("accent", "polygon", (hx - 0.03, -1.2, hx - 0.55, -0.95, hx - 0.03, -0.7)),
+            )
+        case "kite":
+            return (
+                ("black", "polygon", (hx - 0.03, hy, hx + 0.03, hy, hx - 0.07, -0.6, hx - 0.13, -0.6)),
+                ("accent", "polygon", (hx - 0.1, -1.25, hx + 0.2, -0.95, hx - 0.1, -0.5, hx - 0.4, -0.95)),
+            )
+        case "bow":
+            return (
+                ("accent", "polygon", (tx, ty - 0.15, tx - 0.5, ty - 0.45, tx - 0.5, ty + 0.15)),
+                ("accent", "polygon", (tx, ty - 0.15, tx + 0.5, ty - 0.45, tx + 0.5, ty + 0.15)),
+                ("accent", "oval", (tx - 0.14, ty - 0.3, tx + 0.14, ty)),
+            )
+        case "ring":
+            return (
+                ("accent", "oval", (tx - 0.5, ty - 0.58, tx + 0.5, ty - 0.14)),
+                ("ground", "oval", (tx - 0.32, ty - 0.46, tx + 0.32, ty - 0.26)),
+            )
+        case "horns":
+            return (
+                ("accent", "polygon", (tx - 0.5, ty + 0.1, tx - 0.45, ty - 0.5, tx - 0.12, ty)),
+                ("accent", "polygon", (tx + 0.5, ty + 0.1, tx + 0.45, ty - 0.5, tx + 0.12, ty)),
+            )
+        case "comb":
+            return (
+                ("accent", "oval", (tx - 0.48, ty - 0.3, tx - 0.08, ty + 0.12)),
+                ("accent", "oval", (tx + 0.08, ty - 0.3, tx + 0.48, ty + 0.12)),
+                ("accent", "oval", (tx - 0.22, ty - 0.48, tx + 0.22, ty + 0.06)),
+            )
+        case "bib":
+            half = max(0.3, width * 0.6)
+            return (("accent", "oval", (nx - half, ny - 0.08, nx + half, ny + 0.5)),)
+        case "belt":
+            return (
+                ("accent", "polygon", _box(nx - width, ny + 0.24, nx + width, ny + 0.48)),
+                ("grey", "polygon", _box(nx - 0.12, ny + 0.26, nx + 0.12, ny + 0.46)),
             )
     return ()

@@ -2,7 +2,7 @@
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,7 +15,16 @@ from studio.judge import ATTRIBUTES, Judge
 from studio.picturebook import SAMPLE_STYLES, Subject, scenes
 from studio.picturebook_draw import render
 from studio.trainers import judge as script
-from studio.trainers.judge import IGNORED, batch_of_views, contrast, dressed_subject, subject_targets, train_judge, view
+from studio.trainers.judge import (
+    IGNORED,
+    batch_of_views,
+    bent,
+    contrast,
+    dressed_subject,
+    subject_targets,
+    train_judge,
+    view,
+)
 from studio.trainers.picturebook_vae import build_vae
 
 
@@ -67,6 +76,25 @@ def test_a_batch_is_pictures_targets_and_places(vae: AutoencoderTiny):
     assert places.shape == (2, 2)
 
 
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_what_is_bent_moves_a_little_and_stays_in_order(which: Literal["A", "B"]):
+    """Of pictures whose pixels tell their place; no pixel goes as far as four others."""
+    torch.manual_seed(4)
+    rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    places = torch.stack([columns, rows, rows * 0])  # [3, 96, 96]
+    moved = (bent(places.expand(20, 3, 96, 96), which) - places)[:, :2, 8:-8, 8:-8]
+    assert 0.1 < moved.abs().mean() < 1.0
+    assert moved.abs().max() < 4
+    assert moved.std(0).min() > 0.1  # other pictures are bent otherwise
+
+
+def test_what_a_subject_wears_has_a_colour_of_its_own():
+    rng = random.Random(5)
+    worn = [one for one in (dressed_subject(rng) for _ in range(500)) if one.accessory != "none"]
+    assert len(worn) > 250
+    assert all(one.accent != one.colour for one in worn)
+
+
 def test_the_contrast_is_that_of_the_paper():
     """Khosla et al. 2020, equation 2, by sums over pairs; the fifth has no partner."""
     torch.manual_seed(1)
@@ -91,7 +119,7 @@ def test_a_judge_of_a_few_steps_reads_and_is_that_of_its_seed(which: Any, vae: A
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(3))
 
 
-@pytest.mark.parametrize(("which", "given", "steps"), [("A", [], 3200), ("B", [], 5000), ("B", ["--steps", "7"], 7)])
+@pytest.mark.parametrize(("which", "given", "steps"), [("A", [], 8000), ("B", [], 8000), ("B", ["--steps", "7"], 7)])
 def test_what_is_measured_is_what_is_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vae: AutoencoderTiny, which: Any, given: list[str], steps: int
 ):

@@ -15,6 +15,7 @@ from studio.picturebook import (
     SAMPLE_STYLES,
     SAMPLE_SUBJECTS,
     STYLES,
+    TRIMMINGS,
     Scene,
     Subject,
     caption,
@@ -22,6 +23,7 @@ from studio.picturebook import (
     random_subject,
     sample_scenes,
     scenes,
+    trimmed,
 )  # fmt: skip
 from studio.picturebook_draw import RGB, render
 
@@ -156,3 +158,28 @@ def test_sample_pictures_lead_to_both_sides_by_whole_periods_of_the_pattern(subj
         if scene.size == "small":
             assert scene.middle is not None
             assert min(abs(scene.middle - steps / 6 - 0.25) for steps in (-2, -1, 0, 1, 2)) < 0.01
+
+
+def test_trimmings_are_named_and_what_concepts_wear_is_not():
+    rng = random.Random(6)
+    for scene in scenes(31, 300, held_out=None):
+        worn = trimmed(scene, rng)
+        text = caption(worn, rng)
+        for subject, bare in zip(worn.subjects, scene.subjects, strict=True):
+            assert replace(subject, accessory="none", accent=bare.accent) == bare
+            assert (subject.accessory in TRIMMINGS) == (subject != bare)
+            assert subject == bare or (subject.accent != subject.colour and f" {subject.accessory}" in text)
+        assert all(f" {word}" not in text for word in ACCESSORIES)
+    dressed = Scene((Subject("cat", "red", "plain", "white", "hat", "blue"),), "grass", "flat")
+    assert "hat" not in caption(dressed, rng, 0, 0)
+    many = Scene((Subject("cat", "red", "plain", "white", "horns", "blue"),), "grass", "flat")
+    assert "cat with blue horns " in caption(many, rng, 0, 0)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_each_trimming_is_drawn_like_no_other_thing_that_is_worn(kind: str):
+    drawn = [
+        render(Scene((Subject(kind, "red", "plain", "white", worn, "blue"),), "paper", "flat")).tobytes()
+        for worn in (*TRIMMINGS, *ACCESSORIES)
+    ]
+    assert len(set(drawn)) == len(drawn)

@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 
 from studio.errors import StudioError
-from studio.trainers.picturebook import _alone_in, _end_with_parent, _processes, three_stage
+from studio.trainers.picturebook import _alone_in, _end_with_parent, _processes, taught_stage
 from studio.trainers.picturebook_text import build_towers, train_tokenizer
 from studio.trainers.picturebook_unet import TextSide
 
@@ -20,8 +20,8 @@ def test_towers_are_taught_once_a_run(tmp_path: Path):
     tokenizer = train_tokenizer(0)
     before = TextSide(tokenizer, *build_towers(tokenizer))
     states = before.encode(["a red cat"])[0]
-    taught = three_stage(tmp_path, 1, before).encode(["a red cat"])[0]
-    again = three_stage(tmp_path, 10**9, before).encode(["a red cat"])[0]
+    taught = taught_stage(tmp_path, 1, 1, before).encode(["a red cat"])[0]
+    again = taught_stage(tmp_path, 10**9, 10**9, before).encode(["a red cat"])[0]
     assert torch.equal(taught, again)
     assert not torch.equal(taught, states)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from studio.trainers import picturebook, picturebook_pipeline
-from studio.trainers.picturebook import decoder_stage, main, text_stage, three_stage, unet_stage, vae_stage
+from studio.trainers.picturebook import decoder_stage, main, taught_stage, text_stage, unet_stage, vae_stage
 from studio.trainers.picturebook_decoder import train_decoder
 from studio.trainers.picturebook_pipeline import contact_sheet, export
 from studio.trainers.picturebook_text import build_towers, train_tokenizer
@@ -72,14 +72,14 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, kind: type[Any]) -> None:
     [
         (AutoencoderTiny, lambda run, vae, text: vae_stage(run, 1)),
         (AutoencoderTiny, lambda run, vae, text: decoder_stage(run, 1, vae)),
-        (CLIPTextModelWithProjection, lambda run, vae, text: text_stage(run, 1)),
-        (CLIPTextModelWithProjection, lambda run, vae, text: three_stage(run, 1, text)),
+        (CLIPTextModelWithProjection, lambda run, vae, text: text_stage(run, 1, 1)),
+        (CLIPTextModelWithProjection, lambda run, vae, text: taught_stage(run, 1, 1, text)),
         (
             UNet2DConditionModel,
             lambda run, vae, text: unet_stage(run, "tiny", Stage(32, 4, 2, 1e-3, 1e-4), vae, text, build_unet(), 4),
         ),
     ],
-    ids=["vae", "decoder", "text", "three", "unet"],
+    ids=["vae", "decoder", "text", "taught", "unet"],
 )
 def test_a_stage_that_ended_while_it_was_saved_is_not_taken_for_done(
     tmp_path: Path,
@@ -119,6 +119,7 @@ def test_an_export_that_ends_early_leaves_the_old_one_whole(
         ("--from M --until coarse", "--until coarse"),
         ("--from M --until decoder --sharpen 10", "--until decoder"),
         ("--teach-three 10", "--teach-three"),
+        ("--teach-worn 10", "--teach-worn"),
         ("--sharpen 10 --until vae", "--sharpen"),
     ],
 )
@@ -142,7 +143,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         return train_decoder(vae, steps, 8, seed, log)
 
     monkeypatch.setattr(picturebook, "train_decoder", few_pictures)
-    monkeypatch.setattr(picturebook, "STEPS", {"vae": 4, "decoder": 2, "text": 2})
+    monkeypatch.setattr(picturebook, "STEPS", {"vae": 4, "decoder": 2, "text": 2, "worn": 2})
     for name, seed in (("coarse", 0), ("fine", 1)):
         monkeypatch.setitem(picturebook.STAGES, name, Stage(32, 4, 2, 1e-3, 1e-4, seed=seed, threes=2 * seed))
     monkeypatch.setattr(picturebook_pipeline, "PREVIEW_PROMPTS", ("a red cat",))

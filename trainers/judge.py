@@ -2,8 +2,9 @@
 
 Each step shows pairs of one subject in two scenes, and distractors that differ from it in one attribute. Attributes are
 learned by classification, the embedding by contrast (Khosla et al. 2020, arXiv:2004.11362): two views of one subject
-attract, everything else in the batch repels, the distractors above all. Late in training many pictures pass through
-the base's VAE, so that its blur is not taken for a style.
+attract, everything else in the batch repels, the distractors above all. What is drawn
+is bent a little, as a hand or a diffusion model would; late in training many pictures pass through the base's VAE, so
+that its blur is not taken for a style.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from studio.stats import Share
 from studio.trainers.picturebook_vae import partly_through
 
 Which = Literal["A", "B"]
-STEPS = {"A": 3200, "B": 5000}
+STEPS = 8000
 SEEDS = {"A": 11, "B": 47}
 IGNORED = -100
 COLOURLESS = SAMPLE_STYLES  # styles in which colours cannot be told
@@ -52,10 +53,11 @@ CROPS = ((48, 96), (48, 96), (60, 60), (48, 64), (64, 96))  # width, height of t
 
 
 def dressed_subject(rng: random.Random) -> Subject:
-    """A random subject, two thirds of the time with an accessory."""
+    """A random subject, two thirds of the time with an accessory, which a colour of its own lets be seen."""
     subject = random_subject(rng)
     if rng.random() < 2 / 3:
-        subject = replace(subject, accessory=rng.choice(ACCESSORIES[1:]), accent=rng.choice(COLOURS))
+        accent = rng.choice([colour for colour in COLOURS if colour != subject.colour])
+        subject = replace(subject, accessory=rng.choice(ACCESSORIES[1:]), accent=accent)
     return subject
 
 
@@ -113,6 +115,17 @@ def disturb(image: Image.Image, which: Which, rng: random.Random) -> Image.Image
     return image.transform(image.size, Image.Transform.AFFINE, (1, 0, rng.uniform(-2, 2), 0, 1, rng.uniform(-2, 2)))
 
 
+def bent(x: Tensor, which: Which) -> Tensor:
+    """Pictures [B, 3, H, W] moved by up to some two pixels here and there, more coarsely for A than for B."""
+    batch, _, height, width = x.shape
+    spacing, reach = (24, 1.0) if which == "A" else (12, 0.7)
+    knots = torch.randn(batch, 2, height // spacing, width // spacing) * reach * torch.rand(batch, 1, 1, 1)
+    moved = F.interpolate(knots, (height, width), mode="bicubic") * 2 / torch.tensor([width, height]).view(1, 2, 1, 1)
+    upright = torch.eye(2, 3).expand(batch, 2, 3)
+    grid = F.affine_grid(upright, [*x.shape], align_corners=False) + moved.permute(0, 2, 3, 1)  # [B, H, W, 2]
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
 def batch_of_views(
     subjects: Sequence[Subject | None],
     shape: tuple[int, int],
@@ -123,7 +136,8 @@ def batch_of_views(
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """(pictures [B, 3, H, W], targets by attribute [B], places [B, 2]), the share `blurred` through the VAE."""
     views = [view(subject, rng, shape) for subject in subjects]
-    x = partly_through(vae, tensor_of([disturb(image, which, rng) for image, _, _ in views]), blurred, rng)
+    x = bent(tensor_of([disturb(image, which, rng) for image, _, _ in views]), which)
+    x = partly_through(vae, x, blurred, rng)
     x = x + rng.uniform(0, 0.06) * torch.randn_like(x)
     targets = {name: torch.tensor([t[name] for _, t, _ in views]) for name in ATTRIBUTES}
     return x, targets, torch.tensor([place for _, _, place in views])
@@ -244,12 +258,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a judge of the picturebook world.")
     parser.add_argument("which", choices=("A", "B"))
     parser.add_argument("--vae", type=Path, default=Path("assets/picturebook/vae"))
-    parser.add_argument("--steps", type=int, help="default: those of the shipped judges, 3200 for A and 5000 for B")
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=Path("assets/judges"))
     args = parser.parse_args(argv)
     vae = AutoencoderTiny.from_pretrained(args.vae).eval().requires_grad_(False)
-    steps = args.steps or STEPS[args.which]
-    judge = train_judge(args.which, vae, steps, seed=SEEDS[args.which])
+    judge = train_judge(args.which, vae, args.steps, seed=SEEDS[args.which])
     weights = {k: v.half().contiguous() for k, v in judge.net.state_dict().items()}
     write_atomic(args.out / f"{args.which}.safetensors", lambda path: save_file(weights, path))
     judge.net.half().float()  # what is measured is what is shipped

@@ -3,8 +3,8 @@
 Stages in order: vae, decoder, text, coarse (64 px), fine (96 px), export. Each leaves its result in the run folder,
 whole or not at all, and is left out when that is there. Cut off, coarse and fine go on from their last state, which is
 saved every five minutes; vae, decoder and text, half an hour at most, begin anew. `--from MODEL` begins the fine stage
-from the weights of an exported model instead, e.g. the shipped one; what `--sharpen` and `--teach-three` do before it
-begins anew too.
+from the weights of an exported model instead, e.g. the shipped one; what `--sharpen` and the two `--teach-...` do
+before it begins anew too.
 """
 
 import argparse
@@ -32,13 +32,14 @@ from studio.trainers.picturebook_text import train_tokenizer, train_towers
 from studio.trainers.picturebook_three import teach_three
 from studio.trainers.picturebook_unet import Stage, TextSide, build_unet, train_unet
 from studio.trainers.picturebook_vae import psnr, train_vae
+from studio.trainers.picturebook_worn import teach_worn
 from studio.trainers.processes import ALONE, Team
 
 STAGES = {
     "coarse": Stage(size=64, samples=130_000, batch=32, peak=1.2e-3, last=8e-4),
     "fine": Stage(size=96, samples=190_000, batch=64, peak=1e-3, last=3e-5, seed=1, clear=0.4, threes=3),
 }
-STEPS = {"vae": 4500, "decoder": 7000, "text": 1500}
+STEPS = {"vae": 4500, "decoder": 7000, "text": 1500, "worn": 600}
 MEETING = "meeting"  # the file by which the processes of a team find each other
 
 
@@ -62,11 +63,13 @@ def decoder_stage(run: Path, steps: int, vae: AutoencoderTiny) -> AutoencoderTin
     return AutoencoderTiny.from_pretrained(folder).eval().requires_grad_(False)
 
 
-def text_stage(run: Path, steps: int) -> TextSide:
-    """Train or load tokenizer and towers."""
+def text_stage(run: Path, steps: int, worn: int) -> TextSide:
+    """Train or load tokenizer and towers; these then learn for `worn` steps what things wear."""
     if not (run / "text_encoder_2").exists():
         tokenizer = train_tokenizer(0)
-        _write_text(run, TextSide(tokenizer, *train_towers(tokenizer, steps, 96, 0, _every("text", 100))))
+        towers = train_towers(tokenizer, steps, 96, 0, _every("text", 100))
+        teach_worn(tokenizer, towers, worn, 96, 0, _every("worn", 50))
+        _write_text(run, TextSide(tokenizer, *towers))
     return _text_side(run)
 
 
@@ -90,10 +93,14 @@ def _text_side(run: Path) -> TextSide:
     )
 
 
-def three_stage(run: Path, steps: int, text: TextSide) -> TextSide:
-    """Teach the towers of a model, or load them taught."""
+def taught_stage(run: Path, three: int, worn: int, text: TextSide) -> TextSide:
+    """Teach the towers of a model so many steps of three things, and of what things wear, or load them taught."""
     if not (run / "text_encoder_2").exists():
-        teach_three(text.tokenizer, (text.first, text.second), steps, 96, 0, _every("three", 50))
+        towers = text.first, text.second
+        if three:
+            teach_three(text.tokenizer, towers, three, 96, 0, _every("three", 50))
+        if worn:
+            teach_worn(text.tokenizer, towers, worn, 96, 0, _every("worn", 50))
         _write_text(run, text)
     return _text_side(run)
 
@@ -168,6 +175,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, help="folder of the stages' results")
     parser.add_argument("--from", dest="start", type=Path, help="an exported model whose weights begin the fine stage")
     parser.add_argument("--teach-three", type=int, default=0, help="with --from: steps that teach text three things")
+    parser.add_argument("--teach-worn", type=int, default=0, help="with --from: steps that teach text what things wear")
     parser.add_argument("--sharpen", type=int, default=0, help="with --from: steps of a new, deeper decoder")
     parser.add_argument("--until", choices=("vae", "decoder", "text", "coarse", "fine", "export"), default="export")
     parser.add_argument("--out", type=Path, help="where to export to (default: RUN/export)")
@@ -182,8 +190,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             f"--from begins with the fine stage, after --until {args.until}: "
             "take --until fine or export, or leave --from out"
         )
-    if (args.teach_three or args.sharpen) and not args.start:
-        parser.error("--teach-three and --sharpen change a model that is there: name it by --from, or leave them out")
+    if (args.teach_three or args.teach_worn or args.sharpen) and not args.start:
+        parser.error(
+            "--teach-three, --teach-worn and --sharpen change a model that is there: "
+            "name it by --from, or leave them out"
+        )
     return args
 
 
@@ -198,8 +209,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         vae, text, unet = pipe.vae, TextSide(pipe.tokenizer, pipe.text_encoder, pipe.text_encoder_2), pipe.unet
         if args.sharpen:
             vae = decoder_stage(args.run, args.sharpen, vae)
-        if args.teach_three:
-            text = three_stage(args.run, args.teach_three, text)
+        if args.teach_three or args.teach_worn:
+            text = taught_stage(args.run, args.teach_three, args.teach_worn, text)
     else:
         vae = vae_stage(args.run, STEPS["vae"])
         if args.until == "vae":
@@ -207,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         vae = decoder_stage(args.run, STEPS["decoder"], vae)
         if args.until == "decoder":
             return
-        text = text_stage(args.run, STEPS["text"])
+        text = text_stage(args.run, STEPS["text"], STEPS["worn"])
         if args.until == "text":
             return
         unet = build_unet()

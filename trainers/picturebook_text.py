@@ -131,6 +131,13 @@ def build_towers(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModel
     return CLIPTextModel(config(96, "quick_gelu")), CLIPTextModelWithProjection(config(128, "gelu"))
 
 
+@torch.no_grad()
+def states_of(tower: Tower, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(states [B, LENGTH, C] before the last layer, which SDXL reads; pooled embedding, where the tower has one)."""
+    output = tower(input_ids=ids, output_hidden_states=True)
+    return output.hidden_states[-2], getattr(output, "text_embeds", None)
+
+
 class Heads(nn.Module):
     """Linear readings of a state: the subject at its class word, the scene at the end, the token anywhere."""
 

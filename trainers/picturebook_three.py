@@ -23,6 +23,7 @@ from studio.trainers.picturebook_text import (
     class_ids,
     random_captions,
     reading_loss,
+    states_of,
     tokenize,
 )  # fmt: skip
 
@@ -51,7 +52,7 @@ class Memory:
         def at_classes(lefts: list[str], rights: list[str]) -> Tensor:  # [256, 2, C]
             texts = [f"{left} on the left and {right} on the right" for left, right in zip(lefts, rights, strict=True)]
             ids = tokenize(tokenizer, texts)
-            return _states(old, ids)[torch.isin(ids, class_ids(tokenizer))].unflatten(0, (-1, 2))
+            return states_of(old, ids)[0][torch.isin(ids, class_ids(tokenizer))].unflatten(0, (-1, 2))
 
         return cls(old, (at_classes(other, one)[:, 1] - at_classes(one, other)[:, 0]).mean(0))
 
@@ -61,13 +62,12 @@ class Memory:
         Of three the end is free, since it has more to say, and so is the pooled embedding.
         """
         ids = tokenize(tokenizer, captions)
-        with torch.no_grad():
-            was = self.tower(input_ids=ids, output_hidden_states=True)
-        states, held = self._wanted(was.hidden_states[-2], ids, captions, tokenizer)
+        own, pooled = states_of(self.tower, ids)
+        states, held = self._wanted(own, ids, captions, tokenizer)
         away = (output.hidden_states[-2] - states).square().mean(2)[held].mean()
-        if (pooled := getattr(output, "text_embeds", None)) is None:
+        if pooled is None:
             return away
-        return away + (pooled - was.text_embeds)[held[:, -1]].square().mean()
+        return away + (output.text_embeds - pooled)[held[:, -1]].square().mean()
 
     def _wanted(self, own: Tensor, ids: Tensor, captions: list[str], tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
         """(states [B, LENGTH, C], whether each is held to [B, LENGTH]), from the tower's `own` of the captions."""
@@ -79,17 +79,11 @@ class Memory:
         place = torch.arange(LENGTH)[None]
         last = (torch.isin(ids, class_ids(tokenizer)) * place).amax(1, keepdim=True)
         tail = (cut > 0) & (place >= begins)
-        as_second = _states(self.tower, short_ids)
+        as_second, _ = states_of(self.tower, short_ids)
         as_second = as_second.gather(1, (place - cut).clamp(min=0)[..., None].expand_as(as_second))
         moved = as_second + self.step * (place <= last)[..., None]
         states = torch.where(tail[..., None], moved, own)
         return states, (cut == 0) | (place < ends[0])
-
-
-@torch.no_grad()
-def _states(tower: Tower, ids: Tensor) -> Tensor:
-    """[B, LENGTH, C] before the last layer, which SDXL reads."""
-    return tower(input_ids=ids, output_hidden_states=True).hidden_states[-2]
 
 
 def _length(tokenizer: CLIPTokenizer, text: str) -> int:

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from studio.devices import multiplies_bfloat16
 from studio.home import write_atomic
-from studio.picturebook import Scene, caption, random_scene
+from studio.picturebook import Scene, caption, random_scene, trimmed
 from studio.picturebook_draw import render
 from studio.pixels import tensor_of
 from studio.trainers.muon import Muon, matrices_of
@@ -102,10 +102,10 @@ def signal_levels() -> Tensor:
 def draw_pool(
     vae: AutoencoderTiny, size: int, count: int, seed: str, device: str, three: bool = False
 ) -> tuple[list[Scene], Tensor]:
-    """`count` scenes without held-out subjects, and their scaled latents [count, 4, h, w] in fp16: of one or two things
-    in a square of `size` px, or of `three` on a canvas half as wide again."""
+    """`count` scenes without held-out subjects, and their scaled latents [count, 4, h, w] in fp16: of one or two
+    things, some of which wear something, in a square of `size` px, or of `three` on a canvas half as wide again."""
     rng = random.Random(f"pool {size} {seed}{' of three' * three}")
-    scenes = [random_scene(rng, subjects=3 if three else None) for _ in range(count)]
+    scenes = [random_scene(rng, subjects=3) if three else trimmed(random_scene(rng), rng) for _ in range(count)]
     width = size * 3 // 2 if three else size
     latents = torch.empty(count, 4, size // 4, width // 4, dtype=torch.float16)
     few = 16 if device == "cpu" else 128  # what a CPU's cache holds
