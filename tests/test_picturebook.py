@@ -169,9 +169,9 @@ def test_trimmings_are_named_and_what_concepts_wear_is_not():
             assert replace(subject, accessory="none", accent=bare.accent) == bare
             assert (subject.accessory in TRIMMINGS) == (subject != bare)
             assert subject == bare or (subject.accent != subject.colour and f" {subject.accessory}" in text)
-        assert all(f" {word}" not in text for word in ACCESSORIES)
+        assert not set(text.replace(",", " ").split()) & set(ACCESSORIES)
     dressed = Scene((Subject("cat", "red", "plain", "white", "hat", "blue"),), "grass", "flat")
-    assert "hat" not in caption(dressed, rng, 0, 0)
+    assert "hat" not in caption(dressed, rng, 0, 0).split()
     many = Scene((Subject("cat", "red", "plain", "white", "horns", "blue"),), "grass", "flat")
     assert "cat with blue horns " in caption(many, rng, 0, 0)
 
