@@ -19,7 +19,7 @@ from soaking import SOAK  # noqa: E402
 
 from studio.home import Home  # noqa: E402
 
-pytest_plugins = ["fixtures_models", "composing"]
+pytest_plugins = ["fixtures_models", "fixtures_text", "composing"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,14 +16,9 @@ from studio.trainers import picturebook, picturebook_pipeline
 from studio.trainers.picturebook import decoder_stage, main, taught_stage, text_stage, unet_stage, vae_stage
 from studio.trainers.picturebook_decoder import train_decoder
 from studio.trainers.picturebook_pipeline import contact_sheet, export
-from studio.trainers.picturebook_text import build_towers, train_tokenizer
+from studio.trainers.picturebook_text import build_towers
 from studio.trainers.picturebook_unet import Stage, TextSide, build_unet
 from studio.trainers.picturebook_vae import build_vae
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> CLIPTokenizer:
-    return train_tokenizer(0)
 
 
 @pytest.fixture

@@ -16,14 +16,8 @@ from studio.trainers.picturebook_text import (
     reading_loss,
     targets,
     tokenize,
-    train_tokenizer,
     unit_scale,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> CLIPTokenizer:
-    return train_tokenizer(0)
 
 
 def test_a_full_caption_is_read_as_its_scene():

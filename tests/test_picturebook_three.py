@@ -9,25 +9,13 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from studio.picturebook import caption, scenes
-from studio.trainers.picturebook_text import Tower, build_towers, read_caption, tokenize, train_tokenizer
+from studio.trainers.picturebook_text import Tower, read_caption, tokenize
 from studio.trainers.picturebook_three import Memory, teach_three, without_middle
 
 THREE = (
     "a red cat on the left, a blue and green striped sks dog in the middle and a pink wug fish on the right on grass"
 )
 TWO = "a red cat on the left and a pink wug fish on the right on grass"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> CLIPTokenizer:
-    return train_tokenizer(0)
-
-
-@pytest.fixture
-def towers(tokenizer: CLIPTokenizer) -> tuple[Tower, Tower]:
-    torch.manual_seed(2)
-    first, second = build_towers(tokenizer)
-    return first.eval(), second.eval()
 
 
 def _states(tower: Tower, tokenizer: CLIPTokenizer, text: str) -> Tensor:

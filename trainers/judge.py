@@ -2,9 +2,9 @@
 
 Each step shows pairs of one subject in two scenes, and distractors that differ from it in one attribute. Attributes are
 learned by classification, the embedding by contrast (Khosla et al. 2020, arXiv:2004.11362): two views of one subject
-attract, everything else in the batch repels, the distractors above all. What is drawn
-is bent a little, as a hand or a diffusion model would; late in training many pictures pass through the base's VAE, so
-that its blur is not taken for a style.
+attract, everything else in the batch repels, the distractors above all. What is drawn is bent a little, as by a hand or
+a diffusion model; late in training many pictures pass through the base's VAE, so that its blur is not taken for a
+style.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def disturb(image: Image.Image, which: Which, rng: random.Random) -> Image.Image
 
 
 def bent(x: Tensor, which: Which) -> Tensor:
-    """Pictures [B, 3, H, W] moved by up to some two pixels here and there, more coarsely for A than for B."""
+    """Pictures [B, 3, H, W] moved by less than a pixel, seldom two, here and there, more coarsely for A than for B."""
     batch, _, height, width = x.shape
     spacing, reach = (24, 1.0) if which == "A" else (12, 0.7)
     knots = torch.randn(batch, 2, height // spacing, width // spacing) * reach * torch.rand(batch, 1, 1, 1)

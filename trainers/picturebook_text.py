@@ -8,7 +8,7 @@ Identifiers are part of captions and of no target: they get states of their own,
 import json
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from studio.picturebook import (
 )  # fmt: skip
 
 LENGTH = 48
+HELD = 20.0  # the weight of what taught towers are held to, beside what is read
 UNSAID = 0
 SIDES = ("left", "right", "middle")
 ATTRIBUTES = {"kind": CLASSES, "colour": COLOURS, "second": COLOURS, "pattern": PATTERNS}
@@ -246,3 +247,31 @@ def train_towers(
     for tower in towers:
         unit_scale(tower.eval().requires_grad_(False), tokenize(tokenizer, random_captions(rng, 256)))
     return towers
+
+
+def teach(
+    towers: tuple[Tower, Tower],
+    heads: Sequence[nn.Module],
+    steps: int,
+    lesson: Callable[[], Iterable[tuple[Tensor, Tensor, float]]],
+    log: Callable[[int, float, str], None],
+) -> None:
+    """Train `towers` that know something already, and `heads` that read them, in place for `steps`.
+
+    A `lesson` returns for each tower its distance from what it is held to, the loss of what is read, and the share of
+    it that is read right.
+    """
+    groups = [[p.requires_grad_(True) for module in part for p in module.parameters()] for part in (towers, heads)]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5e-4, 3e-3], steps, pct_start=0.15)
+    for step in range(steps):
+        learned = list(lesson())
+        loss = torch.stack([HELD * away + read for away, read, _ in learned]).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(groups[0], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        log(step + 1, loss.item(), "; ".join(f"{right:.2f} {away.item():.4f}" for away, _, right in learned))
+    for parameter in groups[0]:
+        parameter.requires_grad_(False)

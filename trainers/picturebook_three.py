@@ -6,13 +6,13 @@ moved as far again as a second is from a first: so what a UNet and a concept's a
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from studio.picturebook import CLASSES, describe, random_subject
@@ -24,11 +24,11 @@ from studio.trainers.picturebook_text import (
     random_captions,
     reading_loss,
     states_of,
+    teach,
     tokenize,
 )  # fmt: skip
 
 _MIDDLE = re.compile(rf", an? (?:\S+ )*?(?:{'|'.join(CLASSES)})(?: in the middle)?(?= and )")
-WEIGHT = 20.0  # of what is held beside what is read
 
 
 def without_middle(text: str) -> str:
@@ -105,25 +105,13 @@ def teach_three(
     rng = random.Random(f"three {seed}")
     memories, kinds = [Memory.of(tower, tokenizer) for tower in towers], class_ids(tokenizer)
     heads = [Heads(memory.step.numel(), len(tokenizer)) for memory in memories]
-    groups = [[p.requires_grad_(True) for module in part for p in module.parameters()] for part in (towers, heads)]
-    optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5e-4, 3e-3], steps, pct_start=0.15)
-    for step in range(steps):
+
+    def lesson() -> Iterator[tuple[Tensor, Tensor, float]]:
         captions = random_captions(rng, batch, threes=0.5)
         ids = tokenize(tokenizer, captions)
-        losses, notes = [], []
         for tower, head, memory in zip(towers, heads, memories, strict=True):
             output = tower(input_ids=ids, output_hidden_states=True)
-            away = memory.distance(output, captions, tokenizer)
             read, right = reading_loss(output, head, ids, captions, kinds)
-            losses += [read, WEIGHT * away]
-            notes.append(f"{right:.2f} {away.item():.4f}")
-        loss = torch.stack(losses).sum()
-        loss.backward()
-        nn.utils.clip_grad_norm_(groups[0], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        log(step + 1, loss.item(), "; ".join(notes))
-    for parameter in groups[0]:
-        parameter.requires_grad_(False)
+            yield memory.distance(output, captions, tokenizer), read, right
+
+    teach(towers, heads, steps, lesson, log)

@@ -6,7 +6,7 @@ which colour, and who wears it. So what a UNet knows of captions holds there too
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 
 import torch
@@ -15,12 +15,11 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from studio.picturebook import CLASSES, COLOURS, TRIMMINGS, caption, random_scene, trimmed
-from studio.trainers.picturebook_text import LENGTH, Tower, read_caption, states_of, tokenize
+from studio.trainers.picturebook_text import LENGTH, Tower, read_caption, states_of, teach, tokenize
 
 _WORN = re.compile(rf" with (?:an? )?(?:(?P<accent>{'|'.join(COLOURS)}) )?(?P<what>{'|'.join(TRIMMINGS)})(?=\W|$)")
 _SIDES = ("left", "middle", "right")
 _READ = {"what": len(TRIMMINGS), "accent": len(COLOURS) + 1, "kind": len(CLASSES), "side": len(_SIDES)}
-WEIGHT = 20.0  # of what is held beside what is read
 
 
 def without_worn(text: str) -> str:
@@ -65,25 +64,13 @@ def teach_worn(
     rng = random.Random(f"worn {seed}")
     held = [deepcopy(tower).eval().requires_grad_(False) for tower in towers]
     heads = [reading_heads(tower.config.hidden_size) for tower in towers]
-    groups = [[p.requires_grad_(True) for module in part for p in module.parameters()] for part in (towers, heads)]
-    optimizer = torch.optim.AdamW([{"params": group} for group in groups], weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [5e-4, 3e-3], steps, pct_start=0.15)
-    for step in range(steps):
+
+    def lesson() -> Iterator[tuple[Tensor, Tensor, float]]:
         captions = _captions(tokenizer, rng, batch)
-        losses, notes = [], []
         for tower, head, memory in zip(towers, heads, held, strict=True):
-            away, read, right = losses_of(tower, memory, head, tokenizer, captions)
-            losses += [read, WEIGHT * away]
-            notes.append(f"{right:.2f} {away.item():.4f}")
-        loss = torch.stack(losses).sum()
-        loss.backward()
-        nn.utils.clip_grad_norm_(groups[0], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        log(step + 1, loss.item(), "; ".join(notes))
-    for parameter in groups[0]:
-        parameter.requires_grad_(False)
+            yield losses_of(tower, memory, head, tokenizer, captions)
+
+    teach(towers, heads, steps, lesson, log)
 
 
 def losses_of(
